@@ -1,0 +1,142 @@
+"""Argument checks shared by the operators and their references.
+
+A wrong value or shape is a ValueError, a wrong type or dtype a TypeError, a device mismatch a
+RuntimeError; each names the argument, what was given and what was expected.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MODEL_OUTPUT_DTYPES = {
+    torch.float32: (torch.float32, torch.bfloat16, torch.float16),
+    torch.float64: (torch.float64,),
+}
+
+
+def check_tensor(name: str, value: object, axes: str) -> None:
+    """``axes`` documents the shape, e.g. ``"B, F, C, H, W"``; its length is the number of dimensions."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a tensor [{axes}]")
+    if value.ndim != axes.count(",") + 1:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected [{axes}]")
+
+
+def check_dtype(name: str, value: Tensor, expected: Sequence[torch.dtype]) -> None:
+    if value.dtype not in expected:
+        raise TypeError(f"{name} has dtype {value.dtype}, expected {' or '.join(str(d) for d in expected)}")
+
+
+def check_shape(name: str, value: Tensor, expected: Sequence[int], axes: str) -> None:
+    if value.shape != torch.Size(expected):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)} [{axes}]")
+
+
+def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise RuntimeError(f"{name} is on {value.device}, expected {other.device}, where {other_name} is")
+
+
+def check_latents(name: str, value: object, axes: str) -> None:
+    check_tensor(name, value, axes)
+    check_dtype(name, value, tuple(MODEL_OUTPUT_DTYPES))  # type: ignore[arg-type]
+
+
+def check_no_grad(name: str, value: Tensor, reason: str) -> None:
+    if value.requires_grad:
+        raise ValueError(f"{name} requires grad, expected a tensor without: {reason}")
+
+
+def check_model_output(name: str, value: object, sample: Tensor) -> None:
+    """One denoiser output: the shape and device of ``sample``, possibly in half precision."""
+    check_tensor(name, value, "B, F, C, H, W")
+    assert isinstance(value, Tensor)
+    check_shape(name, value, sample.shape, "B, F, C, H, W")
+    check_dtype(name, value, MODEL_OUTPUT_DTYPES[sample.dtype])
+    check_device(name, value, "sample", sample)
+
+
+def check_guidance(
+    model_output: Tensor, model_output_uncond: Tensor | None, guidance_scale: float | Tensor | None, sample: Tensor
+) -> tuple[Tensor | None, float]:
+    """Return the guidance scale as ``(per_frame, scalar)``; the scalar counts where ``per_frame`` is None."""
+    if (model_output_uncond is None) != (guidance_scale is None):
+        given, missing = ("guidance_scale", "model_output_uncond")
+        if guidance_scale is None:
+            given, missing = missing, given
+        raise ValueError(f"{given} is given but {missing} is None, expected both for guidance or neither")
+    if model_output_uncond is None:
+        return None, 1.0
+    check_model_output("model_output_uncond", model_output_uncond, sample)
+    check_dtype("model_output_uncond", model_output_uncond, (model_output.dtype,))
+    if isinstance(guidance_scale, Tensor):
+        check_tensor("guidance_scale", guidance_scale, "F")
+        check_shape("guidance_scale", guidance_scale, sample.shape[1:2], "F")
+        check_device("guidance_scale", guidance_scale, "sample", sample)
+        if not guidance_scale.is_floating_point():
+            raise TypeError(f"guidance_scale has dtype {guidance_scale.dtype}, expected a floating-point one")
+        check_no_grad("guidance_scale", guidance_scale, "guidance is a constant of the policy")
+        return guidance_scale.to(sample.dtype), 1.0
+    return None, check_float("guidance_scale", guidance_scale)
+
+
+def check_float(name: str, value: object, minimum: float = -math.inf) -> float:
+    """Read a finite scalar as a Python float, never from an accelerator (that would synchronise)."""
+    if isinstance(value, Tensor) and (value.device.type != "cpu" or value.ndim != 0):
+        raise TypeError(f"{name} is a tensor of shape {tuple(value.shape)} on {value.device}, expected a number")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}, expected a number") from None
+    if not -math.inf < number < math.inf:
+        raise ValueError(f"{name} is {number}, expected a finite number")
+    if number < minimum:
+        raise ValueError(f"{name} is {number}, expected at least {minimum}")
+    return number
+
+
+def check_int(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected an integer") from None
+    if number < minimum or (maximum is not None and number > maximum):
+        upper = "" if maximum is None else f" and at most {maximum}"
+        raise ValueError(f"{name} is {number}, expected at least {minimum}{upper}")
+    return number
+
+
+def check_out(out: object, like: Tensor, shape: Sequence[int], axes: str) -> None:
+    """``out`` must be a contiguous buffer of exactly the result's shape, dtype and device."""
+    check_tensor("out", out, axes)
+    assert isinstance(out, Tensor)
+    check_shape("out", out, shape, axes)
+    check_dtype("out", out, (like.dtype,))
+    check_device("out", out, "sample", like)
+    check_no_grad("out", out, "it is overwritten")
+    if not out.is_contiguous():
+        raise ValueError(f"out has strides {out.stride()}, expected a contiguous tensor")
+
+
+def check_no_overlap(out: Tensor, **inputs: Tensor | None) -> None:
+    """Refuse an ``out`` that shares memory with an input (storages cannot be inspected while tracing)."""
+    if torch.compiler.is_compiling() or out.numel() == 0 or out.device.type == "meta":
+        return
+    out_begin, out_end = _byte_range(out)
+    for name, value in inputs.items():
+        if value is None or value.numel() == 0:
+            continue
+        begin, end = _byte_range(value)
+        if begin < out_end and out_begin < end:
+            raise ValueError(f"out overlaps {name} in memory, expected a buffer of its own")
+
+
+def _byte_range(value: Tensor) -> tuple[int, int]:
+    begin = value.data_ptr()
+    if value.is_contiguous():
+        return begin, begin + value.numel() * value.element_size()
+    span = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
+    return begin, begin + span * value.element_size()
