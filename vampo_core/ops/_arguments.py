@@ -79,7 +79,7 @@ def check_step(
         num_generations = num_generations or 1
     else:
         check_tensor("noise", noise, _STEP_AXES)
-        num_generations = num_generations or noise.shape[1]
+        num_generations = num_generations or max(1, noise.shape[1])
     shape = (sample.shape[0], num_generations, *sample.shape[1:])
     if noise is not None:
         check_shape("noise", noise, shape, _STEP_AXES)

@@ -42,7 +42,10 @@ def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> No
 
 def check_latents(name: str, value: object, axes: str) -> None:
     check_tensor(name, value, axes)
-    check_dtype(name, value, tuple(MODEL_OUTPUT_DTYPES))  # type: ignore[arg-type]
+    assert isinstance(value, Tensor)
+    check_dtype(name, value, tuple(MODEL_OUTPUT_DTYPES))
+    if 0 in value.shape[-3:]:
+        raise ValueError(f"{name} has shape {tuple(value.shape)} [{axes}], expected C, H and W of at least 1")
 
 
 def check_no_grad(name: str, value: Tensor, reason: str) -> None:

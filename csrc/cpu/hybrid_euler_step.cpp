@@ -1,0 +1,105 @@
+#include <vector>
+
+#include "mean.h"
+
+namespace vampo::cpu {
+namespace {
+
+// prev_sample = mean + sigma z; returns the sum of z^2.
+template <typename T>
+VAMPO_CLONES T draw(T* prev_sample, const T* mean, const T* z, T sigma, int64_t n) {
+  T squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < n; ++i) {
+    prev_sample[i] = mean[i] + sigma * z[i];
+    squares += z[i] * z[i];
+  }
+  return squares;
+}
+
+// Noise of the blocks [first_block, first_block + ceil(n / 4)): z must have room for a whole last block.
+template <typename T>
+VAMPO_CLONES void fill_normal(
+    T* z, uint64_t seed, uint32_t first_block, uint32_t frame, uint32_t generation, uint32_t clip, int64_t n) {
+  for (int64_t block = 0; block < (n + 3) / 4; ++block) {
+    T* out = z + 4 * block;
+    philox_normal(
+        seed, first_block + static_cast<uint32_t>(block), frame, generation, clip, out[0], out[1], out[2], out[3]);
+  }
+}
+
+template <typename T, typename M>
+void deterministic(const Step& step, T* prev_sample) {
+  const Policy<T, M> policy(step);
+  const int64_t size = policy.frame_size, rows = step.shape.clips * step.shape.frames;
+  const bool streaming = rows * size * static_cast<int64_t>(sizeof(T)) >= kStreamingBytes;
+  parallel(rows, size, [&](int64_t row_begin, int64_t row_end) {
+    alignas(64) T buffer[kChunk];
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      for (int64_t begin = 0; begin < size; begin += kChunk) {
+        const int64_t n = std::min(kChunk, size - begin);
+        T* out = prev_sample + row * size + begin;
+        policy.mean(streaming ? buffer : out, row, begin, n);
+        if (streaming) stream_copy(out, buffer, n);
+      }
+    }
+    stream_fence();
+  });
+}
+
+template <typename T, typename M>
+void stochastic(const Step& step, const Noise& noise, T* prev_sample, T* log_prob) {
+  const Policy<T, M> policy(step);
+  const auto [clips, generations, frames, size] = step.shape;
+  const T sigma = static_cast<T>(step.sigma_up);
+  const double normalizer = log_normalizer(step.sigma_up);
+  const T* given = static_cast<const T*>(noise.given);
+  const bool streaming = clips * generations * frames * size * static_cast<int64_t>(sizeof(T)) >= kStreamingBytes;
+  parallel(clips * frames, generations * size, [&, frames = frames, size = size, generations = generations](
+                                                   int64_t row_begin, int64_t row_end) {
+    alignas(64) T mean[kChunk], z[kChunk], buffer[kChunk];
+    std::vector<double> squares(generations);
+    for (int64_t row = row_begin; row < row_end; ++row) {
+      const int64_t clip = row / frames, frame = row % frames;
+      std::fill(squares.begin(), squares.end(), 0.0);
+      for (int64_t begin = 0; begin < size; begin += kChunk) {
+        const int64_t n = std::min(kChunk, size - begin);
+        policy.mean(mean, row, begin, n);
+        for (int64_t g = 0; g < generations; ++g) {
+          const int64_t at = ((clip * generations + g) * frames + frame) * size + begin;
+          if (!given) {
+            fill_normal(
+                z, noise.seed, static_cast<uint32_t>(begin / 4), static_cast<uint32_t>(frame),
+                static_cast<uint32_t>(g), noise.first_clip + static_cast<uint32_t>(clip), n);
+          }
+          T* out = prev_sample + at;
+          squares[g] += draw(streaming ? buffer : out, mean, given ? given + at : z, sigma, n);
+          if (streaming) stream_copy(out, buffer, n);
+        }
+      }
+      for (int64_t g = 0; g < generations; ++g) {
+        log_prob[(clip * generations + g) * frames + frame] =
+            static_cast<T>(-0.5 * squares[g] / static_cast<double>(size) + normalizer);
+      }
+    }
+    stream_fence();
+  });
+}
+
+}  // namespace
+
+void hybrid_euler_step(const Step& step, void* prev_sample) {
+  dispatch(step.latent_dtype, step.output_dtype, [&](auto latent, auto output) {
+    using T = decltype(latent);
+    deterministic<T, decltype(output)>(step, static_cast<T*>(prev_sample));
+  });
+}
+
+void hybrid_euler_step_stochastic(const Step& step, const Noise& noise, void* prev_sample, void* log_prob) {
+  dispatch(step.latent_dtype, step.output_dtype, [&](auto latent, auto output) {
+    using T = decltype(latent);
+    stochastic<T, decltype(output)>(step, noise, static_cast<T*>(prev_sample), static_cast<T*>(log_prob));
+  });
+}
+
+}  // namespace vampo::cpu

@@ -1,0 +1,113 @@
+#include "tiles.h"
+
+namespace vampo::cuda {
+namespace {
+
+template <typename M, bool kAligned>
+__global__ void __launch_bounds__(kThreads) step_kernel(Policy<M> policy, unsigned tiles, float* prev_sample) {
+  const Share share = share_of(policy.shape, tiles);
+  float mean[4];
+  policy.template mean<kAligned>(mean, share);
+  store<kAligned>(prev_sample + share.row * policy.shape.frame_size + share.begin, mean, share.valid);
+}
+
+template <typename M, bool kAligned, bool kPhilox>
+__global__ void __launch_bounds__(kThreads) draw_kernel(
+    Policy<M> policy, unsigned tiles, const float* noise, uint64_t seed, uint32_t first_clip, float sigma,
+    float* prev_sample, float* scratch) {
+  __shared__ float warps[1][kGroup][kWarps];
+  BlockSums<1> squares{warps};
+  const Share share = share_of(policy.shape, tiles);
+  const Shape& shape = policy.shape;
+  float mean[4];
+  policy.template mean<kAligned>(mean, share);
+  for (int64_t first = 0; first < shape.generations; first += kGroup) {
+    const int count = static_cast<int>(min(static_cast<int64_t>(kGroup), shape.generations - first));
+    for (int start = 0; start < count; start += kUnroll) {
+      float z[kUnroll][4];
+#pragma unroll
+      for (int k = 0; k < kUnroll; ++k) {
+        if (start + k >= count) break;
+        const int64_t generation = first + start + k;
+        if (kPhilox) {
+          philox_normal(
+              seed, static_cast<uint32_t>(share.begin / 4), static_cast<uint32_t>(share.frame),
+              static_cast<uint32_t>(generation), first_clip + static_cast<uint32_t>(share.clip), z[k][0], z[k][1],
+              z[k][2], z[k][3]);
+        } else {
+          load<kAligned>(
+              z[k], noise + action_row(shape, share, generation) * shape.frame_size + share.begin, share.valid);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kUnroll; ++k) {
+        if (start + k >= count) break;
+        float drawn[4], sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          drawn[i] = mean[i] + sigma * z[k][i];
+          if (i < share.valid) sum += z[k][i] * z[k][i];
+        }
+        const int64_t row = action_row(shape, share, first + start + k);
+        store<kAligned>(prev_sample + row * shape.frame_size + share.begin, drawn, share.valid);
+        squares.add(0, start + k, sum);
+      }
+    }
+    squares.flush(scratch, shape, share, tiles, first, count);
+  }
+}
+
+template <typename M, bool kAligned>
+void draw(
+    const Policy<M>& policy, const Step& step, const Noise& noise, float* prev_sample, float* scratch,
+    cudaStream_t stream) {
+  const unsigned tiles = static_cast<unsigned>(tiles_per_frame(step.shape));
+  const auto kernel = noise.given ? draw_kernel<M, kAligned, false> : draw_kernel<M, kAligned, true>;
+  kernel<<<num_blocks(step.shape), kThreads, 0, stream>>>(
+      policy, tiles, static_cast<const float*>(noise.given), noise.seed, noise.first_clip,
+      static_cast<float>(step.sigma_up), prev_sample, scratch);
+  check_launch();
+}
+
+}  // namespace
+
+void hybrid_euler_step(const Step& step, void* prev_sample, void* stream) {
+  dispatch_output(step, [&](auto output) {
+    using M = decltype(output);
+    const Policy<M> policy(step);
+    float* out = static_cast<float*>(prev_sample);
+    const unsigned tiles = static_cast<unsigned>(tiles_per_frame(step.shape));
+    const bool wide = policy.is_aligned() && aligned(out, step.shape);
+    const auto kernel = wide ? step_kernel<M, true> : step_kernel<M, false>;
+    kernel<<<num_blocks(step.shape), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(policy, tiles, out);
+    check_launch();
+  });
+}
+
+void hybrid_euler_step_stochastic(
+    const Step& step, const Noise& noise, void* prev_sample, void* log_prob, float* scratch, void* stream) {
+  const cudaStream_t cuda_stream = static_cast<cudaStream_t>(stream);
+  const Shape& shape = step.shape;
+  dispatch_output(step, [&](auto output) {
+    using M = decltype(output);
+    const Policy<M> policy(step);
+    float* out = static_cast<float*>(prev_sample);
+    const bool wide =
+        policy.is_aligned() && aligned(out, shape) && aligned(static_cast<const float*>(noise.given), shape);
+    if (wide) {
+      draw<M, true>(policy, step, noise, out, scratch, cuda_stream);
+    } else {
+      draw<M, false>(policy, step, noise, out, scratch, cuda_stream);
+    }
+  });
+  finish_log_prob<<<blocks_of_rows(shape), kThreads, 0, cuda_stream>>>(
+      scratch, static_cast<unsigned>(tiles_per_frame(shape)), shape.clips * shape.generations * shape.frames,
+      -0.5 / static_cast<double>(shape.frame_size), log_normalizer(step.sigma_up), static_cast<float*>(log_prob));
+  check_launch();
+}
+
+int64_t scratch_floats(const Shape& shape, int statistics) {
+  return statistics * shape.clips * shape.generations * shape.frames * tiles_per_frame(shape);
+}
+
+}  // namespace vampo::cuda

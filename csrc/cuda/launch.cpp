@@ -1,0 +1,44 @@
+#include "launch.h"
+
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace vampo::cuda {
+namespace {
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("vampo_core: CUDA error: ") + cudaGetErrorString(error));
+}
+
+using StreamGetter = int32_t (*)(int32_t device, void** stream);
+
+// Looked up at run time, so that this library still loads where torch has no CUDA.
+StreamGetter find_stream_getter() {
+  void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+  void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+  if (!symbol) throw std::runtime_error("vampo_core: the running torch has no CUDA");
+  return reinterpret_cast<StreamGetter>(symbol);
+}
+
+}  // namespace
+
+DeviceGuard::DeviceGuard(int device) {
+  check(cudaGetDevice(&previous_));
+  if (previous_ != device) check(cudaSetDevice(device));
+}
+
+DeviceGuard::~DeviceGuard() { cudaSetDevice(previous_); }
+
+void* current_stream(int device) {
+  static const StreamGetter getter = find_stream_getter();
+  void* stream = nullptr;
+  if (getter(device, &stream) != 0) throw std::runtime_error("vampo_core: torch gave no CUDA stream");
+  return stream;
+}
+
+void check_launch() { check(cudaGetLastError()); }
+
+}  // namespace vampo::cuda

@@ -1,0 +1,238 @@
+// Building blocks of the CUDA kernels.
+//
+// A block works on one tile: kTile neighbouring elements of one frame of one clip, four per thread, for all
+// generations. What a tile reads of the clip (sample, model outputs, target) stays in registers while the generations
+// pass by. Sums over a frame are left as one float per tile in scratch memory and finished by a second, tiny kernel in
+// a fixed order, so results do not depend on scheduling.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <limits>
+#include <stdexcept>
+
+#include "../formulas.h"
+#include "../kernels.h"
+#include "launch.h"
+
+namespace vampo::cuda {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kTile = 4 * kThreads;
+constexpr int kUnroll = 4;  // generations whose loads are in flight together
+constexpr int kGroup = 32;  // generations whose sums fit in shared memory; a multiple of kUnroll
+
+inline int64_t tiles_per_frame(const Shape& shape) { return (shape.frame_size + kTile - 1) / kTile; }
+
+inline unsigned num_blocks(const Shape& shape) {
+  const int64_t blocks = shape.clips * shape.frames * tiles_per_frame(shape);
+  if (blocks > std::numeric_limits<int>::max()) throw std::runtime_error("vampo_core: tensor too large for one launch");
+  return static_cast<unsigned>(blocks);
+}
+
+// Whether four neighbouring elements can be moved at once wherever a thread's share begins.
+template <typename T>
+bool aligned(const T* pointer, const Shape& shape) {
+  return shape.frame_size % 4 == 0 && reinterpret_cast<uintptr_t>(pointer) % (4 * sizeof(T)) == 0;
+}
+
+// A thread's share of its block's tile.
+struct Share {
+  int64_t clip, frame, row;  // row = clip * frames + frame
+  int64_t tile;              // within the frame
+  int64_t begin;             // first element within the frame
+  int valid;                 // how many of the four elements exist
+};
+
+__device__ __forceinline__ Share share_of(const Shape& shape, unsigned tiles) {
+  Share share;
+  const unsigned row = blockIdx.x / tiles;
+  share.row = row;
+  share.tile = blockIdx.x - row * tiles;
+  share.clip = row / static_cast<unsigned>(shape.frames);
+  share.frame = share.row - share.clip * shape.frames;
+  share.begin = share.tile * kTile + threadIdx.x * 4;
+  const int64_t left = shape.frame_size - share.begin;
+  share.valid = left <= 0 ? 0 : left < 4 ? static_cast<int>(left) : 4;
+  return share;
+}
+
+// Index of frame (clip, generation, frame) among [clips, generations, frames].
+__device__ __forceinline__ int64_t action_row(const Shape& shape, const Share& share, int64_t generation) {
+  return (share.clip * shape.generations + generation) * shape.frames + share.frame;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void from_float(float& to, float x) { to = x; }
+__device__ __forceinline__ void from_float(__half& to, float x) { to = __float2half_rn(x); }
+__device__ __forceinline__ void from_float(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
+
+template <typename T>
+struct alignas(4 * sizeof(T)) Quad {
+  T v[4];
+};
+
+// Elements beyond `valid` read as 0. With kAligned, `valid` is 0 or 4.
+template <bool kAligned, typename T>
+__device__ __forceinline__ void load(float (&to)[4], const T* from, int valid) {
+  if (kAligned) {
+    if (valid) {
+      const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[i] = to_float(quad.v[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[i] = 0.0f;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = i < valid ? to_float(from[i]) : 0.0f;
+  }
+}
+
+template <bool kAligned, typename T>
+__device__ __forceinline__ void store(T* to, const float (&from)[4], int valid) {
+  if (kAligned) {
+    if (!valid) return;
+    Quad<T> quad;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) from_float(quad.v[i], from[i]);
+    *reinterpret_cast<Quad<T>*>(to) = quad;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i < valid) from_float(to[i], from[i]);
+    }
+  }
+}
+
+// Typed view of a Step.
+template <typename M>
+struct Policy {
+  const float* sample;
+  const M* model_output;
+  const M* uncond;
+  const float* guidance_per_frame;
+  float guidance_scale, a, b;
+  Shape shape;
+
+  explicit Policy(const Step& step)
+      : sample(static_cast<const float*>(step.sample)),
+        model_output(static_cast<const M*>(step.model_output)),
+        uncond(static_cast<const M*>(step.model_output_uncond)),
+        guidance_per_frame(static_cast<const float*>(step.guidance_per_frame)),
+        guidance_scale(static_cast<float>(step.guidance_scale)),
+        a(static_cast<float>(step.a)),
+        b(static_cast<float>(step.b)),
+        shape(step.shape) {}
+
+  bool is_aligned() const {
+    return aligned(sample, shape) && aligned(model_output, shape) && aligned(uncond, shape);
+  }
+
+  __device__ __forceinline__ float guidance(const Share& share) const {
+    return guidance_per_frame ? guidance_per_frame[share.frame] : guidance_scale;
+  }
+
+  template <bool kAligned>
+  __device__ __forceinline__ void mean(float (&to)[4], const Share& share) const {
+    const int64_t at = share.row * shape.frame_size + share.begin;
+    float x[4], m[4];
+    load<kAligned>(x, sample + at, share.valid);
+    load<kAligned>(m, model_output + at, share.valid);
+    if (uncond) {
+      float u[4];
+      load<kAligned>(u, uncond + at, share.valid);
+      const float scale = guidance(share);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) m[i] = guided(m[i], u[i], scale);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = euler_mean(a, x[i], b, m[i]);
+  }
+};
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+// Sums over the block, one for each of up to kGroup generations and kStatistics statistics, in a fixed order.
+template <int kStatistics>
+struct BlockSums {
+  float (*warps)[kGroup][kWarps];  // [kStatistics][kGroup][kWarps] in shared memory
+
+  // `value` is the warp's sum already.
+  __device__ __forceinline__ void put(int statistic, int generation, float value) {
+    if (threadIdx.x % 32 == 0) warps[statistic][generation][threadIdx.x / 32] = value;
+  }
+
+  __device__ __forceinline__ void add(int statistic, int generation, float value) {
+    put(statistic, generation, warp_sum(value));
+  }
+
+  // Writes the sums of generations [first, first + count) to scratch [kStatistics][clips, generations, frames][tiles].
+  __device__ __forceinline__ void flush(
+      float* scratch, const Shape& shape, const Share& share, unsigned tiles, int64_t first, int count) {
+    __syncthreads();
+    const int64_t rows = shape.clips * shape.generations * shape.frames;
+    for (int i = threadIdx.x; i < kStatistics * count; i += kThreads) {
+      const int statistic = i / count, generation = i % count;
+      float sum = 0.0f;
+#pragma unroll
+      for (int warp = 0; warp < kWarps; ++warp) sum += warps[statistic][generation][warp];
+      const int64_t row = action_row(shape, share, first + generation);
+      scratch[(statistic * rows + row) * tiles + share.tile] = sum;
+    }
+    __syncthreads();
+  }
+};
+
+// Sum of one row's tiles, by one warp; every lane returns it.
+__device__ __forceinline__ double tile_sum(const float* tiles_of_row, unsigned tiles) {
+  double sum = 0.0;
+  for (unsigned tile = threadIdx.x % 32; tile < tiles; tile += 32) sum += tiles_of_row[tile];
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  return sum;
+}
+
+// Grid of kernels that work with one warp per row of [clips, generations, frames].
+inline unsigned blocks_of_rows(const Shape& shape) {
+  const int64_t blocks = (shape.clips * shape.generations * shape.frames + kWarps - 1) / kWarps;
+  if (blocks > std::numeric_limits<int>::max()) throw std::runtime_error("vampo_core: tensor too large for one launch");
+  return static_cast<unsigned>(blocks);
+}
+
+// log_prob[row] = scale * (sum of the row's tiles) + offset
+inline __global__ void __launch_bounds__(kThreads) finish_log_prob(
+    const float* scratch, unsigned tiles, int64_t rows, double scale, double offset, float* log_prob) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (row >= rows) return;  // whole warps leave together
+  const double sum = tile_sum(scratch + row * tiles, tiles);
+  if (threadIdx.x % 32 == 0) log_prob[row] = static_cast<float>(scale * sum + offset);
+}
+
+// Calls f(model output type) for a step; the latents are float32.
+template <typename F>
+void dispatch_output(const Step& step, F f) {
+  if (step.latent_dtype != DType::kFloat) throw std::runtime_error("vampo_core: CUDA kernels take float32 latents");
+  switch (step.output_dtype) {
+    case DType::kFloat:
+      return f(float{});
+    case DType::kBFloat16:
+      return f(__nv_bfloat16{});
+    case DType::kHalf:
+      return f(__half{});
+    default:
+      throw std::runtime_error("vampo_core: unsupported dtype of model_output");
+  }
+}
+
+}  // namespace vampo::cuda

@@ -1,0 +1,138 @@
+// Scalar maths shared by the CPU and the CUDA kernels.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define VAMPO_INLINE __host__ __device__ __forceinline__
+#else
+#define VAMPO_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace vampo {
+
+// Classifier-free guidance u + g (c - u).
+template <typename T>
+VAMPO_INLINE T guided(T cond, T uncond, T scale) {
+  return uncond + scale * (cond - uncond);
+}
+
+// Mean of an Euler step, which is affine in the sample x and the model output m.
+template <typename T>
+VAMPO_INLINE T euler_mean(T a, T x, T b, T m) {
+  return a * x + b * m;
+}
+
+VAMPO_INLINE uint32_t float_bits(float value) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(value);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+#endif
+}
+
+VAMPO_INLINE float bits_float(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+#endif
+}
+
+// ln u for u in (0, 1], relative error about 1e-7: u = 2^e m with m in [sqrt(1/2), sqrt(2)), then a minimax polynomial.
+VAMPO_INLINE float log_unit(float u) {
+  constexpr uint32_t kSqrtHalf = 0x3f3504f3;
+  const uint32_t offset = float_bits(u) - kSqrtHalf;
+  const float exponent = static_cast<float>(static_cast<int32_t>(offset) >> 23);
+  const float f = bits_float((offset & 0x007fffff) + kSqrtHalf) - 1.0f;
+  float q = 0.08734715729951859f;
+  q = q * f - 0.14307469129562378f;
+  q = q * f + 0.14917995035648346f;
+  q = q * f - 0.16570515930652618f;
+  q = q * f + 0.19962070882320404f;
+  q = q * f - 0.25001755356788635f;
+  q = q * f + 0.33333951234817505f;
+  q = q * f - 0.49999991059303284f;
+  // ln 2 in two parts: the first is exact in few bits, so exponent * kLn2High rounds nowhere.
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  return exponent * kLn2High + (f + (f * f * q + exponent * kLn2Low));
+}
+
+VAMPO_INLINE float square_root(float x) {
+#ifdef __CUDA_ARCH__
+  float root;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+#else
+  return std::sqrt(x);
+#endif
+}
+
+// Two 32-bit words to two independent standard normals (Box and Muller 1958).
+VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, float& z0, float& z1) {
+  const float u = static_cast<float>(x0) * 0x1p-32f + 0x1p-33f;
+  const float radius = square_root(-2.0f * log_unit(u));
+  // The angle is pi/2 (quadrant + t) with t in [-1/2, 1/2).
+  const uint32_t quadrant = (x1 + 0x20000000u) >> 30;
+  const float t = static_cast<float>(static_cast<int32_t>(x1 << 2)) * 0x1p-32f;
+  const float y = t * t;
+  const float sine =
+      t * (((-0.004602177068591118f * y + 0.07968022674322128f) * y - 0.6459634900093079f) * y + 1.5707963705062866f);
+  const float cosine =
+      ((-0.020408352836966515f * y + 0.2535986304283142f) * y - 1.2336970567703247f) * y + 1.0f;
+  const bool swapped = quadrant & 1;
+  const uint32_t x = float_bits(swapped ? sine : cosine) ^ (((quadrant + 1) & 2) << 30);
+  const uint32_t s = float_bits(swapped ? cosine : sine) ^ ((quadrant & 2) << 30);
+  z0 = radius * bits_float(x);
+  z1 = radius * bits_float(s);
+}
+
+inline void box_muller(uint32_t x0, uint32_t x1, double& z0, double& z1) {
+  const float u = static_cast<float>(x0) * 0x1p-32f + 0x1p-33f;
+  const double radius = std::sqrt(-2.0 * std::log(static_cast<double>(u)));
+  const double angle = static_cast<double>(x1) * (6.283185307179586 * 0x1p-32);
+  z0 = radius * std::cos(angle);
+  z1 = radius * std::sin(angle);
+}
+
+// Philox4x32-10 (Salmon et al. 2011) with counter (block, frame, generation, clip): four standard normals.
+// Element e of a frame is word e % 4 of block e / 4, see vampo_core/ops/philox.py.
+template <typename T>
+VAMPO_INLINE void philox_normal(
+    uint64_t seed, uint32_t block, uint32_t frame, uint32_t generation, uint32_t clip, T& z0, T& z1, T& z2, T& z3) {
+  uint32_t x0 = block, x1 = frame, x2 = generation, x3 = clip;
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t product0 = static_cast<uint64_t>(x0) * 0xD2511F53u;
+    const uint64_t product1 = static_cast<uint64_t>(x2) * 0xCD9E8D57u;
+    x0 = static_cast<uint32_t>(product1 >> 32) ^ x1 ^ key0;
+    x1 = static_cast<uint32_t>(product1);
+    x2 = static_cast<uint32_t>(product0 >> 32) ^ x3 ^ key1;
+    x3 = static_cast<uint32_t>(product0);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  box_muller(x0, x1, z0, z1);
+  box_muller(x2, x3, z2, z3);
+}
+
+// Constant part of the per-element log-density: -ln sigma - ln(2 pi) / 2.
+inline double log_normalizer(double sigma) { return -std::log(sigma) - 0.9189385332046727; }
+
+// Cosine of two vectors from their product and squares; a zero vector gives 0 (torch.nn.functional.cosine_similarity).
+VAMPO_INLINE double cosine_similarity(double product, double squares_x, double squares_y) {
+  constexpr double kEps = 1e-8;
+  const double norm_x = std::sqrt(squares_x), norm_y = std::sqrt(squares_y);
+  return product / ((norm_x < kEps ? kEps : norm_x) * (norm_y < kEps ? kEps : norm_y));
+}
+
+}  // namespace vampo

@@ -1,0 +1,53 @@
+"""Fixtures of the operator tests: devices, kernels, thread counts, and how much hypothesis draws."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from vampo_core import _extension
+
+settings.register_profile(
+    "operators", max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("operators")
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "requires_kernels: needs the compiled operators")
+    config.addinivalue_line("markers", "requires_cuda: needs a CUDA device and the compiled CUDA operators")
+
+
+def pytest_collection_modifyitems(items):
+    compiled = _extension.LOADED
+    with_cuda = compiled and torch.cuda.is_available() and _extension.build_info()["cuda"]
+    no_kernels = pytest.mark.skip(reason="the compiled operators are not built")
+    no_cuda = pytest.mark.skip(reason="no CUDA device with compiled CUDA operators")
+    for item in items:
+        if item.get_closest_marker("requires_kernels") and not compiled:
+            item.add_marker(no_kernels)
+        if item.get_closest_marker("requires_cuda") and not with_cuda:
+            item.add_marker(no_cuda)
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request) -> str:
+    """Every device there is; session-scoped, so that hypothesis may share it between examples."""
+    return request.param
+
+
+@pytest.fixture
+def set_num_threads():
+    """``torch.set_num_threads``, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """An empty torch.compile cache before and after the test."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

@@ -1,0 +1,56 @@
+"""Builds vampo_core/_C by calling CMake, which holds the list of sources."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT))
+from build_backend import installed_torch  # noqa: E402
+
+
+def torch_folder() -> Path:
+    """The torch to build against: the importable one, else the environment's own that an isolated build hides."""
+    spec = importlib.util.find_spec("torch")
+    folder = Path(spec.submodule_search_locations[0]) if spec else installed_torch()
+    if folder is None:
+        sys.exit("vampo_core: there is no torch to build against; install torch>=2.11 first")
+    return folder
+
+
+def require(module: str) -> str:
+    """Folder of an importable build requirement."""
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        sys.exit(f"vampo_core: building without isolation needs {module}; run `pip install cmake ninja pybind11`")
+    return spec.submodule_search_locations[0]
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds with CMake and Ninja; unchanged files are not compiled again."""
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": output.parent,
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": Path(require("pybind11")) / "share" / "cmake" / "pybind11",
+            "VAMPO_TORCH_DIR": torch_folder(),
+            "VAMPO_CUDA": os.environ.get("VAMPO_CUDA", "AUTO"),
+            "VAMPO_SANITIZE": os.environ.get("VAMPO_SANITIZE", "0"),
+        }
+        # An editable install keeps its build folder, so that the next one compiles what has changed alone.
+        build = ROOT / "build" / "editable" if self.editable_mode else Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        flags = [f"-D{name}={value}" for name, value in options.items()]
+        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *flags], check=True)
+        subprocess.run(["cmake", "--build", build], check=True)
+
+
+setup(ext_modules=[Extension("vampo_core._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
