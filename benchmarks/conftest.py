@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure (default: cpu)")
     group.addoption("--threads", type=int, help="CPU threads (default: as many as torch chooses)")
     group.addoption("--shapes", default=",".join(SHAPES), help="which shapes to measure (default: %(default)s)")
-    group.addoption("--budget", type=float, default=1.5, help="seconds of rounds per case (default: %(default)s)")
+    group.addoption("--budget", type=float, default=4.0, help="seconds of rounds per case (default: %(default)s)")
     group.addoption(
         "--results",
         type=Path,

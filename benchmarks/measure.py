@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from cases import OPERATORS, Case
+from contenders import OPERATORS, Case
 from shapes import TINY
 from torch import Tensor
 
-MIN_ROUNDS, MAX_ROUNDS = 7, 60
+MIN_ROUNDS, MAX_ROUNDS = 3, 60
 CPU_SAMPLE_SECONDS = 3e-3  # calls of one contender within a round, together
 CUDA_SAMPLE_CALLS = 20  # few enough for the launch queue to hold them behind the pause
 CUDA_CLOCK_HZ = 2e9  # an upper estimate: the pause may be longer than asked, never shorter

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from cases import OPERATORS, Case
+from contenders import OPERATORS, Case
 from measure import Measurement
 from shapes import SHAPES
 
@@ -42,6 +42,8 @@ class Report:
         if self.rows:
             head = ["operator", "shape", "time", *(f"x {name}" for name in RATIOS), "GB/s", "copy GB/s", "of copy"]
             parts.append(_table(head, [_cells(row) for row in sorted(self.rows, key=_order)]))
+            if any(_is_disturbed(row) for row in self.rows):
+                parts.append("~ disturbed: some contender's median is over twice its best round; run again on a quiet machine.")
         if self.call_overhead:
             cells = [[name, f"{seconds * 1e6:.1f}"] for name, seconds in self.call_overhead.items()]
             parts.append(_table(["call without gradients", "µs above torch.add"], cells))
@@ -58,6 +60,7 @@ def make_row(case: Case, shape: str, measurement: Measurement) -> Row:
         "bytes_moved": case.bytes_moved,
         "rounds": len(measurement.seconds["fused"]),
         "seconds": {name: measurement.median(name) for name in measurement.seconds},
+        "best_seconds": {name: min(seconds) for name, seconds in measurement.seconds.items()},
         "ratio": {name: statistics.median(values) for name, values in ratios.items()},
         "ratio_quartiles": {name: statistics.quantiles(values, n=4)[::2] for name, values in ratios.items()},
         "gb_per_s": case.bytes_moved / measurement.median("fused") / 1e9,
@@ -103,12 +106,16 @@ def _headline(environment: dict[str, object]) -> str:
     return text
 
 
+def _is_disturbed(row: dict) -> bool:
+    return any(median > 2 * row["best_seconds"][name] for name, median in row["seconds"].items())
+
+
 def _cells(row: dict) -> list[str]:
     ratio = row["ratio"]
     return [
         row["operator"],
         row["shape"],
-        _duration(row["seconds"]["fused"]),
+        _duration(row["seconds"]["fused"]) + " ~" * _is_disturbed(row),
         *(f"{ratio[name]:.2f}" if name in ratio else "" for name in RATIOS),
         f"{row['gb_per_s']:.1f}",
         f"{row['copy_gb_per_s']:.1f}",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import OPERATORS
+from contenders import OPERATORS
 from measure import call_overheads, measure
 from pytest_benchmark.fixture import BenchmarkFixture
 from report import Report, make_row
@@ -15,7 +15,8 @@ def test_operator(
 ) -> None:
     torch.manual_seed(0)
     case = OPERATORS[operator](shape, device)
-    row = make_row(case, shape.name, measure(case, device, budget))
+    measurement = measure(case, device, budget)
+    row = make_row(case, shape.name, measurement)
     report.rows.append(row)
 
     inputs = case.make_inputs()
@@ -27,7 +28,8 @@ def test_operator(
 
     benchmark.group = shape.name
     benchmark.extra_info.update(row)
-    benchmark.pedantic(fused, rounds=10, warmup_rounds=1)
+    rounds = min(20, max(3, round(0.25 / measurement.median("fused"))))
+    benchmark.pedantic(fused, rounds=rounds, warmup_rounds=1)
 
 
 def test_call_overhead(device: str, budget: float, report: Report) -> None:

@@ -20,4 +20,6 @@ pybind11::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) { m.def("build_info", &build_info, "What this library was built with."); }
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info, "What this library was built with.");
+}

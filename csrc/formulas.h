@@ -84,8 +84,7 @@ VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, float& z0, float& z1) {
   const float y = t * t;
   const float sine =
       t * (((-0.004602177068591118f * y + 0.07968022674322128f) * y - 0.6459634900093079f) * y + 1.5707963705062866f);
-  const float cosine =
-      ((-0.020408352836966515f * y + 0.2535986304283142f) * y - 1.2336970567703247f) * y + 1.0f;
+  const float cosine = ((-0.020408352836966515f * y + 0.2535986304283142f) * y - 1.2336970567703247f) * y + 1.0f;
   const bool swapped = quadrant & 1;
   const uint32_t x = float_bits(swapped ? sine : cosine) ^ (((quadrant + 1) & 2) << 30);
   const uint32_t s = float_bits(swapped ? cosine : sine) ^ ((quadrant & 2) << 30);
@@ -126,13 +125,37 @@ VAMPO_INLINE void philox_normal(
 }
 
 // Constant part of the per-element log-density: -ln sigma - ln(2 pi) / 2.
-inline double log_normalizer(double sigma) { return -std::log(sigma) - 0.9189385332046727; }
+inline double log_normalizer(double sigma) {
+  return -std::log(sigma) - 0.9189385332046727;
+}
 
 // Cosine of two vectors from their product and squares; a zero vector gives 0 (torch.nn.functional.cosine_similarity).
 VAMPO_INLINE double cosine_similarity(double product, double squares_x, double squares_y) {
   constexpr double kEps = 1e-8;
   const double norm_x = std::sqrt(squares_x), norm_y = std::sqrt(squares_y);
   return product / ((norm_x < kEps ? kEps : norm_x) * (norm_y < kEps ? kEps : norm_y));
+}
+
+// Advantages within one group, whose members lie `stride` apart; the standard deviation is the unbiased one.
+template <typename T>
+VAMPO_INLINE void advantages_of_group(
+    const T* rewards, int64_t generations, int64_t stride, double eps, double clip, bool normalize_std, T* advantages) {
+  const double base = rewards[0];  // equal rewards become exact zeros, and their mean stays one
+  double mean = 0.0, squares = 0.0;
+  for (int64_t g = 0; g < generations; ++g) mean += rewards[g * stride] - base;
+  mean /= static_cast<double>(generations);
+  for (int64_t g = 0; g < generations; ++g) {
+    const double centred = rewards[g * stride] - base - mean;
+    squares += centred * centred;
+  }
+  const double std = std::sqrt(squares / static_cast<double>(generations - 1));
+  const double scale = !normalize_std ? 1.0 : std == 0.0 ? 0.0 : 1.0 / (std + eps);
+  for (int64_t g = 0; g < generations; ++g) {
+    double advantage = (rewards[g * stride] - base - mean) * scale;
+    if (advantage < -clip) advantage = -clip;  // NaN passes both
+    if (advantage > clip) advantage = clip;
+    advantages[g * stride] = static_cast<T>(advantage);
+  }
 }
 
 }  // namespace vampo

@@ -60,8 +60,8 @@ void gaussian_log_prob_backward(
     const Step& step, const void* grad_log_prob, const void* prev_sample, bool mean, void* grad_model_output,
     void* grad_uncond, void* stream);
 void group_advantages(
-    const Shape& shape, DType dtype, const void* rewards, double eps, double clip, bool normalize_std,
-    void* advantages, void* stream);
+    const Shape& shape, DType dtype, const void* rewards, double eps, double clip, bool normalize_std, void* advantages,
+    void* stream);
 void latent_reward(
     const Shape& shape, DType dtype, const void* pred, const void* target, double l1_weight, double cosine_weight,
     void* reward, void* l1, void* cosine, float* scratch, void* stream);

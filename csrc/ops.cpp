@@ -23,8 +23,7 @@ struct StepInputs {
 
   StepInputs(
       const Tensor& sample_, const Tensor& model_output_, const OptionalTensor& uncond_,
-      const OptionalTensor& guidance_, double guidance_scale, double a, double b, double sigma_up,
-      int64_t generations)
+      const OptionalTensor& guidance_, double guidance_scale, double a, double b, double sigma_up, int64_t generations)
       : sample(as_contiguous(sample_)), model_output(as_contiguous(model_output_)), step{} {
     STD_TORCH_CHECK(sample.dim() == 5, "vampo_core: sample must be [B, F, C, H, W]");
     const int64_t clips = sample.size(0), frames = sample.size(1);
@@ -101,8 +100,7 @@ Noise make_noise(const OptionalTensor& noise, int64_t seed, int64_t first_clip, 
       first_clip >= 0 && first_clip + shape.clips <= kWord && shape.generations <= kWord && shape.frames <= kWord &&
           shape.frame_size / 4 <= kWord,
       "vampo_core: sizes exceed the noise counter");
-  return {
-      noise ? noise->const_data_ptr() : nullptr, static_cast<uint64_t>(seed), static_cast<uint32_t>(first_clip)};
+  return {noise ? noise->const_data_ptr() : nullptr, static_cast<uint64_t>(seed), static_cast<uint32_t>(first_clip)};
 }
 
 // Where kernels run. Each backend has the same static functions, so one wrapper serves both.
@@ -238,8 +236,8 @@ std::tuple<Tensor, Tensor> gaussian_log_prob_backward(
   const Tensor actions = as_contiguous(prev_sample), grad = as_contiguous(grad_log_prob);
   const int64_t sizes[] = {sample.size(0), sample.size(1), sample.size(2), sample.size(3), sample.size(4)};
   Tensor grad_model_output = torch::stable::new_empty(model_output, sizes);
-  Tensor grad_uncond = uncond ? torch::stable::new_empty(model_output, sizes)
-                              : torch::stable::new_empty(model_output, {int64_t{0}});
+  Tensor grad_uncond =
+      uncond ? torch::stable::new_empty(model_output, sizes) : torch::stable::new_empty(model_output, {int64_t{0}});
   if (sample.numel() == 0) return {grad_model_output, grad_uncond};
   typename Backend::Session session(sample);
   Backend::log_prob_backward(
@@ -249,16 +247,15 @@ std::tuple<Tensor, Tensor> gaussian_log_prob_backward(
 }
 
 template <typename Backend>
-Tensor group_advantages(
-    const Tensor& rewards, double eps, const std::optional<double>& clip, bool normalize_std) {
+Tensor group_advantages(const Tensor& rewards, double eps, const std::optional<double>& clip, bool normalize_std) {
   const Shape shape = reward_shape(rewards);
   const Tensor in = as_contiguous(rewards);
   Tensor advantages = torch::stable::empty_like(in);
   if (in.numel() == 0) return advantages;
   typename Backend::Session session(in);
   Backend::advantages(
-      session, shape, dtype_of(in), in.const_data_ptr(), eps,
-      clip.value_or(std::numeric_limits<double>::infinity()), normalize_std, advantages.mutable_data_ptr());
+      session, shape, dtype_of(in), in.const_data_ptr(), eps, clip.value_or(std::numeric_limits<double>::infinity()),
+      normalize_std, advantages.mutable_data_ptr());
   return advantages;
 }
 
@@ -305,9 +302,13 @@ STABLE_TORCH_LIBRARY(vampo_core, m) {
   m.def("latent_reward(Tensor pred, Tensor target, float l1_weight, float cosine_weight) -> (Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vampo_core, CPU, m) { register_kernels<Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(vampo_core, CPU, m) {
+  register_kernels<Cpu>(m);
+}
 #ifdef VAMPO_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(vampo_core, CUDA, m) { register_kernels<Cuda>(m); }
+STABLE_TORCH_LIBRARY_IMPL(vampo_core, CUDA, m) {
+  register_kernels<Cuda>(m);
+}
 #endif
 
 }  // namespace vampo

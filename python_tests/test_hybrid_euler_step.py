@@ -221,8 +221,7 @@ def two_steps(sample, model_output, sigma, sigma_next, seed, guidance):
     return deterministic.prev_sample, stochastic.prev_sample, stochastic.log_prob
 
 
-def compiled_equals_eager(case, index, compiled):
-    sigma, seed = 20.0 / (index + 1), 1000 * index + 5
+def compare_compiled(compiled, case, sigma, seed):
     arguments = (case.sample, case.model_output, sigma, 0.7 * sigma, seed, case.guidance)
     for result, expected in zip(compiled(*arguments), two_steps(*arguments), strict=True):
         assert relative_error(result, expected) <= 1e-6
@@ -231,17 +230,31 @@ def compiled_equals_eager(case, index, compiled):
 def test_compiled_equals_eager(device, fresh_compiler):
     compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
     case = example_case(device)
-    for index in range(3):
-        compiled_equals_eager(case, index, compiled)
+    for sigma, seed in ((20.0, 5), (10.0, 1005), (3.0, 2**40)):
+        compare_compiled(compiled, case, sigma, seed)
 
 
 @pytest.mark.requires_kernels
-def test_no_recompilation_for_new_sigmas_and_seeds(device, fresh_compiler):
+def test_new_seeds_do_not_recompile(device, fresh_compiler):
     compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
     case = example_case(device)
-    for index in range(12):  # torch.compile takes two calls to learn which numbers change
+    for index in range(12):  # torch.compile takes two calls to learn that the seed changes
         with torch.compiler.set_stance("default" if index < 3 else "fail_on_recompile"):
-            compiled_equals_eager(case, index, compiled)
+            compare_compiled(compiled, case, 20.0, 1000 * index + 5)
+
+
+def test_a_whole_schedule_compiles(device, fresh_compiler):
+    case = example_case(device)
+    sigmas = [20.0 * 0.7**i for i in range(12)] + [0.0]
+
+    def sample_all(sample, model_output):
+        for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+            sample = hybrid_euler_step(sample, model_output * sample, sigma=sigma, sigma_next=sigma_next).prev_sample
+        return sample
+
+    compiled = torch.compile(sample_all, fullgraph=True, backend="aot_eager")
+    expected = sample_all(case.sample, case.model_output)
+    assert relative_error(compiled(case.sample, case.model_output), expected) <= 1e-5
 
 
 def test_compiled_with_out(device, fresh_compiler):

@@ -9,11 +9,11 @@ import torch
 try:
     from vampo_core import _C  # registers torch.ops.vampo_core.*
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]
     _import_error = str(error)
 
-LOADED = _C is not None
-_CUDA = LOADED and _C.build_info()["cuda"]
+LOADED: bool = _C is not None
+_CUDA: bool = LOADED and bool(_C.build_info()["cuda"])
 _MIN_CUDA_CAPABILITY = (8, 0)
 
 
@@ -55,7 +55,7 @@ def has_kernel(tensor: torch.Tensor) -> bool:
     elif device != "cuda":
         reason = f"there are no compiled operators for {device!r} devices"
     elif not _CUDA:
-        reason = "this build has no CUDA operators; rebuild with nvcc on the PATH, or set VAMPO_CUDA=1 to see what is amiss"
+        reason = "this build has no CUDA operators; install it again with nvcc on the PATH"
     elif tensor.dtype == torch.float64:
         reason = "float64 has compiled operators on CPU alone"
     elif _capability(tensor.get_device()) < _MIN_CUDA_CAPABILITY:

@@ -33,25 +33,26 @@ void forward(const Step& step, const T* prev_sample, bool mean_reduction, T* log
   const double elements = mean_reduction ? 1.0 : static_cast<double>(size);
   const double scale = -0.5 * elements / (step.sigma_up * step.sigma_up * static_cast<double>(size));
   const double normalizer = log_normalizer(step.sigma_up) * elements;
-  parallel(clips * frames, generations * size, [&, frames = frames, size = size, generations = generations](
-                                                   int64_t row_begin, int64_t row_end) {
-    alignas(64) T mean[kChunk];
-    std::vector<double> squares(generations);
-    for (int64_t row = row_begin; row < row_end; ++row) {
-      const int64_t first = row / frames * generations * frames + row % frames;
-      std::fill(squares.begin(), squares.end(), 0.0);
-      for (int64_t begin = 0; begin < size; begin += kChunk) {
-        const int64_t n = std::min(kChunk, size - begin);
-        policy.mean(mean, row, begin, n);
-        for (int64_t g = 0; g < generations; ++g) {
-          squares[g] += squared_distance(prev_sample + (first + g * frames) * size + begin, mean, n);
+  parallel(
+      clips * frames, generations * size,
+      [&, frames = frames, size = size, generations = generations](int64_t row_begin, int64_t row_end) {
+        alignas(64) T mean[kChunk];
+        std::vector<double> squares(generations);
+        for (int64_t row = row_begin; row < row_end; ++row) {
+          const int64_t first = row / frames * generations * frames + row % frames;
+          std::fill(squares.begin(), squares.end(), 0.0);
+          for (int64_t begin = 0; begin < size; begin += kChunk) {
+            const int64_t n = std::min(kChunk, size - begin);
+            policy.mean(mean, row, begin, n);
+            for (int64_t g = 0; g < generations; ++g) {
+              squares[g] += squared_distance(prev_sample + (first + g * frames) * size + begin, mean, n);
+            }
+          }
+          for (int64_t g = 0; g < generations; ++g) {
+            log_prob[first + g * frames] = static_cast<T>(scale * squares[g] + normalizer);
+          }
         }
-      }
-      for (int64_t g = 0; g < generations; ++g) {
-        log_prob[first + g * frames] = static_cast<T>(scale * squares[g] + normalizer);
-      }
-    }
-  });
+      });
 }
 
 template <typename T, typename M>
@@ -60,32 +61,33 @@ void backward(
     M* grad_uncond) {
   const Policy<T, M> policy(step);
   const auto [clips, generations, frames, size] = step.shape;
-  const T scale = static_cast<T>(
-      step.b / (step.sigma_up * step.sigma_up) / (mean_reduction ? static_cast<double>(size) : 1.0));
-  parallel(clips * frames, generations * size, [&, frames = frames, size = size, generations = generations](
-                                                   int64_t row_begin, int64_t row_end) {
-    alignas(64) T mean[kChunk], grad[kChunk];
-    for (int64_t row = row_begin; row < row_end; ++row) {
-      const int64_t first = row / frames * generations * frames + row % frames;
-      for (int64_t begin = 0; begin < size; begin += kChunk) {
-        const int64_t n = std::min(kChunk, size - begin);
-        policy.mean(mean, row, begin, n);
-        std::fill(grad, grad + n, T{0});
-        for (int64_t g = 0; g < generations; ++g) {
-          const int64_t at = first + g * frames;
-          accumulate(grad, prev_sample + at * size + begin, mean, grad_log_prob[at], n);
+  const T scale =
+      static_cast<T>(step.b / (step.sigma_up * step.sigma_up) / (mean_reduction ? static_cast<double>(size) : 1.0));
+  parallel(
+      clips * frames, generations * size,
+      [&, frames = frames, size = size, generations = generations](int64_t row_begin, int64_t row_end) {
+        alignas(64) T mean[kChunk], grad[kChunk];
+        for (int64_t row = row_begin; row < row_end; ++row) {
+          const int64_t first = row / frames * generations * frames + row % frames;
+          for (int64_t begin = 0; begin < size; begin += kChunk) {
+            const int64_t n = std::min(kChunk, size - begin);
+            policy.mean(mean, row, begin, n);
+            std::fill(grad, grad + n, T{0});
+            for (int64_t g = 0; g < generations; ++g) {
+              const int64_t at = first + g * frames;
+              accumulate(grad, prev_sample + at * size + begin, mean, grad_log_prob[at], n);
+            }
+            const int64_t at = row * size + begin;
+            if (grad_uncond) {
+              const T guidance = policy.guidance(row);
+              scale_into(grad_model_output + at, grad, guidance * scale, n);
+              scale_into(grad_uncond + at, grad, (T{1} - guidance) * scale, n);
+            } else {
+              scale_into(grad_model_output + at, grad, scale, n);
+            }
+          }
         }
-        const int64_t at = row * size + begin;
-        if (grad_uncond) {
-          const T guidance = policy.guidance(row);
-          scale_into(grad_model_output + at, grad, guidance * scale, n);
-          scale_into(grad_uncond + at, grad, (T{1} - guidance) * scale, n);
-        } else {
-          scale_into(grad_model_output + at, grad, scale, n);
-        }
-      }
-    }
-  });
+      });
 }
 
 }  // namespace

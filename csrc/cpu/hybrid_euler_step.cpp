@@ -55,35 +55,36 @@ void stochastic(const Step& step, const Noise& noise, T* prev_sample, T* log_pro
   const double normalizer = log_normalizer(step.sigma_up);
   const T* given = static_cast<const T*>(noise.given);
   const bool streaming = clips * generations * frames * size * static_cast<int64_t>(sizeof(T)) >= kStreamingBytes;
-  parallel(clips * frames, generations * size, [&, frames = frames, size = size, generations = generations](
-                                                   int64_t row_begin, int64_t row_end) {
-    alignas(64) T mean[kChunk], z[kChunk], buffer[kChunk];
-    std::vector<double> squares(generations);
-    for (int64_t row = row_begin; row < row_end; ++row) {
-      const int64_t clip = row / frames, frame = row % frames;
-      std::fill(squares.begin(), squares.end(), 0.0);
-      for (int64_t begin = 0; begin < size; begin += kChunk) {
-        const int64_t n = std::min(kChunk, size - begin);
-        policy.mean(mean, row, begin, n);
-        for (int64_t g = 0; g < generations; ++g) {
-          const int64_t at = ((clip * generations + g) * frames + frame) * size + begin;
-          if (!given) {
-            fill_normal(
-                z, noise.seed, static_cast<uint32_t>(begin / 4), static_cast<uint32_t>(frame),
-                static_cast<uint32_t>(g), noise.first_clip + static_cast<uint32_t>(clip), n);
+  parallel(
+      clips * frames, generations * size,
+      [&, frames = frames, size = size, generations = generations](int64_t row_begin, int64_t row_end) {
+        alignas(64) T mean[kChunk], z[kChunk], buffer[kChunk];
+        std::vector<double> squares(generations);
+        for (int64_t row = row_begin; row < row_end; ++row) {
+          const int64_t clip = row / frames, frame = row % frames;
+          std::fill(squares.begin(), squares.end(), 0.0);
+          for (int64_t begin = 0; begin < size; begin += kChunk) {
+            const int64_t n = std::min(kChunk, size - begin);
+            policy.mean(mean, row, begin, n);
+            for (int64_t g = 0; g < generations; ++g) {
+              const int64_t at = ((clip * generations + g) * frames + frame) * size + begin;
+              if (!given) {
+                fill_normal(
+                    z, noise.seed, static_cast<uint32_t>(begin / 4), static_cast<uint32_t>(frame),
+                    static_cast<uint32_t>(g), noise.first_clip + static_cast<uint32_t>(clip), n);
+              }
+              T* out = prev_sample + at;
+              squares[g] += draw(streaming ? buffer : out, mean, given ? given + at : z, sigma, n);
+              if (streaming) stream_copy(out, buffer, n);
+            }
           }
-          T* out = prev_sample + at;
-          squares[g] += draw(streaming ? buffer : out, mean, given ? given + at : z, sigma, n);
-          if (streaming) stream_copy(out, buffer, n);
+          for (int64_t g = 0; g < generations; ++g) {
+            log_prob[(clip * generations + g) * frames + frame] =
+                static_cast<T>(-0.5 * squares[g] / static_cast<double>(size) + normalizer);
+          }
         }
-      }
-      for (int64_t g = 0; g < generations; ++g) {
-        log_prob[(clip * generations + g) * frames + frame] =
-            static_cast<T>(-0.5 * squares[g] / static_cast<double>(size) + normalizer);
-      }
-    }
-    stream_fence();
-  });
+        stream_fence();
+      });
 }
 
 }  // namespace

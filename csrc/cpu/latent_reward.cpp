@@ -36,31 +36,32 @@ void rewards_of(
     const Shape& shape, const T* pred, const T* target, double l1_weight, double cosine_weight, T* reward, T* l1,
     T* cosine) {
   const auto [clips, generations, frames, size] = shape;
-  parallel(clips * frames, generations * size, [&, frames = frames, size = size, generations = generations](
-                                                   int64_t row_begin, int64_t row_end) {
-    std::vector<Sums> sums(generations);
-    for (int64_t row = row_begin; row < row_end; ++row) {
-      const int64_t first = row / frames * generations * frames + row % frames;
-      std::fill(sums.begin(), sums.end(), Sums{});
-      double target_squares = 0;
-      for (int64_t begin = 0; begin < size; begin += kChunk) {
-        const int64_t n = std::min(kChunk, size - begin);
-        const T* expert = target + row * size + begin;  // stays in the first-level cache for all generations
-        target_squares += sum_squares(expert, n);
-        for (int64_t g = 0; g < generations; ++g) {
-          add_sums(sums[g], pred + (first + g * frames) * size + begin, expert, n);
+  parallel(
+      clips * frames, generations * size,
+      [&, frames = frames, size = size, generations = generations](int64_t row_begin, int64_t row_end) {
+        std::vector<Sums> sums(generations);
+        for (int64_t row = row_begin; row < row_end; ++row) {
+          const int64_t first = row / frames * generations * frames + row % frames;
+          std::fill(sums.begin(), sums.end(), Sums{});
+          double target_squares = 0;
+          for (int64_t begin = 0; begin < size; begin += kChunk) {
+            const int64_t n = std::min(kChunk, size - begin);
+            const T* expert = target + row * size + begin;  // stays in the first-level cache for all generations
+            target_squares += sum_squares(expert, n);
+            for (int64_t g = 0; g < generations; ++g) {
+              add_sums(sums[g], pred + (first + g * frames) * size + begin, expert, n);
+            }
+          }
+          for (int64_t g = 0; g < generations; ++g) {
+            const double distance = sums[g].distance / static_cast<double>(size);
+            const double similarity = cosine_similarity(sums[g].product, sums[g].pred_squares, target_squares);
+            const int64_t at = first + g * frames;
+            l1[at] = static_cast<T>(distance);
+            cosine[at] = static_cast<T>(similarity);
+            reward[at] = static_cast<T>(cosine_weight * similarity - l1_weight * distance);
+          }
         }
-      }
-      for (int64_t g = 0; g < generations; ++g) {
-        const double distance = sums[g].distance / static_cast<double>(size);
-        const double similarity = cosine_similarity(sums[g].product, sums[g].pred_squares, target_squares);
-        const int64_t at = first + g * frames;
-        l1[at] = static_cast<T>(distance);
-        cosine[at] = static_cast<T>(similarity);
-        reward[at] = static_cast<T>(cosine_weight * similarity - l1_weight * distance);
-      }
-    }
-  });
+      });
 }
 
 }  // namespace

@@ -7,11 +7,11 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 #include "../formulas.h"
 #include "../kernels.h"
 #include "../stable.h"
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #if defined(__x86_64__)
 #include <emmintrin.h>
@@ -60,8 +60,7 @@ inline void stream_copy(T* to, const T* from, int64_t n) {
   std::memcpy(to, from, head * sizeof(T));
   int64_t i = head;
   for (; i + kLane <= n; i += kLane) {
-    _mm_stream_si128(
-        reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
   }
   std::memcpy(to + i, from + i, (n - i) * sizeof(T));
 #else

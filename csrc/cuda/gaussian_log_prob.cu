@@ -91,11 +91,9 @@ void gaussian_log_prob(
     check_launch();
   });
   const double elements = mean ? 1.0 : static_cast<double>(shape.frame_size);
-  finish_log_prob<<<blocks_of_rows(shape), kThreads, 0, cuda_stream>>>(
-      scratch, tiles, shape.clips * shape.generations * shape.frames,
-      -0.5 * elements / (step.sigma_up * step.sigma_up * static_cast<double>(shape.frame_size)),
-      log_normalizer(step.sigma_up) * elements, static_cast<float*>(log_prob));
-  check_launch();
+  finish_log_prob(
+      scratch, shape, -0.5 * elements / (step.sigma_up * step.sigma_up * static_cast<double>(shape.frame_size)),
+      log_normalizer(step.sigma_up) * elements, static_cast<float*>(log_prob), cuda_stream);
 }
 
 void gaussian_log_prob_backward(
@@ -111,8 +109,7 @@ void gaussian_log_prob_backward(
     const Policy<M> policy(step);
     M* cond = static_cast<M*>(grad_model_output);
     M* uncond = static_cast<M*>(grad_uncond);
-    const bool wide =
-        policy.is_aligned() && aligned(actions, shape) && aligned(cond, shape) && aligned(uncond, shape);
+    const bool wide = policy.is_aligned() && aligned(actions, shape) && aligned(cond, shape) && aligned(uncond, shape);
     const auto kernel = wide ? backward_kernel<M, true> : backward_kernel<M, false>;
     kernel<<<num_blocks(shape), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
         policy, tiles, static_cast<const float*>(grad_log_prob), actions, scale, cond, uncond);

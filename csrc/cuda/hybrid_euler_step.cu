@@ -100,14 +100,9 @@ void hybrid_euler_step_stochastic(
       draw<M, false>(policy, step, noise, out, scratch, cuda_stream);
     }
   });
-  finish_log_prob<<<blocks_of_rows(shape), kThreads, 0, cuda_stream>>>(
-      scratch, static_cast<unsigned>(tiles_per_frame(shape)), shape.clips * shape.generations * shape.frames,
-      -0.5 / static_cast<double>(shape.frame_size), log_normalizer(step.sigma_up), static_cast<float*>(log_prob));
-  check_launch();
-}
-
-int64_t scratch_floats(const Shape& shape, int statistics) {
-  return statistics * shape.clips * shape.generations * shape.frames * tiles_per_frame(shape);
+  finish_log_prob(
+      scratch, shape, -0.5 / static_cast<double>(shape.frame_size), log_normalizer(step.sigma_up),
+      static_cast<float*>(log_prob), cuda_stream);
 }
 
 }  // namespace vampo::cuda

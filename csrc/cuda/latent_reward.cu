@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads) finish_reward(
-    Shape shape, const float* scratch, unsigned tiles, double l1_weight, double cosine_weight, float* reward,
-    float* l1, float* cosine) {
+    Shape shape, const float* scratch, unsigned tiles, double l1_weight, double cosine_weight, float* reward, float* l1,
+    float* cosine) {
   const int64_t rows = shape.clips * shape.generations * shape.frames;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= rows) return;  // whole warps leave together

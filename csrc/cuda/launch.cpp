@@ -10,7 +10,8 @@ namespace vampo::cuda {
 namespace {
 
 void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("vampo_core: CUDA error: ") + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("vampo_core: CUDA error: ") + cudaGetErrorString(error));
 }
 
 using StreamGetter = int32_t (*)(int32_t device, void** stream);
@@ -30,7 +31,9 @@ DeviceGuard::DeviceGuard(int device) {
   if (previous_ != device) check(cudaSetDevice(device));
 }
 
-DeviceGuard::~DeviceGuard() { cudaSetDevice(previous_); }
+DeviceGuard::~DeviceGuard() {
+  cudaSetDevice(previous_);
+}
 
 void* current_stream(int device) {
   static const StreamGetter getter = find_stream_getter();
@@ -39,6 +42,8 @@ void* current_stream(int device) {
   return stream;
 }
 
-void check_launch() { check(cudaGetLastError()); }
+void check_launch() {
+  check(cudaGetLastError());
+}
 
 }  // namespace vampo::cuda

@@ -25,7 +25,9 @@ constexpr int kTile = 4 * kThreads;
 constexpr int kUnroll = 4;  // generations whose loads are in flight together
 constexpr int kGroup = 32;  // generations whose sums fit in shared memory; a multiple of kUnroll
 
-inline int64_t tiles_per_frame(const Shape& shape) { return (shape.frame_size + kTile - 1) / kTile; }
+inline int64_t tiles_per_frame(const Shape& shape) {
+  return (shape.frame_size + kTile - 1) / kTile;
+}
 
 inline unsigned num_blocks(const Shape& shape) {
   const int64_t blocks = shape.clips * shape.frames * tiles_per_frame(shape);
@@ -65,12 +67,24 @@ __device__ __forceinline__ int64_t action_row(const Shape& shape, const Share& s
   return (share.clip * shape.generations + generation) * shape.frames + share.frame;
 }
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void from_float(float& to, float x) { to = x; }
-__device__ __forceinline__ void from_float(__half& to, float x) { to = __float2half_rn(x); }
-__device__ __forceinline__ void from_float(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(__half x) {
+  return __half2float(x);
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+__device__ __forceinline__ void from_float(float& to, float x) {
+  to = x;
+}
+__device__ __forceinline__ void from_float(__half& to, float x) {
+  to = __float2half_rn(x);
+}
+__device__ __forceinline__ void from_float(__nv_bfloat16& to, float x) {
+  to = __float2bfloat16_rn(x);
+}
 
 template <typename T>
 struct alignas(4 * sizeof(T)) Quad {
@@ -131,9 +145,7 @@ struct Policy {
         b(static_cast<float>(step.b)),
         shape(step.shape) {}
 
-  bool is_aligned() const {
-    return aligned(sample, shape) && aligned(model_output, shape) && aligned(uncond, shape);
-  }
+  bool is_aligned() const { return aligned(sample, shape) && aligned(model_output, shape) && aligned(uncond, shape); }
 
   __device__ __forceinline__ float guidance(const Share& share) const {
     return guidance_per_frame ? guidance_per_frame[share.frame] : guidance_scale;
@@ -210,14 +222,9 @@ inline unsigned blocks_of_rows(const Shape& shape) {
   return static_cast<unsigned>(blocks);
 }
 
-// log_prob[row] = scale * (sum of the row's tiles) + offset
-inline __global__ void __launch_bounds__(kThreads) finish_log_prob(
-    const float* scratch, unsigned tiles, int64_t rows, double scale, double offset, float* log_prob) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= rows) return;  // whole warps leave together
-  const double sum = tile_sum(scratch + row * tiles, tiles);
-  if (threadIdx.x % 32 == 0) log_prob[row] = static_cast<float>(scale * sum + offset);
-}
+// log_prob[row] = scale * (sum of the row's tiles in scratch) + offset
+void finish_log_prob(
+    const float* scratch, const Shape& shape, double scale, double offset, float* log_prob, cudaStream_t stream);
 
 // Calls f(model output type) for a step; the latents are float32.
 template <typename F>

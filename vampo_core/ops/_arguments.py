@@ -142,9 +142,7 @@ def check_group_advantages(rewards: Tensor, eps: float, clip: float | None) -> t
     return eps, clip
 
 
-def check_latent_reward(
-    pred: Tensor, target: Tensor, l1_weight: float, cosine_weight: float
-) -> tuple[float, float]:
+def check_latent_reward(pred: Tensor, target: Tensor, l1_weight: float, cosine_weight: float) -> tuple[float, float]:
     """Return ``(l1_weight, cosine_weight)`` as floats."""
     check_latents("pred", pred, _STEP_AXES)
     check_tensor("target", target, "B, F, C, H, W")

@@ -102,14 +102,15 @@ def check_float(name: str, value: object, minimum: float = -math.inf) -> float:
 
 
 def check_int(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}, expected an integer") from None
-    if number < minimum or (maximum is not None and number > maximum):
+    if not isinstance(value, int):
+        try:
+            value = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{name} is {value!r}, expected an integer") from None
+    if value < minimum or (maximum is not None and value > maximum):
         upper = "" if maximum is None else f" and at most {maximum}"
-        raise ValueError(f"{name} is {number}, expected at least {minimum}{upper}")
-    return number
+        raise ValueError(f"{name} is {value}, expected at least {minimum}{upper}")
+    return value
 
 
 def check_out(out: object, like: Tensor, shape: Sequence[int], axes: str) -> None:

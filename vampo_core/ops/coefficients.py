@@ -35,7 +35,7 @@ def denoiser_scalings(sigma: float, prediction_type: PredictionType) -> tuple[fl
 
 
 def ancestral_split(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """Split a step to ``sigma_next`` into ``(sigma_down, sigma_up)`` with ``sigma_down**2 + sigma_up**2 = sigma_next**2``.
+    """Return ``(sigma_down, sigma_up)`` with ``sigma_down**2 + sigma_up**2 = sigma_next**2``.
 
     Source: k-diffusion ``get_ancestral_step``; ``eta = 0`` is the deterministic Euler step.
     """
@@ -69,8 +69,7 @@ def euler_coefficients(
     sigma_down, sigma_up = ancestral_split(sigma, sigma_next, eta)
     if eta > 0 and sigma_up == 0:
         raise ValueError(
-            f"eta is {eta} with sigma_next = {sigma_next}: this step draws no noise and has no density, take it with eta = 0"
+            f"eta is {eta} with sigma_next = {sigma_next}, expected eta = 0: this step draws no noise, has no density"
         )
     r = (sigma_down - sigma) / sigma
     return EulerCoefficients(a=1 + r * (1 - c_skip), b=-r * c_out, sigma_up=sigma_up)
-

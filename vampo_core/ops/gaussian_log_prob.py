@@ -66,7 +66,7 @@ def gaussian_log_prob(
         guidance_scale,
         reduction,
     )
-    return torch.ops.vampo_core.gaussian_log_prob(
+    inputs = (
         prev_sample,
         sample,
         model_output,
@@ -78,30 +78,35 @@ def gaussian_log_prob(
         step.sigma_up,
         reduction == "mean",
     )
+    needs_grad = model_output.requires_grad or (model_output_uncond is not None and model_output_uncond.requires_grad)
+    if needs_grad and torch.is_grad_enabled():
+        return _GaussianLogProb.apply(*inputs)
+    return torch.ops.vampo_core.gaussian_log_prob(*inputs)
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:5])
-    ctx.scalars = inputs[5:]
+class _GaussianLogProb(torch.autograd.Function):
+    """Entered only where a gradient is wanted: cheaper per call than an autograd kernel of the operator itself."""
 
+    @staticmethod
+    def forward(ctx, *inputs):
+        ctx.save_for_backward(*inputs[:5])
+        ctx.scalars = inputs[5:]
+        return torch.ops.vampo_core.gaussian_log_prob(*inputs)
 
-def _backward(ctx, grad_log_prob):
-    grad_model_output, grad_uncond = torch.ops.vampo_core.gaussian_log_prob_backward(
-        grad_log_prob, *ctx.saved_tensors, *ctx.scalars
-    )
-    has_uncond = ctx.saved_tensors[3] is not None
-    return None, None, grad_model_output, grad_uncond if has_uncond else None, *(None,) * 6
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_log_prob):
+        cond, uncond = torch.ops.vampo_core.gaussian_log_prob_backward(grad_log_prob, *ctx.saved_tensors, *ctx.scalars)
+        return None, None, cond, None if ctx.saved_tensors[3] is None else uncond, *(None,) * 6
 
 
 if _extension.LOADED:
 
     @torch.library.register_fake("vampo_core::gaussian_log_prob")
     def _(prev_sample, *args):
-        return prev_sample.new_empty(prev_sample.shape[:3])
+        return torch.empty(prev_sample.shape[:3], dtype=prev_sample.dtype, device=prev_sample.device)
 
     @torch.library.register_fake("vampo_core::gaussian_log_prob_backward")
     def _(grad_log_prob, prev_sample, sample, model_output, uncond, *args):
-        contiguous = torch.empty(model_output.shape, dtype=model_output.dtype, device=model_output.device)
-        return contiguous, torch.empty_like(contiguous) if uncond is not None else contiguous.new_empty(0)
-
-    torch.library.register_autograd("vampo_core::gaussian_log_prob", _backward, setup_context=_setup_context)
+        cond = torch.empty(model_output.shape, dtype=model_output.dtype, device=model_output.device)
+        return cond, cond.new_empty(0 if uncond is None else cond.shape)

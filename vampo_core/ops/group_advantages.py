@@ -15,7 +15,7 @@ def group_advantages(
     clip: float | None = None,
     normalize_std: bool = True,
 ) -> Tensor:  # like rewards
-    """Advantages of GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2), within the G rollouts of each clip and frame.
+    """Advantages of GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2), within the group of each clip and frame.
 
     ``(r - mean_G r) / (std_G r + eps)`` with the unbiased standard deviation; a group with zero spread gives exactly 0.
     Carries no gradient.

@@ -102,7 +102,7 @@ def hybrid_euler_step(
         torch.ops.vampo_core.hybrid_euler_step(*inputs, prev_sample)
         return HybridEulerStep(prev_sample, None)
     log_prob = torch.ops.vampo_core.hybrid_euler_step_stochastic(
-        *inputs, step.sigma_up, noise, seed or 0, first_clip, prev_sample
+        *inputs, step.sigma_up, noise, 0 if seed is None else seed, first_clip, prev_sample
     )
     return HybridEulerStep(prev_sample, log_prob)
 

@@ -57,8 +57,19 @@ def hybrid_euler_step(
 ) -> HybridEulerStep:
     """See :func:`vampo_core.ops.hybrid_euler_step`."""
     step = check_step(
-        sample, model_output, sigma, sigma_next, eta, prediction_type, model_output_uncond, guidance_scale,
-        num_generations, noise, seed, first_clip, out,
+        sample,
+        model_output,
+        sigma,
+        sigma_next,
+        eta,
+        prediction_type,
+        model_output_uncond,
+        guidance_scale,
+        num_generations,
+        noise,
+        seed,
+        first_clip,
+        out,
     )
     mean = _mean(step, sample, model_output, model_output_uncond)
     if step.sigma_up == 0:
@@ -88,8 +99,16 @@ def gaussian_log_prob(
 ) -> Tensor:  # [B, G, F]
     """See :func:`vampo_core.ops.gaussian_log_prob`."""
     step = check_log_prob(
-        prev_sample, sample, model_output, sigma, sigma_next, eta, prediction_type, model_output_uncond,
-        guidance_scale, reduction,
+        prev_sample,
+        sample,
+        model_output,
+        sigma,
+        sigma_next,
+        eta,
+        prediction_type,
+        model_output_uncond,
+        guidance_scale,
+        reduction,
     )
     mean = _mean(step, sample, model_output, model_output_uncond)
     return _log_density((prev_sample - mean.unsqueeze(1)) / step.sigma_up, step.sigma_up, reduction)

@@ -1,0 +1,57 @@
+# `make test` on a fresh machine sets up .venv, builds the operators and runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PY := $(VENV)/bin/python
+SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py build_backend.py pyproject.toml
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+
+.PHONY: install test bench lint format sanitize gpu-check clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade pip
+	$(PY) -m pip install -q "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(PY) -m pip install -q cmake ninja pybind11 "setuptools>=77"
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+test: install
+	$(PY) -m pytest python_tests
+
+bench: install
+	$(PY) -m pytest benchmarks
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	$(PY) -m mypy
+
+format: install
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+# The CPU operators' tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: install
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/sanitize -G Ninja -DVAMPO_SANITIZE=ON -DVAMPO_CUDA=0 \
+	  -DPython_EXECUTABLE="$(abspath $(PY))"
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/sanitize
+	rm -rf build/sanitize/package && mkdir -p build/sanitize/package
+	cp -r vampo_core build/sanitize/package/ && rm -f build/sanitize/package/vampo_core/_C*.so
+	cp build/sanitize/_C*.so build/sanitize/package/vampo_core/
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/sanitize/package \
+	  $(PY) -m pytest python_tests -m kernels -p no:cacheprovider
+
+gpu-check:
+	benchmarks/gpu_check.sh
+
+clean:
+	rm -rf build *.egg-info vampo_core/_C*.so

@@ -1,0 +1,168 @@
+"""The same call gives the same bits: from run to run, for any number of threads, and inside a CUDA graph."""
+
+import cases
+import pytest
+import torch
+from cases import assert_same, example_case, relative_error
+
+from vampo_core.ops import gaussian_log_prob, group_advantages, hybrid_euler_step, latent_reward
+
+pytestmark = pytest.mark.requires_kernels
+
+# Many small frames, and few that are too large for one chunk or for the cache.
+SHAPES = ((4, 4, 8, 4, 25, 41), (1, 2, 1, 4, 160, 161), (1, 9, 1, 4, 256, 256))
+
+
+def step_arguments(case):
+    return {**case.schedule, **case.guidance}
+
+
+def deterministic(case):
+    return [hybrid_euler_step(case.sample, case.model_output, **step_arguments(case)).prev_sample]
+
+
+def with_noise(case):
+    step = hybrid_euler_step(case.sample, case.model_output, **step_arguments(case), eta=1.0, noise=case.noise)
+    return [step.prev_sample, step.log_prob]
+
+
+def with_seed(case):
+    options = {"eta": 1.0, "seed": 11, "num_generations": case.noise.shape[1]}
+    step = hybrid_euler_step(case.sample, case.model_output, **step_arguments(case), **options)
+    return [step.prev_sample, step.log_prob]
+
+
+def log_prob_and_gradients(case):
+    leaves = [t.detach().requires_grad_() for t in (case.model_output, case.guidance["model_output_uncond"])]
+    options = {"model_output_uncond": leaves[1], "guidance_scale": case.guidance["guidance_scale"]}
+    log_prob = gaussian_log_prob(case.noise, case.sample, leaves[0], **case.schedule, **options)
+    weights = torch.linspace(-1, 1, log_prob.numel(), device=log_prob.device).view(log_prob.shape)
+    return [log_prob.detach(), *torch.autograd.grad(log_prob, leaves, weights)]
+
+
+def advantages(case):
+    rewards = case.noise.flatten(3)[..., :16].reshape(*case.noise.shape[:2], -1)  # [B, G, F * 16]
+    return [group_advantages(rewards), group_advantages(rewards, clip=1.0)]
+
+
+def rewards(case):
+    result = latent_reward(case.noise, case.sample)
+    return [result.reward, result.l1, result.cosine]
+
+
+OPERATIONS = (deterministic, with_noise, with_seed, log_prob_and_gradients, advantages, rewards)
+operations = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda f: f.__name__)
+
+
+@operations
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_number_of_threads(operation, shape, set_num_threads):
+    case = example_case(shape=shape)
+    set_num_threads(1)
+    expected = operation(case)
+    for num_threads in (2, 3):
+        set_num_threads(num_threads)
+        for result, one in zip(operation(case), expected, strict=True):
+            assert_same(result, one)
+
+
+@operations
+@pytest.mark.parametrize("output_dtype", [torch.float32, torch.bfloat16])
+def test_from_run_to_run(device, operation, output_dtype):
+    case = example_case(device, shape=SHAPES[0], output_dtype=output_dtype)
+    expected = operation(case)
+    for _ in range(3):
+        for result, one in zip(operation(case), expected, strict=True):
+            assert_same(result, one)
+
+
+@operations
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "offset"])
+def test_strides_change_nothing(device, operation, layout):
+    case = example_case(device)
+    uncond = cases.lay_out(case.guidance["model_output_uncond"], layout)
+    strided = cases.StepCase(
+        sample=cases.lay_out(case.sample, layout),
+        model_output=cases.lay_out(case.model_output, layout),
+        noise=cases.lay_out(case.noise, layout),
+        schedule=case.schedule,
+        guidance={**case.guidance, "model_output_uncond": uncond},
+        eta=case.eta,
+    )
+    for result, expected in zip(operation(strided), operation(case), strict=True):
+        assert_same(result, expected)
+
+
+@operations
+def test_clips_do_not_depend_on_their_neighbours(device, operation):
+    case = example_case(device, shape=(3, 2, 2, 4, 25, 41))
+    first = cases.StepCase(
+        sample=case.sample[:1],
+        model_output=case.model_output[:1],
+        noise=case.noise[:1],
+        schedule=case.schedule,
+        guidance={**case.guidance, "model_output_uncond": case.guidance["model_output_uncond"][:1]},
+        eta=case.eta,
+    )
+    if operation is log_prob_and_gradients:  # its weights depend on the batch
+        return assert_same(operation(first)[0], operation(case)[0][:1])
+    for result, whole in zip(operation(first), operation(case), strict=True):
+        assert_same(result, whole[:1])
+
+
+def test_a_large_step_in_place():
+    """Outputs too large for the cache are written past it; that must not show."""
+    case = example_case(shape=(1, 1, 3, 1, 877, 877))
+    sample = case.sample.clone()
+    hybrid_euler_step(sample, case.model_output, **step_arguments(case), out=sample)
+    assert_same(sample, deterministic(case)[0])
+    per_frame = [
+        hybrid_euler_step(
+            case.sample[:, frame : frame + 1],
+            case.model_output[:, frame : frame + 1],
+            **case.schedule,
+            model_output_uncond=case.guidance["model_output_uncond"][:, frame : frame + 1],
+            guidance_scale=case.guidance["guidance_scale"][frame : frame + 1],
+        ).prev_sample
+        for frame in range(3)
+    ]
+    assert relative_error(sample, torch.cat(per_frame, 1)) <= 1e-6
+
+
+@pytest.mark.requires_cuda
+@operations
+def test_inside_a_cuda_graph(operation):
+    case = example_case("cuda", shape=SHAPES[0])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # capture wants a warm allocator
+        operation(case)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = operation(case)
+    case.sample.mul_(0.5)
+    case.model_output.add_(0.25)
+    graph.replay()
+    for result, expected in zip(captured, operation(case), strict=True):
+        assert_same(result, expected)
+
+
+@pytest.mark.requires_cuda
+@operations
+def test_no_hidden_synchronisation(operation):
+    case = example_case("cuda", shape=SHAPES[0])
+    operation(case)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        operation(case)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.requires_cuda
+def test_the_same_noise_on_cpu_and_cuda():
+    on_cpu, on_cuda = (with_seed(example_case(device, shape=SHAPES[0])) for device in ("cpu", "cuda"))
+    assert (on_cpu[0] - on_cuda[0].cpu()).abs().max() <= 1e-5
+    assert relative_error(on_cuda[1], on_cpu[1]) <= 1e-5
