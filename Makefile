@@ -46,9 +46,11 @@ sanitize: install
 	rm -rf build/sanitize/package && mkdir -p build/sanitize/package
 	cp -r vampo_core build/sanitize/package/ && rm -f build/sanitize/package/vampo_core/_C*.so
 	cp build/sanitize/_C*.so build/sanitize/package/vampo_core/
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/sanitize/package \
-	  $(PY) -m pytest python_tests -m kernels -p no:cacheprovider
+	cd build/sanitize/package && \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  "$(abspath $(PY))" -m pytest "$(CURDIR)/python_tests" -q -p no:cacheprovider --capture=sys \
+	  -k "not compile and not opcheck"
 
 gpu-check:
 	benchmarks/gpu_check.sh

@@ -43,7 +43,9 @@ class Report:
             head = ["operator", "shape", "time", *(f"x {name}" for name in RATIOS), "GB/s", "copy GB/s", "of copy"]
             parts.append(_table(head, [_cells(row) for row in sorted(self.rows, key=_order)]))
             if any(_is_disturbed(row) for row in self.rows):
-                parts.append("~ disturbed: some contender's median is over twice its best round; run again on a quiet machine.")
+                parts.append(
+                    "~ disturbed: some contender's median is over twice its best round; run again on a quiet machine."
+                )
         if self.call_overhead:
             cells = [[name, f"{seconds * 1e6:.1f}"] for name, seconds in self.call_overhead.items()]
             parts.append(_table(["call without gradients", "µs above torch.add"], cells))

@@ -105,7 +105,9 @@ def step_cases(draw, device="cpu", dtype=torch.float32, output_dtypes=(torch.flo
     )
 
 
-def example_case(device="cpu", dtype=torch.float32, output_dtype=None, shape=(2, 3, 4, 3, 5, 7), guided=True) -> StepCase:
+def example_case(
+    device="cpu", dtype=torch.float32, output_dtype=None, shape=(2, 3, 4, 3, 5, 7), guided=True
+) -> StepCase:
     """One ordinary case, for tests that look at something other than the inputs."""
     generator = torch.Generator().manual_seed(7)
     latents, output_dtype = shape[:1] + shape[2:], output_dtype or dtype

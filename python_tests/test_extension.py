@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ KEYS = {"version", "compiled", "torch_built", "torch_running", "cuda", "cuda_arc
 
 WITHOUT_LIBRARY = """
 import json, sys, warnings
-sys.modules["vampo_core._C"] = None  # what an installation without a compiler looks like to an import
+sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
+if "hidden" in sys.argv:
+    sys.modules["vampo_core._C"] = None
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import torch
@@ -45,13 +48,16 @@ print(json.dumps(result))
 """
 
 
-@pytest.fixture(scope="module")
-def without_library():
-    root = str(Path(vampo_core.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+@pytest.fixture(scope="module", params=["hidden", "absent"])
+def without_library(request, tmp_path_factory):
+    """What a fresh interpreter makes of a library that cannot be imported, and of one that was never built."""
+    folder = tmp_path_factory.mktemp("source")
+    package = Path(vampo_core.__file__).parent
+    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("_C.*", "__pycache__"))
     process = subprocess.run(
-        [sys.executable, "-c", WITHOUT_LIBRARY], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+        [sys.executable, "-c", WITHOUT_LIBRARY, request.param], capture_output=True, text=True, cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 

@@ -1,6 +1,7 @@
 """gaussian_log_prob and its gradient against the float64 reference."""
 
 import math
+from dataclasses import replace
 
 import cases
 import pytest
@@ -36,9 +37,8 @@ def value_and_gradients(operator, actions, case, weights, **options):
 
 
 def double_case(case):
-    return cases.StepCase(
-        double(case.sample), double(case.model_output), double(case.noise), case.schedule, double(case.guidance), case.eta
-    )
+    fields = {name: double(getattr(case, name)) for name in ("sample", "model_output", "noise", "guidance")}
+    return replace(case, **fields)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -218,9 +218,15 @@ def test_compiled_equals_eager(device, fresh_compiler):
 
 
 @pytest.mark.requires_kernels
-@pytest.mark.parametrize("output_dtype", OUTPUT_DTYPES)
-@pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize(
+    ("output_dtype", "guided", "layout"),
+    [
+        (torch.float32, True, "contiguous"),
+        (torch.float32, False, "transposed"),
+        (torch.bfloat16, True, "transposed"),
+        (torch.float16, False, "contiguous"),
+    ],
+)
 def test_opcheck(device, output_dtype, guided, layout):
     case = example_case(device, output_dtype=output_dtype)
     a, b, sigma_up = euler_coefficients(1.8, 1.1, 1.0, "v_prediction")

@@ -21,11 +21,13 @@ def rewards_of(draw, device="cpu", dtype=torch.float32):
     return cases.lay_out(shifted.to(device), draw(st.sampled_from(layouts)))
 
 
-OPTIONS = st.fixed_dictionaries({
-    "eps": st.sampled_from((1e-8, 0.0, 0.1)),
-    "clip": st.sampled_from((None, 0.5, 5)),
-    "normalize_std": st.booleans(),
-})
+OPTIONS = st.fixed_dictionaries(
+    {
+        "eps": st.sampled_from((1e-8, 0.0, 0.1)),
+        "clip": st.sampled_from((None, 0.5, 5)),
+        "normalize_std": st.booleans(),
+    }
+)
 
 
 @given(st.data(), OPTIONS)

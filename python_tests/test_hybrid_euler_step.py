@@ -1,5 +1,7 @@
 """hybrid_euler_step against its float64 reference, and everything else its documentation promises."""
 
+from itertools import pairwise
+
 import cases
 import pytest
 import torch
@@ -248,7 +250,7 @@ def test_a_whole_schedule_compiles(device, fresh_compiler):
     sigmas = [20.0 * 0.7**i for i in range(12)] + [0.0]
 
     def sample_all(sample, model_output):
-        for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, sigma_next in pairwise(sigmas):
             sample = hybrid_euler_step(sample, model_output * sample, sigma=sigma, sigma_next=sigma_next).prev_sample
         return sample
 
@@ -273,9 +275,15 @@ def test_compiled_with_out(device, fresh_compiler):
 
 
 @pytest.mark.requires_kernels
-@pytest.mark.parametrize("output_dtype", OUTPUT_DTYPES)
-@pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize(
+    ("output_dtype", "guided", "layout"),
+    [
+        (torch.float32, True, "contiguous"),
+        (torch.float32, False, "transposed"),
+        (torch.bfloat16, True, "transposed"),
+        (torch.float16, False, "contiguous"),
+    ],
+)
 def test_opcheck(device, output_dtype, guided, layout):
     case = example_case(device, output_dtype=output_dtype)
     a, b, sigma_up = euler_coefficients(1.8, 1.1, 1.0, "v_prediction")

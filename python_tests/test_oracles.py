@@ -39,7 +39,7 @@ def euler_ancestral(prediction_type, num_inference_steps):
         **SVD_BETAS, prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1
     )
     scheduler.set_timesteps(num_inference_steps)
-    scheduler.set_begin_index(0)  # with duplicate timesteps diffusers would look up the second one
+    scheduler.set_begin_index(0)
     return scheduler
 
 
@@ -117,12 +117,12 @@ def test_a_group_is_several_ancestral_steps_from_one_sample(device, implementati
 def test_coefficients_of_the_deterministic_step(prediction_type, index):
     """What diffusers makes of a sample of one and of a model output of one."""
     columns = []
-    for sample, model_output in ((1.0, 0.0), (0.0, 1.0)):
+    for sample, model_output in torch.eye(2).unsqueeze(-1):
         scheduler = euler_discrete(prediction_type, 6)
         scheduler.set_begin_index(index)
         timestep = scheduler.timesteps[index]
         scheduler.scale_model_input(torch.zeros(1), timestep)
-        columns.append(float(scheduler.step(torch.tensor([model_output]), timestep, torch.tensor([sample])).prev_sample))
+        columns.append(float(scheduler.step(model_output, timestep, sample).prev_sample))
     sigma, sigma_next = (float(s) for s in scheduler.sigmas[index : index + 2])
     a, b, sigma_up = euler_coefficients(sigma, sigma_next, 0.0, prediction_type)
     assert sigma_up == 0
@@ -213,7 +213,9 @@ def test_step_log_prob_of_torch_distributions(device, implementation):
     sample, model_output = (torch.randn(SHAPE, generator=generator) for _ in range(2))
     noise = torch.randn((2, 4, *SHAPE[1:]), generator=generator)
     schedule = {"sigma": 3.0, "sigma_next": 2.0, "eta": 0.8, "prediction_type": "v_prediction"}
-    step = implementation.hybrid_euler_step(sample.to(device), model_output.to(device), **schedule, noise=noise.to(device))
+    step = implementation.hybrid_euler_step(
+        sample.to(device), model_output.to(device), **schedule, noise=noise.to(device)
+    )
     mean, sigma_up = independent_mean(sample.double(), model_output.double(), **schedule)
     density = torch.distributions.Normal(mean.unsqueeze(1), sigma_up).log_prob(step.prev_sample.double().cpu())
     assert relative_error(step.log_prob, density.mean((-3, -2, -1))) <= 1e-5
@@ -259,7 +261,7 @@ def test_reward_of_torch_functions(device, implementation):
 
 
 def test_scalings_keep_unit_variance():
-    """Table 1 of EDM with a data deviation of one: v-prediction is the parameterisation that keeps its target's scale."""
+    """Table 1 of EDM with a data deviation of one: v-prediction is what keeps the scale of its target."""
     for sigma in (0.002, 0.5, 80.0, 700.0):
         c_skip, c_out = denoiser_scalings(sigma, "v_prediction")
         assert c_skip**2 * (sigma**2 + 1) + c_out**2 == pytest.approx(1, rel=1e-12)

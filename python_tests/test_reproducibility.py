@@ -1,5 +1,7 @@
 """The same call gives the same bits: from run to run, for any number of threads, and inside a CUDA graph."""
 
+from dataclasses import replace
+
 import cases
 import pytest
 import torch
@@ -11,6 +13,13 @@ pytestmark = pytest.mark.requires_kernels
 
 # Many small frames, and few that are too large for one chunk or for the cache.
 SHAPES = ((4, 4, 8, 4, 25, 41), (1, 2, 1, 4, 160, 161), (1, 9, 1, 4, 256, 256))
+
+
+def change_latents(case, change):
+    """The case with another view of each tensor of latents."""
+    uncond = change(case.guidance["model_output_uncond"])
+    latents = {name: change(getattr(case, name)) for name in ("sample", "model_output", "noise")}
+    return replace(case, **latents, guidance={**case.guidance, "model_output_uncond": uncond})
 
 
 def step_arguments(case):
@@ -80,15 +89,7 @@ def test_from_run_to_run(device, operation, output_dtype):
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "offset"])
 def test_strides_change_nothing(device, operation, layout):
     case = example_case(device)
-    uncond = cases.lay_out(case.guidance["model_output_uncond"], layout)
-    strided = cases.StepCase(
-        sample=cases.lay_out(case.sample, layout),
-        model_output=cases.lay_out(case.model_output, layout),
-        noise=cases.lay_out(case.noise, layout),
-        schedule=case.schedule,
-        guidance={**case.guidance, "model_output_uncond": uncond},
-        eta=case.eta,
-    )
+    strided = change_latents(case, lambda latents: cases.lay_out(latents, layout))
     for result, expected in zip(operation(strided), operation(case), strict=True):
         assert_same(result, expected)
 
@@ -96,18 +97,12 @@ def test_strides_change_nothing(device, operation, layout):
 @operations
 def test_clips_do_not_depend_on_their_neighbours(device, operation):
     case = example_case(device, shape=(3, 2, 2, 4, 25, 41))
-    first = cases.StepCase(
-        sample=case.sample[:1],
-        model_output=case.model_output[:1],
-        noise=case.noise[:1],
-        schedule=case.schedule,
-        guidance={**case.guidance, "model_output_uncond": case.guidance["model_output_uncond"][:1]},
-        eta=case.eta,
-    )
-    if operation is log_prob_and_gradients:  # its weights depend on the batch
-        return assert_same(operation(first)[0], operation(case)[0][:1])
-    for result, whole in zip(operation(first), operation(case), strict=True):
-        assert_same(result, whole[:1])
+    first = change_latents(case, lambda latents: latents[:1])
+    results, whole = operation(first), operation(case)
+    if operation is log_prob_and_gradients:  # the weights of its gradients depend on the batch
+        results, whole = results[:1], whole[:1]
+    for result, expected in zip(results, whole, strict=True):
+        assert_same(result, expected[:1])
 
 
 def test_a_large_step_in_place():

@@ -71,7 +71,7 @@ def check_step(
         raise ValueError(
             f"{'neither' if noise is None else 'both'} of noise and seed given with eta > 0, expected exactly one"
         )
-    check_int("first_clip", first_clip, minimum=0, maximum=2**32 - 1)
+    check_int("first_clip", first_clip, minimum=0, maximum=2**32 - sample.shape[0])
     if num_generations is not None:
         num_generations = check_int("num_generations", num_generations, minimum=1)
     if noise is None:

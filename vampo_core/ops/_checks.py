@@ -90,10 +90,9 @@ def check_float(name: str, value: object, minimum: float = -math.inf) -> float:
     """Read a finite scalar as a Python float, never from an accelerator (that would synchronise)."""
     if isinstance(value, Tensor) and (value.device.type != "cpu" or value.ndim != 0):
         raise TypeError(f"{name} is a tensor of shape {tuple(value.shape)} on {value.device}, expected a number")
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}, expected a number") from None
+    if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    number = float(value)
     if not -math.inf < number < math.inf:
         raise ValueError(f"{name} is {number}, expected a finite number")
     if number < minimum:
