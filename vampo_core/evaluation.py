@@ -1,0 +1,146 @@
+"""Held-out metrics of a predictor, with bootstrap confidence intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vampo_core.data.clips import ClipItem, collate
+from vampo_core.diffusion.sampler import EulerHybridSampler
+from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.ops import latent_reward
+
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Mean over held-out clips and its 95 % bootstrap interval."""
+
+    mean: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Metrics of one predictor on held-out clips; ``reward`` is ``cosine - l1``, the paper's."""
+
+    l1: Metric
+    cosine: Metric
+    reward: Metric
+    num_clips: int
+    num_samples: int
+    per_frame: dict[str, list[float]]  # metric -> [F]
+    per_clip: dict[str, list[float]]  # metric -> [num_clips]
+    episode_ids: list[str]  # of each clip: intervals resample episodes, whose clips resemble each other
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EvalResult":
+        """The inverse of :meth:`to_dict`."""
+        metrics = {key: Metric(values[key]["mean"], tuple(values[key]["ci95"])) for key in ("l1", "cosine", "reward")}
+        return cls(**{**values, **metrics})
+
+
+def bootstrap(values: Sequence[float], groups: Sequence[str], *, seed: int = 0) -> Metric:
+    """Mean and 95 % percentile interval, resampling whole groups (episodes); single values where there is one group.
+
+    Source: Efron and Tibshirani 1993, chapter 13; resampling clusters, as clips of one episode are not independent.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    _, codes = np.unique(np.asarray(groups), return_inverse=True)
+    if codes.max(initial=0) == 0:
+        codes = np.arange(len(data))
+    num_groups = codes.max() + 1
+    sums, counts = np.bincount(codes, weights=data), np.bincount(codes)
+    picks = np.random.default_rng(seed).integers(num_groups, size=(NUM_RESAMPLES, num_groups))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Metric(float(data.mean()), (float(low), float(high)))
+
+
+def paired_difference(before: EvalResult, after: EvalResult, metric: str) -> Metric:
+    """``after - before`` of a metric on the same clips, with its interval.
+
+    Raises:
+        ValueError: the results are of different clips.
+    """
+    if before.episode_ids != after.episode_ids:
+        raise ValueError("before and after were evaluated on different clips, expected the same for a paired difference")
+    difference = np.subtract(after.per_clip[metric], before.per_clip[metric])
+    return bootstrap(difference.tolist(), before.episode_ids)
+
+
+def held_out_batch(dataset: Dataset[ClipItem], num_clips: int) -> dict[str, Any]:
+    """``num_clips`` clips spread evenly over a dataset, collated; all where it has fewer."""
+    total = len(dataset)  # type: ignore[arg-type]
+    indices = np.unique(np.linspace(0, total - 1, min(num_clips, total)).round().astype(int))
+    return collate([dataset[int(i)] for i in indices])
+
+
+@torch.no_grad()
+def predict(
+    model: VideoPredictor,
+    sampler: EulerHybridSampler,
+    batch: Mapping[str, Any],
+    *,
+    num_samples: int,
+    seed: int,
+    batch_size: int,
+) -> Tensor:  # [B, num_samples, F, C, h, w] on the CPU
+    """Draw videos as in training, ``num_samples`` of every clip; what a clip's are depends on seed and index alone."""
+    device = next(model.parameters()).device
+    videos = []
+    for start in range(0, len(batch["instruction"]), batch_size):
+        latents = batch["latents"][start : start + batch_size].to(device)
+        condition = model.condition(
+            instructions=batch["instruction"][start : start + batch_size], first_latents=latents[:, 0]
+        )
+        noise = sampler.initial_noise(
+            tuple(latents.shape), seed=seed, num_generations=num_samples, first_clip=start, device=device
+        )
+        rollout = sampler.rollout(
+            noise,
+            model.denoiser(condition, guidance=sampler.uses_guidance),
+            num_generations=num_samples,
+            seed=seed,
+            chunk_size=batch_size,
+            first_clip=start,
+        )
+        videos.append(rollout.latents.cpu())
+    return torch.cat(videos)
+
+
+def evaluate_predictor(
+    model: VideoPredictor,
+    sampler: EulerHybridSampler,
+    batch: Mapping[str, Any],  # collated held-out clips
+    *,
+    num_samples: int = 4,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> EvalResult:
+    """Latent L1, cosine and reward on held-out clips, under fixed noise, so that two models can be paired."""
+    was_training = model.training
+    model.eval()
+    videos = predict(model, sampler, batch, num_samples=num_samples, seed=seed, batch_size=batch_size)
+    model.train(was_training)
+    result = latent_reward(videos, batch["latents"].float())
+    episodes = list(batch["episode_id"])
+    values = {"l1": result.l1, "cosine": result.cosine, "reward": result.reward}  # each [B, num_samples, F]
+    per_clip = {name: value.mean((1, 2)).tolist() for name, value in values.items()}
+    return EvalResult(
+        **{name: bootstrap(per_clip[name], episodes) for name in values},
+        num_clips=len(episodes),
+        num_samples=num_samples,
+        per_frame={name: value.mean((0, 1)).tolist() for name, value in values.items()},
+        per_clip=per_clip,
+        episode_ids=episodes,
+    )
