@@ -25,7 +25,7 @@ test: install
 	$(PY) -m pytest python_tests
 
 bench: install
-	$(PY) -m pytest benchmarks
+	$(PY) -m pytest benchmarks -q --benchmark-disable-gc
 
 lint: install
 	$(PY) -m ruff check .

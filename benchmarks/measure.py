@@ -12,8 +12,9 @@ from contenders import OPERATORS, Case
 from shapes import TINY
 from torch import Tensor
 
-MIN_ROUNDS, MAX_ROUNDS = 3, 60
-CPU_SAMPLE_SECONDS = 3e-3  # calls of one contender within a round, together
+MIN_ROUNDS, MAX_ROUNDS = 3, 500
+CPU_SAMPLE_SECONDS = 3e-4  # calls of one contender within a round, together: far less than a scheduler's time slice
+HOST_SAMPLE_CALLS = 10
 CUDA_SAMPLE_CALLS = 20  # few enough for the launch queue to hold them behind the pause
 CUDA_CLOCK_HZ = 2e9  # an upper estimate: the pause may be longer than asked, never shorter
 MAX_BUFFER_SETS = 64
@@ -65,7 +66,7 @@ def call_overheads(device: str, budget: float) -> dict[str, float]:
     calls["torch.add"] = _cycle(torch.add, [(torch.ones(4, device=device), torch.ones(4, device=device))])
     for contender in calls.values():
         _warm_up(contender, device)
-    measurement = _interleave({name: partial(_host_seconds, calls[name], 100) for name in calls}, budget)
+    measurement = _interleave({name: partial(_host_seconds, calls[name], HOST_SAMPLE_CALLS) for name in calls}, budget)
     add = measurement.seconds.pop("torch.add")
     return {
         name: statistics.median(ours - theirs for ours, theirs in zip(seconds, add, strict=True))

@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,8 @@ try:
     from vampo_core import _C  # registers torch.ops.vampo_core.*
 except ImportError as error:
     _C = None  # type: ignore[assignment]
-    _import_error = str(error)
+    _built = any(Path(__file__).parent.glob("_C*.so"))
+    _missing = f"the compiled operators do not load ({error})" if _built else "there are no compiled operators"
 
 LOADED: bool = _C is not None
 _CUDA: bool = LOADED and bool(_C.build_info()["cuda"])
@@ -49,7 +51,7 @@ def has_kernel(tensor: torch.Tensor) -> bool:
     """Whether a compiled kernel serves this tensor's device and dtype; warns once for each reason it does not."""
     device = tensor.device.type
     if not LOADED:
-        reason = f"the compiled operators are missing ({_import_error}); build them with `pip install .`"
+        reason = f"{_missing}; build them with `pip install .`"
     elif device in ("cpu", "meta"):
         return True
     elif device != "cuda":

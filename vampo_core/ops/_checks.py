@@ -30,8 +30,8 @@ def check_dtype(name: str, value: Tensor, expected: Sequence[torch.dtype]) -> No
         raise TypeError(f"{name} has dtype {value.dtype}, expected {' or '.join(str(d) for d in expected)}")
 
 
-def check_shape(name: str, value: Tensor, expected: Sequence[int], axes: str) -> None:
-    if value.shape != torch.Size(expected):
+def check_shape(name: str, value: Tensor, expected: tuple[int, ...], axes: str) -> None:
+    if value.shape != expected:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)} [{axes}]")
 
 
@@ -88,10 +88,11 @@ def check_guidance(
 
 def check_float(name: str, value: object, minimum: float = -math.inf) -> float:
     """Read a finite scalar as a Python float, never from an accelerator (that would synchronise)."""
-    if isinstance(value, Tensor) and (value.device.type != "cpu" or value.ndim != 0):
-        raise TypeError(f"{name} is a tensor of shape {tuple(value.shape)} on {value.device}, expected a number")
-    if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
-        raise TypeError(f"{name} is {value!r}, expected a number")
+    if not isinstance(value, (float, int)):
+        if isinstance(value, Tensor) and (value.device.type != "cpu" or value.ndim != 0):
+            raise TypeError(f"{name} is a tensor of shape {tuple(value.shape)} on {value.device}, expected a number")
+        if not hasattr(value, "__float__"):
+            raise TypeError(f"{name} is {value!r}, expected a number")
     number = float(value)
     if not -math.inf < number < math.inf:
         raise ValueError(f"{name} is {number}, expected a finite number")
@@ -112,7 +113,7 @@ def check_int(name: str, value: object, minimum: int, maximum: int | None = None
     return value
 
 
-def check_out(out: object, like: Tensor, shape: Sequence[int], axes: str) -> None:
+def check_out(out: object, like: Tensor, shape: tuple[int, ...], axes: str) -> None:
     """``out`` must be a contiguous buffer of exactly the result's shape, dtype and device."""
     check_tensor("out", out, axes)
     assert isinstance(out, Tensor)
@@ -126,20 +127,18 @@ def check_out(out: object, like: Tensor, shape: Sequence[int], axes: str) -> Non
 
 def check_no_overlap(out: Tensor, **inputs: Tensor | None) -> None:
     """Refuse an ``out`` that shares memory with an input (storages cannot be inspected while tracing)."""
-    if torch.compiler.is_compiling() or out.numel() == 0 or out.device.type == "meta":
+    if torch.compiler.is_compiling() or out.is_meta:
         return
-    out_begin, out_end = _byte_range(out)
+    begin = out.data_ptr()
+    end = begin + out.nbytes
     for name, value in inputs.items():
-        if value is None or value.numel() == 0:
-            continue
-        begin, end = _byte_range(value)
-        if begin < out_end and out_begin < end:
+        if value is not None and value.data_ptr() < end and begin < _end(value):
             raise ValueError(f"out overlaps {name} in memory, expected a buffer of its own")
 
 
-def _byte_range(value: Tensor) -> tuple[int, int]:
-    begin = value.data_ptr()
+def _end(value: Tensor) -> int:
+    """Address behind a tensor's last element."""
     if value.is_contiguous():
-        return begin, begin + value.numel() * value.element_size()
-    span = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
-    return begin, begin + span * value.element_size()
+        return value.data_ptr() + value.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.data_ptr() + (last + 1) * value.element_size()

@@ -1,7 +1,10 @@
 """Scalars of one Euler step, computed on the host in float64."""
 
+import functools
 import math
 from typing import Literal, NamedTuple
+
+import torch
 
 from vampo_core.ops._checks import check_float
 
@@ -61,6 +64,12 @@ def euler_coefficients(
     """
     sigma, sigma_next = check_float("sigma", sigma), check_float("sigma_next", sigma_next)
     eta = check_float("eta", eta, minimum=0)
+    if torch.compiler.is_compiling():  # Dynamo traces no caches
+        return _coefficients(sigma, sigma_next, eta, prediction_type)
+    return _cached_coefficients(sigma, sigma_next, eta, prediction_type)
+
+
+def _coefficients(sigma: float, sigma_next: float, eta: float, prediction_type: PredictionType) -> EulerCoefficients:
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}, expected a number above 0")
     if not 0 <= sigma_next < sigma:
@@ -73,3 +82,6 @@ def euler_coefficients(
         )
     r = (sigma_down - sigma) / sigma
     return EulerCoefficients(a=1 + r * (1 - c_skip), b=-r * c_out, sigma_up=sigma_up)
+
+
+_cached_coefficients = functools.lru_cache(maxsize=1024)(_coefficients)
