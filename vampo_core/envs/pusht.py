@@ -44,7 +44,7 @@ class PushT(gymnasium.Env):
         self._env = PushTEnv(obs_type="pixels", observation_width=_RENDER_SIZE, observation_height=_RENDER_SIZE)
         self.action_space = self._env.action_space
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self._pixels = np.zeros((image_size, image_size, 3), np.uint8)
+        self._pixels: np.ndarray = np.zeros((image_size, image_size, 3), np.uint8)
         self._num_steps: int | None = None
 
     def reset(
