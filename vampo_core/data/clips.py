@@ -117,7 +117,12 @@ class ClipDataset(Dataset[ClipItem]):
     def skipped(self) -> list[Skipped]:
         """Episodes found unreadable so far, by any worker."""
         numbers = self._unreadable.nonzero().flatten().tolist()
-        return [Skipped(self.episodes[n].episode_id, self._reasons.get(n, "found by a worker")) for n in numbers]
+        return [
+            Skipped(
+                self.episodes[n].episode_id, self._reasons.get(n, "the worker that found it says why in its warning")
+            )
+            for n in numbers
+        ]
 
     def clip(self, index: int) -> Clip:
         """Which frames of which episode clip ``index`` is, without reading them."""

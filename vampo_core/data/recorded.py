@@ -6,7 +6,7 @@
     <root>/episodes/000000/video.mp4        T frames, H.264 in RGB, without loss
     <root>/episodes/000000/episode.safetensors
         actions [T-1, A], states [T, S], privileged_states [T, P], all float32;
-        header "vampo_core": JSON of episode_id, length (T), success, seed, instruction, fps
+        header "vampo_core": JSON of episode_id, length (T), success, seed, instruction, fps, video_crc32
     <root>/latents/<name>/000000.safetensors
         latents [T, C, h, w], written by vampo_core.data.encode
 
@@ -14,7 +14,9 @@ Frame t shows ``states[t]``; ``actions[t]`` leads from frame t to frame t+1. An 
 once it is whole. The same seed gives the same bytes.
 """
 
+import dataclasses
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ from vampo_core.data.episode import (
 )
 from vampo_core.data.files import publish, temporary_beside
 from vampo_core.data.latent_files import latents_path, read_latents
-from vampo_core.data.video import count_frames, read_frames, write_video
+from vampo_core.data.video import read_frames, write_video
 
 FORMAT, VERSION = "vampo_core.recorded", 1
 _HEADER = "vampo_core"
@@ -51,6 +53,8 @@ class EpisodeHeader:
     seed: int
     instruction: str
     fps: float
+    video_crc32: int = 0
+    """Set on writing: decoders make something up from a damaged video rather than complain."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class RecordedEpisode:
     def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
         indices = check_indices(indices, self.length)
         with reading(self.dataset, self.episode_id):
+            _check_video(self.folder, self.header)
             return read_frames(self.video_path, indices)
 
     def latents(self, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32
@@ -185,12 +190,18 @@ def episode_folder(root: Path, index: int) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the folder holds a complete episode: both files open and agree on the number of frames."""
+    """Whether the folder holds a complete, undamaged episode."""
     try:
         with reading("", folder.name):
-            return read_header(folder).length == count_frames(folder / _VIDEO)
+            _check_video(folder, read_header(folder))
     except EpisodeError:
         return False
+    return True
+
+
+def _check_video(folder: Path, header: EpisodeHeader) -> None:
+    if zlib.crc32((folder / _VIDEO).read_bytes()) != header.video_crc32:
+        raise ValueError(f"{_VIDEO} is truncated or damaged (its checksum differs)")
 
 
 def write_episode(
@@ -205,6 +216,7 @@ def write_episode(
     temporary.mkdir()
     num_frames = write_video(temporary / _VIDEO, frames, header.fps)
     assert num_frames == header.length, (num_frames, header.length)
+    header = dataclasses.replace(header, video_crc32=zlib.crc32((temporary / _VIDEO).read_bytes()))
     arrays = {name: np.ascontiguousarray(rows, np.float32) for name, rows in arrays.items()}
     # one entry, because safetensors orders several at random and equal episodes should be equal bytes
     save_file(arrays, temporary / _ARRAYS, metadata={_HEADER: json.dumps(vars(header))})
