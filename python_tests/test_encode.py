@@ -66,8 +66,8 @@ def test_second_run_encodes_only_what_changed(tmp_path):
     result = encode(dataset, codec, progress=False)
     assert (result.num_encoded, result.num_reused, codec.num_frames) == (1, 2, 7)
     assert cut.read_bytes() == before
-    make_dataset(tmp_path, lengths=(5, 7, 6))
-    result = encode(RecordedDataset(tmp_path), PoolCodec(), progress=False)
+    dataset = make_dataset(tmp_path, lengths=(5, 7, 6))
+    result = encode(dataset, PoolCodec(), progress=False)
     assert (result.num_encoded, result.num_reused) == (1, 2)
     assert encode(dataset, PoolCodec("other"), progress=False).num_encoded == 3
 

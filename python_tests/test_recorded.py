@@ -82,7 +82,8 @@ def test_killed_recording_resumes_to_the_same_bytes(tmp_path):
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not episode_folder(tmp_path / "killed", 2).exists():
+    episodes = tmp_path / "killed" / "episodes"
+    while len(list(episodes.glob("0*"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline, "recording did not get going"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -90,23 +91,18 @@ def test_killed_recording_resumes_to_the_same_bytes(tmp_path):
     while _group_is_alive(process.pid):  # its workers follow it
         assert time.monotonic() < deadline, "workers outlived their killed parent"
         time.sleep(0.05)
-    recorded = [p for p in (tmp_path / "killed" / "episodes").glob("0*")]
+    recorded = list(episodes.glob("0*"))
     assert 3 <= len(recorded) < 500 and all(map(is_whole, recorded))
-    record_short(tmp_path / "killed", len(recorded) + 2)
-    record_short(tmp_path / "whole", len(recorded) + 2)
+    num_episodes = max(int(p.name) for p in recorded) + 2
+    record_short(tmp_path / "killed", num_episodes)
+    record_short(tmp_path / "whole", num_episodes)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def _group_is_alive(group):
-    stats = (p.read_text() for p in _stat_files())
-    fields = (s.rpartition(")")[2].split() for s in stats)
-    return any(f[2] == str(group) and f[0] != "Z" for f in fields)
-
-
-def _stat_files():
-    from pathlib import Path
-
-    return [p / "stat" for p in Path("/proc").glob("[0-9]*") if (p / "stat").exists()]
+    listing = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    processes = (line.split() for line in listing.splitlines())
+    return any(pgid == str(group) and not state.startswith("Z") for pgid, state in processes)
 
 
 def test_existing_episodes_are_kept_and_damaged_ones_redone(tmp_path):
