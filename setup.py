@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -53,4 +53,10 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", build], check=True)
 
 
-setup(ext_modules=[Extension("vampo_core._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    packages=[*find_packages(include=["vampo_core*"]), "vampo_core.configs"],
+    package_dir={"vampo_core.configs": "configs"},  # the presets, beside the package in a checkout, inside it in a wheel
+    package_data={"vampo_core": ["py.typed"], "vampo_core.configs": ["*.yaml"]},
+    ext_modules=[Extension("vampo_core._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
