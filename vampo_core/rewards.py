@@ -5,6 +5,7 @@ A reward function takes ``pred [B, G, F, C, H, W]``, ``target [B, F, C, H, W]`` 
 :class:`~vampo_core.ops.LatentReward`. It may be any callable; its ``__name__`` is the name under which it is logged.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vampo_core.config import RewardConfig
+from vampo_core.models.codec import Codec
 from vampo_core.ops import LatentReward, latent_reward
 
 RewardFunction = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor | LatentReward]
@@ -92,3 +95,16 @@ def evaluate_rewards(
         parts[name] = result.detach().to(total)
         total = total + weight * parts[name]
     return Rewards(total, parts)
+
+
+def configured_rewards(config: RewardConfig, codec: Codec) -> list[tuple[RewardFunction, float]]:
+    """The built-in rewards with a weight above 0."""
+    functions: list[tuple[RewardFunction, float]] = []
+    if config.l1_weight or config.cosine_weight:
+        weighted = functools.partial(latent, l1_weight=config.l1_weight, cosine_weight=config.cosine_weight)
+        functions.append((functools.update_wrapper(weighted, latent), 1.0))
+    if config.motion_weight:
+        functions.append((motion, config.motion_weight))
+    if config.pixel_weight:
+        functions.append((pixel(codec.decode), config.pixel_weight))
+    return functions

@@ -20,9 +20,11 @@ class ModelOutput:
     cond: Tensor  # [B, F, C, h, w]
     uncond: Tensor | None  # [B, F, C, h, w]
 
-    def detach(self) -> "ModelOutput":
-        """The same without its graph."""
-        return ModelOutput(self.cond.detach(), None if self.uncond is None else self.uncond.detach())
+    def guided(self, scale: Tensor | None) -> Tensor:  # scale [F]
+        """Classifier-free guidance, in float32; the conditional output where there is none."""
+        if self.uncond is None or scale is None:
+            return self.cond.float()
+        return self.uncond.float() + scale.view(-1, 1, 1, 1) * (self.cond.float() - self.uncond.float())
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,10 @@ class RolloutEngine:
         """The denoiser's output with gradient, through the distributed wrapper."""
         denoise = self.model.denoiser(condition, guidance=self.sampler.uses_guidance, model=self.wrapped)
         return ModelOutput(*denoise(sample, sigma, None))
+
+    def num_parts(self, rollout: GroupRollout) -> int:
+        """How many parts :meth:`log_probs` yields."""
+        return sum(1 if step.sample.ndim == 5 else step.sample.shape[0] for step in rollout.steps)
 
     def log_probs(self, rollout: GroupRollout) -> Iterator[tuple[RolloutStep, slice, Tensor, ModelOutput]]:
         """Log-probabilities with gradient of every stochastic step, in parts that each need one forward pass.
