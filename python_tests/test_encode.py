@@ -62,10 +62,12 @@ def test_second_run_encodes_only_what_changed(tmp_path):
     cut = latents_path(tmp_path, "pool", "000001")
     before = cut.read_bytes()
     cut.write_bytes(before[:-10])
+    leftover = cut.with_name(".000002.safetensors.0123456789ab.tmp")
+    leftover.write_bytes(b"half")
     codec = PoolCodec()
     result = encode(dataset, codec, progress=False)
     assert (result.num_encoded, result.num_reused, codec.num_frames) == (1, 2, 7)
-    assert cut.read_bytes() == before
+    assert cut.read_bytes() == before and not leftover.exists()
     dataset = make_dataset(tmp_path, lengths=(5, 7, 6))
     result = encode(dataset, PoolCodec(), progress=False)
     assert (result.num_encoded, result.num_reused) == (1, 2)

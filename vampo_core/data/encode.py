@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
+from vampo_core.data.files import remove_leftovers
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
 from vampo_core.data.video import image_hw, resize_frames
 
@@ -76,6 +77,7 @@ def encode(
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     name = latents_name(codec, image_size)
     size = None if image_size is None else image_hw(image_size)
+    remove_leftovers(dataset.root / "latents" / name)
     skipped: list[Skipped] = []
     num_encoded = num_reused = 0
     for episode in tqdm(dataset.episodes, desc=f"encode {dataset.name}", disable=not progress):

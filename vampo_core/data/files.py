@@ -37,8 +37,8 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted :func:`publish` left in ``folder``."""
-    for leftover in folder.glob(".*.tmp"):
+    """Remove what interrupted writes left in ``folder`` and below."""
+    for leftover in list(folder.rglob(".*.tmp")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
