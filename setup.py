@@ -55,7 +55,9 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=[*find_packages(include=["vampo_core*"]), "vampo_core.configs"],
-    package_dir={"vampo_core.configs": "configs"},  # the presets, beside the package in a checkout, inside it in a wheel
+    package_dir={
+        "vampo_core.configs": "configs"
+    },  # the presets: inside the package in a wheel, beside it in a checkout
     package_data={"vampo_core": ["py.typed"], "vampo_core.configs": ["*.yaml"]},
     ext_modules=[Extension("vampo_core._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -23,7 +23,8 @@ def flush(path: Path) -> None:
 def publish(temporary: Path, path: Path) -> None:
     """Rename a finished file, or a folder with all it holds, into place; a file that stood there is replaced."""
     for entry in temporary.rglob("*"):
-        flush(entry)
+        if not entry.is_symlink():
+            flush(entry)
     flush(temporary)
     os.replace(temporary, path)
     flush(path.parent)
