@@ -73,7 +73,7 @@ def paired_difference(before: EvalResult, after: EvalResult, metric: str) -> Met
         ValueError: the results are of different clips.
     """
     if before.episode_ids != after.episode_ids:
-        raise ValueError("before and after were evaluated on different clips, expected the same for a paired difference")
+        raise ValueError("before and after are of different clips, expected the same for a paired difference")
     difference = np.subtract(after.per_clip[metric], before.per_clip[metric])
     return bootstrap(difference.tolist(), before.episode_ids)
 

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset, clip_loader
+from vampo_core.diffusion.noise import stream_seed
 from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.models.condition import Condition
 from vampo_core.models.video_predictor import VideoPredictor
-from vampo_core.ops.coefficients import denoiser_scalings
+from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
+from vampo_core.ops.philox import philox_normal
 from vampo_core.trainable import Trainable
 from vampo_core.training_run import TrainingRun, TrainResult
+
+_SIGMA_STREAM, _NOISE_STREAM = 1 << 41, 1 << 42  # of the run's seed; step n draws from stream _STREAM + n
 
 
 def edm_loss(
@@ -25,7 +29,7 @@ def edm_loss(
     *,
     sigma: Tensor,  # [B]
     noise: Tensor,  # like latents
-    prediction_type: str,
+    prediction_type: PredictionType,
 ) -> Tensor:  # []
     """Weighted denoising loss of EDM (Karras et al. 2022, equations 2 and 8, table 1): in units of the raw output.
 
@@ -101,20 +105,24 @@ class Pretrainer:
         """The denoising loss of a batch, whose noise follows from seed, iteration and process alone."""
         device = self.accelerator.device
         latents = batch["latents"].to(device)
-        generator = torch.Generator().manual_seed(
-            hash((self.config.run.seed, iteration, self.accelerator.process_index)) & 0x7FFFFFFFFFFFFFFF
-        )
-        log_sigma = self.config.pretrain.p_mean + self.config.pretrain.p_std * torch.randn(
-            latents.shape[0], generator=generator
-        )
-        noise = torch.randn(latents.shape, generator=generator)
+        settings, first_clip = self.config.pretrain, self.accelerator.process_index * latents.shape[0]
+        draws = [
+            philox_normal(
+                (shape[0], 1, *shape[1:]),
+                seed=stream_seed(self.config.run.seed, stream + iteration),
+                first_clip=first_clip,
+                device=device,
+            )[:, 0]
+            for stream, shape in ((_SIGMA_STREAM, (latents.shape[0], 1, 1, 1, 1)), (_NOISE_STREAM, latents.shape))
+        ]
+        log_sigma = settings.p_mean + settings.p_std * draws[0].flatten()
         condition = self.model.condition(instructions=batch["instruction"], first_latents=latents[:, 0])
         return edm_loss(
             self.trainable.wrapped,
             latents,
             condition,
-            sigma=log_sigma.exp().to(device),
-            noise=noise.to(device),
+            sigma=log_sigma.exp(),
+            noise=draws[1],
             prediction_type=self.sampler.prediction_type,
         )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vampo_core.config import RewardConfig
-from vampo_core.models.codec import Codec
+from vampo_core.models.codec import AnyCodec
 from vampo_core.ops import LatentReward, latent_reward
 
 RewardFunction = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor | LatentReward]
@@ -97,7 +97,7 @@ def evaluate_rewards(
     return Rewards(total, parts)
 
 
-def configured_rewards(config: RewardConfig, codec: Codec) -> list[tuple[RewardFunction, float]]:
+def configured_rewards(config: RewardConfig, codec: AnyCodec) -> list[tuple[RewardFunction, float]]:
     """The built-in rewards with a weight above 0."""
     functions: list[tuple[RewardFunction, float]] = []
     if config.l1_weight or config.cosine_weight:

@@ -42,7 +42,8 @@ class Trainable:
         if not train_text and isinstance(model.text_encoder, nn.Module):
             model.text_encoder.requires_grad_(False)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.names, self.parameters = list(trained), list(trained.values())
+        self.names = list(trained)
+        self.parameters: list[nn.Parameter] = list(trained.values())
         if not self.parameters:
             raise ValueError("model has no parameters that require grad, expected at least one")
         optimizer = torch.optim.AdamW(
@@ -113,7 +114,9 @@ class Trainable:
     def state_dict(self) -> TrainerState:
         """Everything that an exact continuation needs: weights under training, optimizer, EMA, number of updates."""
         counters: dict[str, Any] = {"num_updates": self.num_updates}
-        weights = {"policy": dict(zip(self.names, self.parameters, strict=True))}
+        weights: dict[str, dict[str, Tensor]] = {
+            "policy": {name: p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
+        }
         if self.ema is not None:
             weights["ema"] = dict(zip(self.names, self.ema.shadow_params, strict=True))
             counters["ema_steps"] = self.ema.optimization_step

@@ -1,4 +1,4 @@
-"""What pretraining and post-training share around their loops: run folder, metrics, checkpoints, evaluation, signals."""
+"""What pretraining and post-training share: run folder, metrics, checkpoints, evaluation, signals."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -77,7 +77,8 @@ class TrainingRun:
 
     def __enter__(self) -> "TrainingRun":
         self._stop.__enter__()
-        self._trackers = Trackers(self.config) if self._folder is not None else None
+        resume_at = None if self._folder is None or self._folder.checkpoint is None else self.iteration
+        self._trackers = Trackers(self.config, resume_at=resume_at) if self._folder is not None else None
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -103,7 +104,7 @@ class TrainingRun:
                 self._show(bar)
 
     def finish(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the record of the iteration that is done: evaluate, log and save where it is time to; returns its row."""
+        """Take the record of the iteration that is done: evaluate, log and save where it is time; return its row."""
         self.iteration += 1
         row: dict[str, Any] = {"iteration": self.iteration, **record}
         ends = self.iteration == self.num_iterations or self._stopping()

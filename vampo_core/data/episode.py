@@ -35,13 +35,30 @@ class EpisodeError(RuntimeError):
 class Episode(Protocol):
     """One recorded trajectory of ``length`` (T) frames. Reads its files when asked, holds none open."""
 
-    dataset: str
-    """Name of the dataset it belongs to; part of a clip's identity."""
-    episode_id: str
-    """Unique within the dataset; may contain slashes."""
-    instruction: str
-    length: int
-    video_path: Path
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset it belongs to; part of a clip's identity."""
+        ...
+
+    @property
+    def episode_id(self) -> str:
+        """Unique within the dataset; may contain slashes."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """What the robot was told to do."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Number of frames (T)."""
+        ...
+
+    @property
+    def video_path(self) -> Path:
+        """Where its video lies."""
+        ...
 
     @property
     def actions(self) -> Tensor:  # [T, A] float32
@@ -67,8 +84,16 @@ class EpisodeSource(Protocol):
 
     name: str
     root: Path
-    episodes: Sequence[Episode]
-    skipped: "Sequence[Skipped]"
+
+    @property
+    def episodes(self) -> "Sequence[Episode]":
+        """Those that can be read."""
+        ...
+
+    @property
+    def skipped(self) -> "Sequence[Skipped]":
+        """Those that cannot."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,7 @@ class RolloutEngine:
             model_output_uncond=output.uncond,
             first_clip=first_clip,
         )
-        tail = sampler.tail(
-            drawn.prev_sample, frozen, chunk_size=self.chunk_size, seed=seed, first_clip=first_clip
-        )
+        tail = sampler.tail(drawn.prev_sample, frozen, chunk_size=self.chunk_size, seed=seed, first_clip=first_clip)
         index = sampler.first_stochastic_step
         assert drawn.log_prob is not None
         first = RolloutStep(

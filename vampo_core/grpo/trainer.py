@@ -183,9 +183,7 @@ class VampoTrainer:
             losses.append(loss)
         return losses
 
-    def _kl(
-        self, rollout: GroupRollout, sample: Tensor, step_index: int, clips: slice, output: ModelOutput
-    ) -> Tensor:
+    def _kl(self, rollout: GroupRollout, sample: Tensor, step_index: int, clips: slice, output: ModelOutput) -> Tensor:
         """KL divergence of the policy from the base at one step, with gradient to the policy."""
         assert self.reference is not None
         rows = torch.arange(clips.start, clips.stop, device=sample.device)
@@ -210,10 +208,7 @@ class VampoTrainer:
             "reward_mean": rewards.mean(),
             "reward_std": spread.mean(),
             "zero_std_fraction": (spread == 0).float().mean(),
-            **{
-                name: torch.cat([score.parts[name] for score, _ in scores]).mean()
-                for name in scores[0][0].parts
-            },
+            **{name: torch.cat([score.parts[name] for score, _ in scores]).mean() for name in scores[0][0].parts},
             **{
                 name: torch.stack([getattr(loss, name) for loss in losses]).mean()
                 for name in ("ratio_mean", "approx_kl", "clip_fraction")

@@ -19,11 +19,20 @@ from vampo_core.ops._checks import check_int
 class Codec(Protocol):
     """What a predictor asks of its codec. Frames are in [0, 1], RGB; leading axes may be ``[N]`` or ``[B, F]``."""
 
-    latent_channels: int
-    spatial_ratio: int
-    """Pixels per latent along each side."""
-    scaling_factor: float
-    """Latents are the codec's own times this; a first-frame condition is not (SVD)."""
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        ...
+
+    @property
+    def spatial_ratio(self) -> int:
+        """Pixels per latent along each side."""
+        ...
+
+    @property
+    def scaling_factor(self) -> float:
+        """Latents are the codec's own times this; a first-frame condition is not (SVD)."""
+        ...
 
     def encode(self, frames: Tensor) -> Tensor:
         """``[..., 3, H, W]`` to latents ``[..., C, H / ratio, W / ratio]`` of about unit variance."""
@@ -121,6 +130,41 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         _check_frames(frames, self.spatial_ratio)
 
 
+class LatentCodec(ConfigMixin):
+    """Stands for a codec that is not at hand: the data came as its latents, and no frame is encoded or decoded here."""
+
+    config_name = "config.json"  # type: ignore[assignment]
+
+    @register_to_config
+    def __init__(self, latent_channels: int, spatial_ratio: int = 8, scaling_factor: float = 1.0):
+        self.latent_channels, self.spatial_ratio = latent_channels, spatial_ratio
+        self.scaling_factor = scaling_factor
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Impossible.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("this predictor was trained on ready-made latents and has no codec, expected latents")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Impossible.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("this predictor was trained on ready-made latents and has no codec to decode them with")
+
+    def fingerprint(self) -> str:
+        """Of the settings."""
+        return f"latents-{self.latent_channels}"
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the settings."""
+        self.save_config(folder)
+
+
 class VAECodec(nn.Module):
     """SVD's ``AutoencoderKLTemporalDecoder``: latents are the posterior's mode times the scaling factor."""
 
@@ -175,6 +219,9 @@ class VAECodec(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the VAE as a diffusers model folder."""
         self.vae.save_pretrained(folder)
+
+
+AnyCodec = PatchCodec | LatentCodec | VAECodec
 
 
 def _unit_float(frames: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from vampo_core.models.codec import PatchCodec, VAECodec
+from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.image import ClipImageEncoder
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text import ClipTextEncoder, InstructionEncoder
@@ -70,9 +70,12 @@ def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionM
     return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant=variant)
 
 
-def load_codec(folder: Path, variant: str | None) -> PatchCodec | VAECodec:
-    """Our patch codec, or SVD's VAE."""
+def load_codec(folder: Path, variant: str | None) -> PatchCodec | LatentCodec | VAECodec:
+    """Our patch codec, what stands for a missing one, or SVD's VAE."""
     if (folder / "codec").is_dir():
+        description = json.loads((folder / "codec" / "config.json").read_text())
+        if description.get("_class_name") == "LatentCodec":
+            return LatentCodec.from_config(description)
         return load_model(PatchCodec, folder / "codec").requires_grad_(False)
     return VAECodec(load_model(AutoencoderKLTemporalDecoder, folder / "vae", variant=variant))
 

@@ -16,7 +16,7 @@ from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import Denoise
 from vampo_core.models import folder as parts
 from vampo_core.models import lora
-from vampo_core.models.codec import PatchCodec, VAECodec
+from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.condition import Condition
 from vampo_core.models.default import default_scheduler, default_unet
 from vampo_core.models.image import ClipImageEncoder
@@ -46,7 +46,7 @@ class VideoPredictor(nn.Module):
     def __init__(
         self,
         unet: UNetSpatioTemporalConditionModel,
-        codec: PatchCodec | VAECodec,
+        codec: PatchCodec | LatentCodec | VAECodec,
         *,
         text_encoder: InstructionEncoder | ClipTextEncoder | None = None,
         image_encoder: ClipImageEncoder | None = None,
@@ -81,7 +81,7 @@ class VideoPredictor(nn.Module):
     @classmethod
     def create(
         cls,
-        codec: PatchCodec,
+        codec: PatchCodec | LatentCodec,
         *,
         num_frames: int = 8,
         sample_size: int | None = None,
@@ -92,7 +92,7 @@ class VideoPredictor(nn.Module):
         """An untrained small predictor, the embedded default; its weights follow torch's global seed.
 
         Args:
-            codec: a fitted patch codec.
+            codec: a fitted patch codec, or what stands for the one that made the data's latents.
             num_frames: F.
             sample_size: latents along each side, noted in the config.
             sigma_max: largest noise level.

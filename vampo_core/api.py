@@ -1,0 +1,97 @@
+"""The three calls: ``train``, ``pretrain`` and ``evaluate``."""
+
+from pathlib import Path
+
+import torch
+
+from vampo_core.config import VampoConfig, load_config
+from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
+from vampo_core.grpo.trainer import VampoTrainer
+from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.prepare import base_config, load_predictor, new_predictor, prepare_clips, prepare_codec
+from vampo_core.pretrain import Pretrainer
+from vampo_core.training_run import TrainResult
+
+
+def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None) -> TrainResult:
+    """Post-train a video predictor with VAMPO.
+
+    What a preset needs and is not there yet, data or base model, is made first.
+
+    Args:
+        config: a configuration, the path of one, or a preset's name, such as ``"pusht"``.
+        overrides: settings to change, such as ``"grpo.num_generations=8"``.
+        resume_from: run folder or checkpoint of an earlier part of this run.
+
+    Returns:
+        The checkpoint, the history, and held-out metrics before and after.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong, or the run folder holds a run already.
+        NonFiniteError: a loss, reward or gradient is not finite; the last checkpoint is intact.
+    """
+    config = _configured(config, overrides)
+    source = config.model.pretrained
+    if source is None:
+        source = str(_base(config).checkpoint)
+    model = load_predictor(config, source)
+    clips = prepare_clips(config, model.codec)
+    trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
+    return trainer.train(resume_from)
+
+
+def pretrain(config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None) -> TrainResult:
+    """Train a predictor on expert videos by denoising likelihood, from ``model.pretrained`` or from scratch.
+
+    Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
+    """
+    return _pretrain(_configured(config, overrides), resume_from)
+
+
+def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:
+    """Held-out metrics of a predictor.
+
+    Args:
+        checkpoint: model folder, checkpoint or run folder.
+        config: says which clips are held out, how videos are sampled, and how many.
+        overrides: settings to change.
+
+    Raises:
+        ValueError: there is no predictor at ``checkpoint``.
+    """
+    config = _configured(config, overrides)
+    model = load_predictor(config, checkpoint)
+    clips = prepare_clips(config, model.codec)
+    return evaluate_predictor(
+        model,
+        model.sampler(**config.sampler.overrides()),
+        held_out_batch(clips.held_out, config.evaluation.num_clips),
+        num_samples=config.evaluation.num_samples,
+        seed=config.evaluation.seed,
+        batch_size=config.evaluation.batch_size,
+    )
+
+
+def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) -> VampoConfig:
+    config = load_config(config, *overrides)
+    if config.run.num_threads:
+        torch.set_num_threads(config.run.num_threads)
+    return config
+
+
+def _base(config: VampoConfig) -> TrainResult:
+    """The base model of a configuration: pretrained now, continued where it was interrupted, or found complete."""
+    codec = prepare_codec(config)
+    settings = base_config(config, codec)
+    begun = (Path(settings.run.dir) / "checkpoints").is_dir()
+    print(f"base model: {settings.run.dir}" + (" (found)" if begun else ""))
+    return _pretrain(settings, settings.run.dir if begun else None, new_predictor(settings, codec))
+
+
+def _pretrain(config: VampoConfig, resume_from: str | Path | None, model: VideoPredictor | None = None) -> TrainResult:
+    if model is None:
+        source = config.model.pretrained
+        model = load_predictor(config, source) if source else new_predictor(config, prepare_codec(config))
+    clips = prepare_clips(config, model.codec)
+    trainer = Pretrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
+    return trainer.train(resume_from)
