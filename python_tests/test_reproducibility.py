@@ -124,6 +124,15 @@ def test_a_large_step_in_place():
     assert relative_error(sample, torch.cat(per_frame, 1)) <= 1e-6
 
 
+def test_a_large_group_is_its_parts():
+    case = example_case(shape=(1, 3, 1, 1, 877, 877))
+    whole = with_noise(case)
+    for generation in range(3):
+        part = replace(case, noise=case.noise[:, generation : generation + 1])
+        for result, expected in zip(with_noise(part), whole, strict=True):
+            assert_same(result, expected[:, generation : generation + 1])
+
+
 @pytest.mark.requires_cuda
 @operations
 def test_inside_a_cuda_graph(operation):

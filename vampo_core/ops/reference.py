@@ -29,7 +29,7 @@ def _mean(step: StepArguments, sample: Tensor, model_output: Tensor, uncond: Ten
         uncond = uncond.to(sample.dtype)
         scale = step.guidance_scale if step.guidance_per_frame is None else step.guidance_per_frame[:, None, None, None]
         model_output = uncond + scale * (model_output - uncond)
-    return step.a * sample + step.b * model_output
+    return (step.a * sample + step.b * model_output).contiguous()
 
 
 def _log_density(z: Tensor, sigma_up: float, reduction: Reduction) -> Tensor:
@@ -79,7 +79,7 @@ def hybrid_euler_step(
         noise = philox_normal(
             step.out_shape, seed=seed, first_clip=first_clip, dtype=sample.dtype, device=sample.device
         )
-    prev_sample = mean.unsqueeze(1) + step.sigma_up * noise
+    prev_sample = (mean.unsqueeze(1) + step.sigma_up * noise).contiguous()
     log_prob = _log_density(noise, step.sigma_up, "mean")
     return HybridEulerStep(prev_sample if out is None else out.copy_(prev_sample), log_prob)
 
