@@ -5,9 +5,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import EulerDiscreteScheduler
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler, EulerDiscreteSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -118,7 +117,7 @@ class EulerHybridScheduler(EulerDiscreteScheduler):
         if self.step_index is None:
             self._init_step_index(timestep)
         index = self.step_index
-        if self.config.eta == 0 or index not in self.config.stochastic_steps:
+        if self.config["eta"] == 0 or index not in self.config["stochastic_steps"]:
             prev_sample, denoised = super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict=False
             )
@@ -135,21 +134,21 @@ class EulerHybridScheduler(EulerDiscreteScheduler):
             video.contiguous(),
             sigma=sigma,
             sigma_next=sigma_next,
-            eta=self.config.eta,
+            eta=self.config["eta"],
             prediction_type=self._prediction_type,
             noise=_as_video("noise", noise.view(sample.shape)).to(torch.float32).unsqueeze(1),
         )
         assert step.log_prob is not None
         c_skip, c_out = denoiser_scalings(sigma, self._prediction_type)
         denoised = c_skip * sample.to(torch.float32) + c_out * model_output
-        self._step_index += 1
+        self._step_index = index + 1  # type: ignore[assignment]
         prev_sample = step.prev_sample.view(sample.shape).to(model_output.dtype)
         return self._output(prev_sample, denoised, step.log_prob.view(sample.shape[: sample.ndim - 3]), return_dict)
 
     @property
     def _prediction_type(self):
-        original = self.config.prediction_type == "original_sample"
-        return "sample" if original else self.config.prediction_type
+        original = self.config["prediction_type"] == "original_sample"
+        return "sample" if original else self.config["prediction_type"]
 
     @staticmethod
     def _output(prev_sample: Tensor, denoised: Tensor, log_prob: Tensor | None, return_dict: bool):
