@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -108,16 +108,16 @@ class ClipTextEncoder(nn.Module):
         if not any((Path(tokenizer_folder) / name).is_file() for name in tokenizer_files):
             raise ValueError(f"{tokenizer_folder} holds neither of {tokenizer_files}, expected a CLIP tokenizer")
         try:
-            model, info = CLIPTextModelWithProjection.from_pretrained(
+            loaded: Any = CLIPTextModelWithProjection.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
             tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder} holds no CLIP text model that can be loaded: {error}") from error
+        model, info = loaded
         if info["missing_keys"]:
-            raise ValueError(
-                f"{folder} holds no CLIP text model: {len(info['missing_keys'])} of its weights are missing"
-            )
+            missing = len(info["missing_keys"])
+            raise ValueError(f"{folder} holds no CLIP text model: {missing} of its weights are missing")
         return cls(tokenizer, model, **arguments)
 
     @torch.no_grad()
