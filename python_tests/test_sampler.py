@@ -258,6 +258,8 @@ def test_initial_noise():
     shape = (2, 2, 4, 16, 16)
     noise = sampler.initial_noise(shape, seed=5)
     assert noise.std() == pytest.approx(math.sqrt(80**2 + 1), rel=0.05)
+    unit = philox_normal((2, 1, *shape[1:]), seed=stream_seed(5, 0))[:, 0]
+    torch.testing.assert_close(noise, math.sqrt(80**2 + 1) * unit, rtol=1e-6, atol=0)
     assert torch.equal(noise, sampler.initial_noise(shape, seed=5))
     assert not torch.equal(noise, sampler.initial_noise(shape, seed=6))
     independent = dataclasses.replace(sampler, shared_initial_noise=False).initial_noise(

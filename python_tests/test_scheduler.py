@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from svd_folder import make_svd_pipeline
 
 from vampo_core.diffusion import EulerHybridScheduler
@@ -147,3 +147,12 @@ def test_drop_in_for_the_stock_pipeline():
     assert stochastic.shape == expected.shape
     assert stochastic.isfinite().all()
     assert not torch.allclose(stochastic, expected)
+
+
+def test_a_saved_pipeline_opens_again(tmp_path):
+    pipe = make_svd_pipeline()
+    pipe.scheduler = EulerHybridScheduler.from_config(pipe.scheduler.config, eta=0.5)
+    pipe.save_pretrained(tmp_path)
+    scheduler = StableVideoDiffusionPipeline.from_pretrained(tmp_path).scheduler
+    assert isinstance(scheduler, EulerHybridScheduler)
+    assert scheduler.config.eta == 0.5

@@ -283,6 +283,33 @@ def test_lora_keeps_float32_adapters_on_a_half_precision_base(codec):
         predictor.add_lora()
 
 
+@pytest.mark.parametrize("variant", ["float32", "bfloat16", "checkpointing", "lora"])
+def test_one_forward_serves_rollout_and_gradient(small, variant):
+    if variant == "bfloat16":
+        small.dtype = torch.bfloat16
+    elif variant == "checkpointing":
+        small.enable_gradient_checkpointing()
+    elif variant == "lora":
+        small.add_lora(rank=2, dropout=0.5)
+    small.train()
+    _, condition = inputs_for(small)
+    sampler = small.sampler(num_inference_steps=4)
+    noise = sampler.initial_noise((2, 3, 4, 8, 8), seed=1)
+    denoise = small.denoiser(condition.detach())
+    output = small(noise, sampler.first_sigma, condition.detach())
+    step = sampler.first_step(noise, output, num_generations=4, seed=1)
+    latents = sampler.tail(step.prev_sample, denoise, chunk_size=3).latents
+    log_prob = sampler.log_prob(step.prev_sample, noise, output)
+    torch.testing.assert_close(log_prob.detach(), step.log_prob, rtol=1e-4, atol=1e-4)
+    ratio = (log_prob - log_prob.detach()).exp()
+    assert (ratio == 1).all()
+    advantages = latents.mean((3, 4, 5)) - latents.mean((1, 3, 4, 5)).unsqueeze(1)
+    (-advantages * ratio).mean().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in small.unet.parameters())
+    again = sampler.log_prob(step.prev_sample, noise, small(noise, sampler.first_sigma, condition.detach()))
+    torch.testing.assert_close((again - log_prob).exp(), torch.ones_like(ratio), rtol=0, atol=1e-6)
+
+
 def test_rollout_picks_each_row_its_own_condition(small):
     sample, condition = inputs_for(small)
     sampler = small.sampler(num_inference_steps=3)

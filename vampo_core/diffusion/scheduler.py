@@ -7,12 +7,16 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler, EulerDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from vampo_core.ops import hybrid_euler_step
 from vampo_core.ops._checks import check_float, check_int
 from vampo_core.ops.coefficients import denoiser_scalings
+
+# SchedulerMixin is here for diffusers: a saved pipeline looks for our class's loader under that name in this module.
+__all__ = ["EulerHybridScheduler", "EulerHybridSchedulerOutput", "SchedulerMixin"]
 
 
 @dataclass
