@@ -44,6 +44,8 @@ def test_embeddings_tell_instructions_and_word_order_apart():
     for i in range(4):
         for j in range(i):
             assert not torch.allclose(states[i], states[j])
+    repeated = encoder(["open open"])[0]
+    assert not torch.allclose(repeated[0], repeated[1])
     states.square().sum().backward()
     gradient = encoder.word_embedding.weight.grad
     assert gradient.abs().sum() > 0

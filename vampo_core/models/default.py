@@ -9,7 +9,10 @@ TEXT_DIM = 64
 
 
 def default_unet(latent_channels: int, num_frames: int, sample_size: int | None, **overrides: Any):
-    """A small ``UNetSpatioTemporalConditionModel``: convolutions at full resolution, attention at half.
+    """A small ``UNetSpatioTemporalConditionModel`` that attends, to text as well, in its middle block alone.
+
+    Of six arrangements of blocks and widths, each trained once for 150 s of CPU time on PushT, it predicted best:
+    attention at full resolution costs more steps than it gains.
 
     Args:
         latent_channels: C of the codec.
@@ -21,8 +24,8 @@ def default_unet(latent_channels: int, num_frames: int, sample_size: int | None,
         "sample_size": sample_size,
         "in_channels": 2 * latent_channels,
         "out_channels": latent_channels,
-        "down_block_types": ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"),
-        "up_block_types": ("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
+        "down_block_types": ("DownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        "up_block_types": ("UpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
         "block_out_channels": (64, 64),
         "addition_time_embed_dim": 32,
         "projection_class_embeddings_input_dim": 96,

@@ -7,19 +7,20 @@ scheduler/ model_index.json``. VPP's is SVD's and a CLIP text model, which we ke
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from safetensors import SafetensorError
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
-from vampo_core.models.image import ClipImageEncoder
+from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text import ClipTextEncoder, InstructionEncoder
+
+if TYPE_CHECKING:
+    from vampo_core.models.image import ClipImageEncoder
 
 SVD_ONLY_PARTS = ("image_encoder", "feature_extractor")
 _PIPELINE_PARTS = {
@@ -70,7 +71,7 @@ def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionM
     return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant=variant)
 
 
-def load_codec(folder: Path, variant: str | None) -> PatchCodec | LatentCodec | VAECodec:
+def load_codec(folder: Path, variant: str | None) -> AnyCodec:
     """Our patch codec, what stands for a missing one, or SVD's VAE."""
     if (folder / "codec").is_dir():
         description = json.loads((folder / "codec" / "config.json").read_text())
@@ -108,8 +109,13 @@ def load_text_encoder(
     return ClipTextEncoder.from_pretrained(own, folder / "tokenizer", **arguments)
 
 
-def load_image_encoder(folder: Path, variant: str | None) -> ClipImageEncoder:
+def load_image_encoder(folder: Path, variant: str | None) -> "ClipImageEncoder":
     """SVD's CLIP image encoder."""
+    # here, because these modules are slow to import and complain about a missing torchvision
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    from vampo_core.models.image import ClipImageEncoder
+
     if not (folder / "feature_extractor" / "preprocessor_config.json").is_file():
         raise ValueError(f"{folder} has no feature_extractor/preprocessor_config.json, expected CLIP's image processor")
     extractor = CLIPImageProcessor.from_pretrained(folder / "feature_extractor", local_files_only=True)

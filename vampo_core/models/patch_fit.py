@@ -46,7 +46,9 @@ def fit_patch_transform(
 
 def _patches(frames: Tensor, patch_size: int) -> Tensor:
     """``[n, 3, H, W]`` to ``[n, 3pp, h, w]`` in float64."""
-    values = frames.double() / 255 if frames.dtype == torch.uint8 else frames.double()
+    values = frames.cpu().double()
+    if frames.dtype == torch.uint8:
+        values = values / 255
     return F.pixel_unshuffle(values, patch_size)
 
 

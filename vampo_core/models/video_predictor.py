@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
@@ -16,12 +16,14 @@ from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import Denoise
 from vampo_core.models import folder as parts
 from vampo_core.models import lora
-from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
+from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.condition import Condition
 from vampo_core.models.default import default_scheduler, default_unet
-from vampo_core.models.image import ClipImageEncoder
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text import ClipTextEncoder, InstructionEncoder
+
+if TYPE_CHECKING:
+    from vampo_core.models.image import ClipImageEncoder
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,10 +48,10 @@ class VideoPredictor(nn.Module):
     def __init__(
         self,
         unet: UNetSpatioTemporalConditionModel,
-        codec: PatchCodec | LatentCodec | VAECodec,
+        codec: AnyCodec,
         *,
         text_encoder: InstructionEncoder | ClipTextEncoder | None = None,
-        image_encoder: ClipImageEncoder | None = None,
+        image_encoder: "ClipImageEncoder | None" = None,
         scheduler: EulerDiscreteScheduler | None = None,
         settings: PredictorSettings | None = None,
         dtype: str | torch.dtype = "float32",
