@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,14 +76,19 @@ def files_of(folder: Path) -> dict[str, bytes | str]:
     }
 
 
-@pytest.fixture
-def run(tmp_path) -> Path:
-    """A run folder with checkpoints of steps 2 (best) and 6 (latest)."""
-    training, checkpoints = Training(), Checkpoints(tmp_path / "run" / "checkpoints")
+@pytest.fixture(scope="session")
+def saved_run(tmp_path_factory) -> Path:
+    training, folder = Training(), tmp_path_factory.mktemp("saved")
     for best in (True, False, False):
         training.advance(2)
-        checkpoints.save(training.state(), training.save_model, best=best)
-    return tmp_path / "run"
+        Checkpoints(folder / "checkpoints").save(training.state(), training.save_model, best=best)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, saved_run) -> Path:
+    """A run folder with checkpoints of steps 2 (best) and 6 (latest)."""
+    return shutil.copytree(saved_run, tmp_path / "run", symlinks=True)
 
 
 def test_a_resumed_training_is_bit_identical(tmp_path):
@@ -109,7 +115,9 @@ def test_a_resumed_training_is_bit_identical(tmp_path):
 
 def test_state_is_read_back_as_it_was(tmp_path):
     tied = torch.randn(4, 4)
-    weights = {"policy": {"a": tied, "b": tied.T, "half": torch.randn(3).bfloat16(), "count": torch.tensor(7)}}
+    weights = {
+        "policy": {"a": tied, "b": tied, "c": tied.T, "half": torch.randn(3).bfloat16(), "count": torch.tensor(7)}
+    }
     counters = {"best_reward": -0.1, "none": None, "scaler": {"scale": 65536.0}, "clips": [1, 2]}
     state = TrainerState(step=5, weights=weights, counters=counters, optimizer={"state": {0: {"exp_avg": tied}}})
     again = read_state(Checkpoints(tmp_path).save(state, lambda folder: None))

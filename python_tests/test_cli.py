@@ -141,7 +141,7 @@ def test_help(capsys, verb):
 
 def test_python_m_vampo_core_imports_no_handler_before_the_configuration_is_right():
     process = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "vampo_core", "train", "--config", "pusht", "grpo.num_generations=1"],
+        [sys.executable, "-X", "importtime", "-m", "vampo_core", "train", "--config=pusht", "grpo.num_generations=1"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert process.returncode == 2

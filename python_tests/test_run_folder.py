@@ -51,7 +51,8 @@ def test_a_folder_that_holds_a_run_is_refused_untouched(config, finished):
     with pytest.raises(ConfigError, match=r"run\.dir is .*resume_from=.*run\.overwrite=true"):
         RunFolder(config)
     assert (finished / "metrics.jsonl").read_bytes() == before
-    RunFolder(config, resume_from=finished).close()  # the refusal holds no lock
+    lock = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    subprocess.run([sys.executable, "-c", lock, finished / ".lock"], check=True)  # the refusal holds none
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(config, finished):
