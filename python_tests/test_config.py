@@ -227,7 +227,7 @@ TEXTS = st.text(st.characters(exclude_characters="$~", exclude_categories=("Cs",
 @given(
     lr=st.floats(1e-300, 1e300),
     steps=st.sets(st.integers(0, 6), min_size=1),
-    text=TEXTS | st.sampled_from(["1e-4", "010", "1_000", "yes", "null", "2026-01-31", "1:30", ".inf", "-.5", " a ", "#"]),
+    text=TEXTS | st.sampled_from(["1e-4", "010", "1_000", "yes", "null", "2026-01-31", "1:30", ".inf", "-.5", " a "]),
     chunk=st.none() | st.integers(1, 9),
     strict=st.booleans(),
 )  # fmt: skip
