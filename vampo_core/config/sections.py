@@ -164,7 +164,7 @@ class ModelConfig:
     latent_channels: Positive = 16
     """Channels of the latents (C)."""
     block_out_channels: tuple[Annotated[int, MultipleOf(32)], ...] = (64, 64)
-    """Channels of the UNet at each resolution, the full one first; attention everywhere but there."""
+    """Channels of the UNet at each resolution, the full one first; attention in the middle block alone."""
     layers_per_block: Positive = 1
     """Residual blocks at each resolution."""
     num_attention_heads: Positive = 4
@@ -185,10 +185,10 @@ class ModelConfig:
 
     def unet_options(self) -> dict[str, Any]:
         """The architecture as arguments of ``UNetSpatioTemporalConditionModel``."""
-        attending = len(self.block_out_channels) - 1
+        resolutions = len(self.block_out_channels)
         return {
-            "down_block_types": ("DownBlockSpatioTemporal", *["CrossAttnDownBlockSpatioTemporal"] * attending),
-            "up_block_types": (*["CrossAttnUpBlockSpatioTemporal"] * attending, "UpBlockSpatioTemporal"),
+            "down_block_types": ("DownBlockSpatioTemporal",) * resolutions,
+            "up_block_types": ("UpBlockSpatioTemporal",) * resolutions,
             "block_out_channels": self.block_out_channels,
             "layers_per_block": self.layers_per_block,
             "num_attention_heads": self.num_attention_heads,
