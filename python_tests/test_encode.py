@@ -1,12 +1,13 @@
 """Encoding: right values, kept while valid, redone when the video or the file changed."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from vampo_core.data import EpisodeError, RecordedDataset, encode
-from vampo_core.data.files import write_json
 from vampo_core.data.latent_files import latents_path
 from vampo_core.data.recorded import FORMAT, VERSION, EpisodeHeader, episode_folder, write_episode
 
@@ -29,7 +30,7 @@ class PoolCodec:
 def make_dataset(root, lengths=(5, 7, 3)):
     info = {"format": FORMAT, "version": VERSION, "env": "none", "env_kwargs": {}, "seed": 0, "fps": 10.0}
     root.mkdir(exist_ok=True)
-    write_json(root / "dataset.json", info)
+    (root / "dataset.json").write_text(json.dumps(info))
     rng = np.random.default_rng(0)
     for i, length in enumerate(lengths):
         header = EpisodeHeader(f"{i:06d}", length, True, i, "push", 10.0)

@@ -14,8 +14,9 @@ from typing import Any
 from vampo_core._extension import version
 from vampo_core.checkpoint import CheckpointError
 from vampo_core.config import ConfigError, load_config, presets
+from vampo_core.data.episode import EpisodeError
 
-EXPECTED_ERRORS = (ValueError, OSError, ImportError, ArithmeticError, CheckpointError)
+EXPECTED_ERRORS = (ValueError, OSError, ImportError, ArithmeticError, CheckpointError, EpisodeError)
 """What wrong data, a full disk or a diverged run raise: told in one line. Anything else is a bug, with traceback."""
 
 
@@ -43,11 +44,12 @@ class Verb:
 
 _RESUME = Option("resume_from", "run folder or checkpoint to continue from")
 VERBS = {
-    "record": Verb("vampo_core.data.record:run", "record expert episodes from a simulator"),
-    "pretrain": Verb("vampo_core.pretrain:run", "train a base predictor on expert videos", (_RESUME,)),
-    "train": Verb("vampo_core.grpo:run", "post-train a predictor with VAMPO", (_RESUME,)),
+    "record": Verb("vampo_core.commands:record", "record expert episodes from a simulator"),
+    "encode": Verb("vampo_core.commands:encode", "turn recorded videos into latents"),
+    "pretrain": Verb("vampo_core.commands:pretrain", "train a base predictor on expert videos", (_RESUME,)),
+    "train": Verb("vampo_core.commands:train", "post-train a predictor with VAMPO", (_RESUME,)),
     "evaluate": Verb(
-        "vampo_core.evaluation:run",
+        "vampo_core.commands:evaluate",
         "measure a predictor on held-out clips",
         (
             Option("checkpoint", "run folder, checkpoint or model folder", required=True),

@@ -21,12 +21,18 @@ def flush(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Rename a finished file, or a folder with all it holds, into place; a file that stood there is replaced."""
+    """Rename a finished file, or a folder with all it holds, into place; whatever stood there is replaced."""
     for entry in temporary.rglob("*"):
         if not entry.is_symlink():
             flush(entry)
     flush(temporary)
-    os.replace(temporary, path)
+    if path.is_dir() and not path.is_symlink():  # a folder cannot be renamed over another
+        old = temporary_beside(path)
+        os.rename(path, old)
+        os.rename(temporary, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, path)
     flush(path.parent)
 
 
@@ -57,8 +63,8 @@ def discard(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted writes and deletions left in ``folder``."""
-    for leftover in folder.glob(".*.tmp"):
+    """Remove what interrupted writes and deletions left in ``folder`` and below."""
+    for leftover in list(folder.rglob(".*.tmp")):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -74,7 +74,7 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
     Raises:
         ValueError: the dataset does not fit the codec, or the split is empty.
     """
-    dataset = _open(config, latents=None)
+    dataset = open_dataset(config, latents=None)
     if not isinstance(codec, LatentCodec):
         encoded = encode(
             dataset,
@@ -83,7 +83,7 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
             batch_size=config.data.batch_size,
             strict=config.data.strict,
         )
-        dataset = _open(config, latents=encoded.latents)
+        dataset = open_dataset(config, latents=encoded.latents)
     train, held_out = _split(config, dataset)
     return Clips(_clips(config, train), _clips(config, held_out))
 
@@ -95,7 +95,7 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     """
     if config.data.format == "vpp":
         return LatentCodec(latent_channels=config.model.latent_channels, scaling_factor=SVD_SCALING_FACTOR)
-    dataset = _open(config, latents=None)
+    dataset = open_dataset(config, latents=None)
     train, _ = _split(config, dataset)
     names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for episode in train]
     settings = [config.model.patch_size, config.model.latent_channels, config.data.resolution, _CODEC_FRAMES]
@@ -137,7 +137,13 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
     return replace(config, model=plain, run=replace(config.run, dir=str(folder), overwrite=False))
 
 
-def _open(config: VampoConfig, latents: str | None) -> EpisodeSource:
+def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSource:
+    """The dataset of ``data``, recorded or completed first where there is a simulator for it.
+
+    Args:
+        config: of the run.
+        latents: name of an encoding of its videos; None for frames, or for latents that came with the data.
+    """
     data = config.data
     root = Path(os.path.expandvars(data.root)).expanduser()
     if "$" in str(root):

@@ -14,7 +14,7 @@ from vampo_core.config import OptimConfig, PretrainConfig
 from vampo_core.models.video_predictor import VideoPredictor
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(ArithmeticError):
     """A loss, reward or gradient is NaN or infinite; the update it would have entered was not made."""
 
 

@@ -1,5 +1,6 @@
 """Simulator → recorded dataset: expert episodes in parallel processes, resumable."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -15,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from vampo_core import envs
-from vampo_core.data.files import remove_leftovers, write_json
 from vampo_core.data.recorded import (
     FORMAT,
     VERSION,
@@ -26,6 +26,7 @@ from vampo_core.data.recorded import (
     read_info,
     write_episode,
 )
+from vampo_core.files import remove_leftovers, write_text
 
 
 def record(
@@ -104,7 +105,7 @@ def _prepare(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     (root / "episodes").mkdir(parents=True, exist_ok=True)
     remove_leftovers(root / "episodes")
     if not (root / "dataset.json").exists():
-        write_json(root / "dataset.json", info)
+        write_text(root / "dataset.json", json.dumps(info, indent=2) + "\n")
 
 
 def _run(tasks: list[tuple], num_workers: int) -> Iterator[bool]:
