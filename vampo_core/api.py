@@ -1,9 +1,11 @@
 """The three calls: ``train``, ``pretrain`` and ``evaluate``."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.grpo.trainer import VampoTrainer
@@ -33,7 +35,10 @@ def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | 
     config = _configured(config, overrides)
     source = config.model.pretrained
     if source is None:
-        source = str(_base(config).checkpoint)
+        base = _base(config)
+        if base.interrupted:
+            raise KeyboardInterrupt(f"interrupted while pretraining the base {base.config.run.dir}; go on by starting again")
+        source = str(base.checkpoint)
     model = load_predictor(config, source)
     clips = prepare_clips(config, model.codec)
     trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
@@ -83,9 +88,12 @@ def _base(config: VampoConfig) -> TrainResult:
     """The base model of a configuration: pretrained now, continued where it was interrupted, or found complete."""
     codec = prepare_codec(config)
     settings = base_config(config, codec)
-    begun = (Path(settings.run.dir) / "checkpoints").is_dir()
-    print(f"base model: {settings.run.dir}" + (" (found)" if begun else ""))
-    return _pretrain(settings, settings.run.dir if begun else None, new_predictor(settings, codec))
+    folder = Path(settings.run.dir)
+    begun = Checkpoints(folder / "checkpoints").latest is not None
+    print(f"base model: {folder}" + (" (found)" if begun else ""))
+    if not begun:  # a process that was killed before the first checkpoint left nothing to continue
+        settings = replace(settings, run=replace(settings.run, overwrite=True))
+    return _pretrain(settings, folder if begun else None, new_predictor(settings, codec))
 
 
 def _pretrain(config: VampoConfig, resume_from: str | Path | None, model: VideoPredictor | None = None) -> TrainResult:
