@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py build_backend.py pyproject.toml
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: install test bench lint format sanitize gpu-check clean
+.PHONY: install demo test bench lint format sanitize gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,10 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(PY) -m pip install -q cmake ninja pybind11 "setuptools>=77"
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
+
+# Records PushT episodes, pretrains a base, post-trains it and compares; what is done already is skipped.
+demo: install
+	$(VENV)/bin/vampo train --config pusht $(if $(wildcard runs/pusht/checkpoints/latest),--resume-from runs/pusht)
 
 test: install
 	$(PY) -m pytest python_tests
