@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vampo_core.evaluation import EvalResult
     from vampo_core.grpo.trainer import VampoTrainer
     from vampo_core.models.video_predictor import VideoPredictor
+    from vampo_core.report import write_report
     from vampo_core.training_run import TrainResult
 
 __version__ = version()
@@ -30,6 +31,7 @@ _LAZY = {
     "load_config": "vampo_core.config",
     "pretrain": "vampo_core.api",
     "train": "vampo_core.api",
+    "write_report": "vampo_core.report",
 }
 """Names whose modules import diffusers and the like, which takes seconds: loaded on first use."""
 
@@ -47,6 +49,7 @@ __all__ = [
     "ops",
     "pretrain",
     "train",
+    "write_report",
 ]
 
 

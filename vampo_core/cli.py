@@ -54,8 +54,10 @@ VERBS = {
         (
             Option("checkpoint", "run folder, checkpoint or model folder", required=True),
             Option("against", "another one, compared with it clip by clip"),
+            Option("output", "JSON file for the results"),
         ),
     ),
+    "report": Verb("vampo_core.commands:report", "write report.html of the run in run.dir"),
 }
 
 
