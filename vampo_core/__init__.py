@@ -7,7 +7,7 @@ from vampo_core import ops
 from vampo_core._extension import build_info, version
 
 if TYPE_CHECKING:
-    from vampo_core.api import evaluate, pretrain, train
+    from vampo_core.api import evaluate, pretrain, sample, train
     from vampo_core.config import VampoConfig, load_config
     from vampo_core.diffusion.sampler import EulerHybridSampler
     from vampo_core.diffusion.scheduler import EulerHybridScheduler
@@ -30,6 +30,7 @@ _LAZY = {
     "evaluate": "vampo_core.api",
     "load_config": "vampo_core.config",
     "pretrain": "vampo_core.api",
+    "sample": "vampo_core.api",
     "train": "vampo_core.api",
     "write_report": "vampo_core.report",
 }
@@ -48,6 +49,7 @@ __all__ = [
     "load_config",
     "ops",
     "pretrain",
+    "sample",
     "train",
     "write_report",
 ]

@@ -19,6 +19,7 @@ from vampo_core.prepare import (
 )
 from vampo_core.pretrain import Pretrainer
 from vampo_core.report import write_report
+from vampo_core.sampling import sample_videos
 from vampo_core.training_run import TrainResult
 
 
@@ -83,6 +84,30 @@ def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *override
         seed=config.evaluation.seed,
         batch_size=config.evaluation.batch_size,
         decode=True,
+    )
+
+
+def sample(
+    checkpoint: str | Path,
+    config: VampoConfig | str | Path,
+    *overrides: str,
+    output: str | Path,
+    image: str | Path | None = None,
+    video: str | Path | None = None,
+    instruction: str | None = None,
+    num_samples: int = 1,
+    num_clips: int = 4,
+) -> Path:
+    """Predict videos from a first frame and an instruction, or of held-out clips; see :func:`sample_videos`."""
+    return sample_videos(
+        checkpoint,
+        _configured(config, overrides),
+        output=output,
+        image=image,
+        video=video,
+        instruction=instruction,
+        num_samples=num_samples,
+        num_clips=num_clips,
     )
 
 

@@ -59,6 +59,33 @@ def evaluate(config: VampoConfig, *, checkpoint: str, against: str | None, outpu
         write_text(Path(output), json.dumps(evaluation_record(result, before), indent=2) + "\n")
 
 
+def sample(
+    config: VampoConfig,
+    *,
+    checkpoint: str,
+    output: str,
+    image: str | None,
+    video: str | None,
+    instruction: str | None,
+    num_samples: int,
+    num_clips: int,
+) -> None:
+    """Predict videos."""
+    from vampo_core import api
+
+    path = api.sample(
+        checkpoint,
+        config,
+        output=output,
+        image=image,
+        video=video,
+        instruction=instruction,
+        num_samples=num_samples,
+        num_clips=num_clips,
+    )
+    print(f"video: {_short(path)}")
+
+
 def report(config: VampoConfig) -> None:
     """Write the report of the run in ``run.dir``."""
     from vampo_core.report import write_report

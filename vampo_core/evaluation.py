@@ -120,7 +120,9 @@ def predict(
     for start in range(0, len(batch["instruction"]), batch_size):
         latents = batch["latents"][start : start + batch_size].to(device)
         condition = model.condition(
-            instructions=batch["instruction"][start : start + batch_size], first_latents=latents[:, 0]
+            instructions=batch["instruction"][start : start + batch_size],
+            first_latents=latents[:, 0],
+            first_frames=None if model.image_encoder is None else decode_video(model.codec, latents[:, :1])[:, 0],
         )
         noise = sampler.initial_noise(
             tuple(latents.shape), seed=seed, num_generations=num_samples, first_clip=start, device=device
