@@ -1,5 +1,6 @@
-"""The three calls: ``train``, ``pretrain`` and ``evaluate``."""
+"""The calls: ``train``, ``pretrain``, ``evaluate`` and ``sample``."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,15 +9,24 @@ from vampo_core.config import VampoConfig, load_config
 from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.video_predictor import VideoPredictor
-from vampo_core.prepare import base_config, load_predictor, new_predictor, prepare_clips, prepare_codec
+from vampo_core.prepare import (
+    base_config,
+    inference_predictor,
+    load_predictor,
+    new_predictor,
+    prepare_clips,
+    prepare_codec,
+)
 from vampo_core.pretrain import Pretrainer
+from vampo_core.report import write_report
+from vampo_core.sampling import sample_videos
 from vampo_core.training_run import TrainResult
 
 
 def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None) -> TrainResult:
     """Post-train a video predictor with VAMPO.
 
-    What a preset needs and is not there yet, data or base model, is made first.
+    What a preset needs and is not there yet, data or base model, is made first; ``report.html`` is written last.
 
     Args:
         config: a configuration, the path of one, or a preset's name, such as ``"pusht"``.
@@ -37,7 +47,11 @@ def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | 
     model = load_predictor(config, source)
     clips = prepare_clips(config, model.codec)
     trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
-    return trainer.train(resume_from)
+    result, writes = trainer.train(resume_from), trainer.accelerator.is_main_process
+    del model, clips, trainer  # the report loads two models of its own
+    if writes and not result.interrupted:
+        _report(config)
+    return result
 
 
 def pretrain(config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None) -> TrainResult:
@@ -49,7 +63,7 @@ def pretrain(config: VampoConfig | str | Path, *overrides: str, resume_from: str
 
 
 def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:
-    """Held-out metrics of a predictor.
+    """Held-out metrics of a predictor; PSNR and SSIM among them where its codec decodes.
 
     Args:
         checkpoint: model folder, checkpoint or run folder.
@@ -60,7 +74,7 @@ def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *override
         ValueError: there is no predictor at ``checkpoint``.
     """
     config = _configured(config, overrides)
-    model = load_predictor(config, checkpoint)
+    model = inference_predictor(config, checkpoint)
     clips = prepare_clips(config, model.codec)
     return evaluate_predictor(
         model,
@@ -69,6 +83,31 @@ def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *override
         num_samples=config.evaluation.num_samples,
         seed=config.evaluation.seed,
         batch_size=config.evaluation.batch_size,
+        decode=True,
+    )
+
+
+def sample(
+    checkpoint: str | Path,
+    config: VampoConfig | str | Path,
+    *overrides: str,
+    output: str | Path,
+    image: str | Path | None = None,
+    video: str | Path | None = None,
+    instruction: str | None = None,
+    num_samples: int = 1,
+    num_clips: int = 4,
+) -> Path:
+    """Predict videos from a first frame and an instruction, or of held-out clips; see :func:`sample_videos`."""
+    return sample_videos(
+        checkpoint,
+        _configured(config, overrides),
+        output=output,
+        image=image,
+        video=video,
+        instruction=instruction,
+        num_samples=num_samples,
+        num_clips=num_clips,
     )
 
 
@@ -77,6 +116,15 @@ def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) ->
     if config.run.num_threads:
         torch.set_num_threads(config.run.num_threads)
     return config
+
+
+def _report(config: VampoConfig) -> None:
+    """Write the report of a run that has ended well, and so does whatever becomes of the report."""
+    try:
+        print(f"report: {write_report(config)}")
+    except Exception as error:
+        again = f"`vampo report --config {config.run.dir}` tries again"
+        warnings.warn(f"the report could not be written ({error}); {again}", RuntimeWarning, stacklevel=3)
 
 
 def _base(config: VampoConfig) -> TrainResult:
