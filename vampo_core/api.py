@@ -19,6 +19,7 @@ from vampo_core.prepare import (
 )
 from vampo_core.pretrain import Pretrainer
 from vampo_core.report import write_report
+from vampo_core.run_folder import RunFolder
 from vampo_core.sampling import sample_videos
 from vampo_core.training_run import TrainResult
 
@@ -41,9 +42,13 @@ def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | 
         NonFiniteError: a loss, reward or gradient is not finite; the last checkpoint is intact.
     """
     config = _configured(config, overrides)
+    RunFolder.check(config, resume_from=resume_from)
     source = config.model.pretrained
     if source is None:
-        source = str(_base(config).checkpoint)
+        base = _base(config)
+        if base.interrupted:
+            raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
+        source = str(base.checkpoint)
     model = load_predictor(config, source)
     clips = prepare_clips(config, model.codec)
     trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
@@ -59,7 +64,9 @@ def pretrain(config: VampoConfig | str | Path, *overrides: str, resume_from: str
 
     Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
     """
-    return _pretrain(_configured(config, overrides), resume_from)
+    config = _configured(config, overrides)
+    RunFolder.check(config, resume_from=resume_from)
+    return _pretrain(config, resume_from)
 
 
 def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:

@@ -170,7 +170,7 @@ def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSour
         split = "train" if (root / "annotation" / "train").is_dir() else "val"
         return VppDataset(root, split, latents=latents, strict=data.strict)
     if data.env is not None and latents is None:
-        return record(
+        record(
             data.env,
             root,
             num_episodes=data.num_episodes,
