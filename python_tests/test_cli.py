@@ -52,7 +52,7 @@ def test_options_reach_the_handler(calls, tmp_path):
     assert main(["train", "--config", "pusht"]) == 0
     assert calls.calls.pop()[1] == {"resume_from": None}
     assert main(["evaluate", "--config", "pusht", "--checkpoint", "runs/a", "--against", "runs/b"]) == 0
-    assert calls.calls.pop()[1] == {"checkpoint": "runs/a", "against": "runs/b"}
+    assert calls.calls.pop()[1] == {"checkpoint": "runs/a", "against": "runs/b", "output": None}
 
 
 def test_the_handler_may_choose_the_exit_code(calls):

@@ -20,7 +20,7 @@ from vampo_core.checkpoint import CheckpointError, Checkpoints, find_checkpoint,
 from vampo_core.config import ConfigError
 
 SETTINGS = {
-    "train": [
+    "noisy": [
         "grpo.num_iterations=6", "grpo.num_inner_epochs=2", "optim.warmup_steps=5", "model.ema_decay=0.8",
         "run.save_every=2", "run.eval_every=3",
     ],
@@ -44,9 +44,9 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "point", "call"),
     [
-        ("train", "the update", 7),  # between the inner epochs of iteration 4
-        ("train", "the log", 3),
-        ("train", "writing a checkpoint", 2),
+        ("noisy", "the update", 7),  # between the inner epochs of iteration 4
+        ("noisy", "the log", 3),
+        ("noisy", "writing a checkpoint", 2),
         ("pretrain", "publishing a checkpoint", 4),
         ("pretrain", "pruning checkpoints", 3),
     ],

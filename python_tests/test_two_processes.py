@@ -24,18 +24,10 @@ def assert_close_runs(folder, expected):
     assert relative_distance(ours, theirs) < 1e-3
 
 
-def learned(folder):
-    """Change of the weights over the run."""
-    latest, first = (tensors_of(folder / "checkpoints" / name) for name in ("latest", "step-0"))
-    names = [name for name in latest if name.startswith("trainer_state/policy")]
-    return {name: latest[name] - first[name] for name in names}
-
-
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_training(tmp_path, settings):
-    """SGD-like betas: Adam's signs would turn rounding into steps."""
-    overrides = ["grpo.batch_size=4", "optim.lr=1e-4", "optim.beta1=0.5", "run.eval_every=4", *SETTINGS[settings]]
-    assert run("train", tmp_path / "one", "reward.l1_weight=1.0", *overrides, rank=None) == 0
+    overrides = ["grpo.batch_size=4", "optim.lr=1e-4", "run.eval_every=4", *SETTINGS[settings]]
+    assert run("train", tmp_path / "one", *overrides) == 0
     run_two("train", tmp_path / "two", *overrides)
     assert_close_runs(tmp_path / "two", tmp_path / "one")
 

@@ -46,7 +46,7 @@ def start(
     rank: int | None = None,
     port: int = 0,
 ) -> BaseProcess:
-    """Start ``"train"`` or ``"pretrain"``; exit code 3 means that the run was interrupted and ended in order.
+    """Start ``"train"``, ``"noisy"`` (with a random reward) or ``"pretrain"``; exit code 3 means that the run was interrupted and ended in order.
 
     Args:
         kind: of the run.
@@ -134,7 +134,7 @@ def _run(kind, folder, overrides, resume_from, kill, rank) -> None:
         if kind == "pretrain":
             trainer = make_pretrainer(config)
         else:
-            trainer = make_trainer(config, reward_funcs=[noisy_reward] if rank is None else None)
+            trainer = make_trainer(config, reward_funcs=[noisy_reward] if kind == "noisy" else None)
         result = trainer.train(resume_from)
     if rank is not None:
         torch.distributed.destroy_process_group()

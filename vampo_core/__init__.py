@@ -7,13 +7,14 @@ from vampo_core import ops
 from vampo_core._extension import build_info, version
 
 if TYPE_CHECKING:
-    from vampo_core.api import evaluate, pretrain, train
+    from vampo_core.api import evaluate, pretrain, sample, train
     from vampo_core.config import VampoConfig, load_config
     from vampo_core.diffusion.sampler import EulerHybridSampler
     from vampo_core.diffusion.scheduler import EulerHybridScheduler
     from vampo_core.evaluation import EvalResult
     from vampo_core.grpo.trainer import VampoTrainer
     from vampo_core.models.video_predictor import VideoPredictor
+    from vampo_core.report import write_report
     from vampo_core.training_run import TrainResult
 
 __version__ = version()
@@ -29,7 +30,9 @@ _LAZY = {
     "evaluate": "vampo_core.api",
     "load_config": "vampo_core.config",
     "pretrain": "vampo_core.api",
+    "sample": "vampo_core.api",
     "train": "vampo_core.api",
+    "write_report": "vampo_core.report",
 }
 """Names whose modules import diffusers and the like, which takes seconds: loaded on first use."""
 
@@ -46,7 +49,9 @@ __all__ = [
     "load_config",
     "ops",
     "pretrain",
+    "sample",
     "train",
+    "write_report",
 ]
 
 

@@ -176,6 +176,15 @@ def read_state(checkpoint: str | Path, device: str | torch.device = "cpu") -> Tr
     )
 
 
+def read_counters(checkpoint: str | Path) -> dict[str, Any]:
+    """The ``counters`` of a checkpoint's state alone, which is small.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    return _read_json(Path(checkpoint))["counters"]
+
+
 def step_of(path: Path) -> int:
     """The N of ``step-N``."""
     return int(path.resolve().name.removeprefix("step-"))

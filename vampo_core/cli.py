@@ -27,6 +27,8 @@ class Option:
     name: str
     help: str
     required: bool = False
+    type: Callable[[str], Any] = str
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,23 @@ VERBS = {
         (
             Option("checkpoint", "run folder, checkpoint or model folder", required=True),
             Option("against", "another one, compared with it clip by clip"),
+            Option("output", "JSON file for the results"),
         ),
     ),
+    "sample": Verb(
+        "vampo_core.commands:sample",
+        "predict videos from a first frame and an instruction, or of held-out clips",
+        (
+            Option("checkpoint", "run folder, checkpoint or model folder", required=True),
+            Option("output", "mp4 file to write", required=True),
+            Option("image", "picture of the first frame"),
+            Option("video", "video whose first frame is given, and which is shown beside the predictions"),
+            Option("instruction", "what the robot is told to do; held-out clips have their own"),
+            Option("num_samples", "videos of each first frame (default: 1)", type=int, default=1),
+            Option("num_clips", "held-out clips, without --image and --video (default: 4)", type=int, default=4),
+        ),
+    ),
+    "report": Verb("vampo_core.commands:report", "write report.html of the run in run.dir"),
 }
 
 
@@ -108,7 +125,10 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         for option in verb.options:
             flag = f"--{option.name.replace('_', '-')}"
-            sub.add_argument(flag, dest=option.name, required=option.required, help=option.help)
+            sub.add_argument(
+                flag, dest=option.name, required=option.required, help=option.help, type=option.type,
+                default=option.default,
+            )  # fmt: skip
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as grpo.num_generations=8")
     return parser

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, VampoConfig
@@ -55,6 +56,11 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model
+
+
+def inference_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
+    """As :func:`load_predictor`, on the device of this process and ready to predict."""
+    return load_predictor(config, folder).to(PartialState().device).eval()
 
 
 def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VideoPredictor:
@@ -139,6 +145,18 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
     return replace(config, model=plain, run=replace(config.run, dir=str(folder), overwrite=False))
 
 
+def find_base(config: VampoConfig, codec: AnyCodec) -> Path | None:
+    """The model that a run started from; None where it is no longer there, or the run is the base's own."""
+    if config.model.pretrained is not None:
+        path = Path(config.model.pretrained)
+    elif isinstance(codec, PatchCodec | LatentCodec):
+        path = Path(base_config(config, codec).run.dir)
+    else:
+        return None
+    is_there = (path / "unet").is_dir() or (path / "checkpoints" / "latest").is_dir()
+    return path if is_there and path.resolve() != Path(config.run.dir).resolve() else None
+
+
 def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSource:
     """The dataset of ``data``, recorded or completed first where there is a simulator for it.
 
@@ -154,7 +172,7 @@ def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSour
         split = "train" if (root / "annotation" / "train").is_dir() else "val"
         return VppDataset(root, split, latents=latents, strict=data.strict)
     if data.env is not None and latents is None:
-        return record(
+        record(
             data.env,
             root,
             num_episodes=data.num_episodes,
