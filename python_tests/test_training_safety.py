@@ -229,7 +229,7 @@ def test_an_interrupt_while_the_base_is_pretrained_ends_the_command(tmp_path, pr
     monkeypatch.setattr(api.Pretrainer, "iterate", interrupted)
     assert main(["train", "--config", "bridge", *preset]) == 130
     assert "interrupted" in capsys.readouterr().err
-    assert calls == [1, 2] and not (tmp_path / "runs" / "a").exists()
+    assert calls == [1, 2] and not (tmp_path / "runs" / "a" / "config.yaml").exists()
     monkeypatch.setattr(api.Pretrainer, "iterate", lambda *args: calls.append(args[1]) or iterate(*args))
     assert main(["train", "--config", "bridge", *preset]) == 0
     assert calls == [1, 2, 3, 4]
