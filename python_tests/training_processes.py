@@ -7,7 +7,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -44,10 +44,10 @@ def start(
     rank: int | None = None,
     port: int = 0,
 ) -> BaseProcess:
-    """Start ``"train"``, ``"noisy"`` (with a random reward) or ``"pretrain"``; exit code 3 means that the run was interrupted and ended in order.
+    """Start a run; exit code 3 means that it was interrupted and ended in order.
 
     Args:
-        kind: of the run.
+        kind: ``"train"``, ``"noisy"`` (with a random reward) or ``"pretrain"``.
         folder: of the run.
         overrides: of :func:`training_runs.make_config`.
         resume_from: as in ``train``.
@@ -128,7 +128,7 @@ def _run(kind, folder, overrides, resume_from, kill, rank) -> None:
     if kill is not None:
         _kill_in(*KILL_POINTS[kill[0]], kill[1])
     config = make_config(folder, *overrides)
-    with _silence(rank is None):
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):  # progress bars
         if kind == "pretrain":
             trainer = make_pretrainer(config)
         else:
@@ -150,11 +150,3 @@ def _kill_in(owner: object, name: str, call: int) -> None:
         return result
 
     setattr(owner, name, killing)
-
-
-@contextlib.contextmanager
-def _silence(active: bool) -> Iterator[None]:
-    """Progress bars of a process that is not watched."""
-    with open(os.devnull, "w") as nothing:
-        with contextlib.redirect_stderr(nothing) if active else contextlib.nullcontext():
-            yield
