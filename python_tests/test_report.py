@@ -10,6 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import tiny_run as tiny
@@ -79,7 +80,11 @@ def test_it_shows_the_clips_that_were_predicted(tiny_run, text):
     for (data, rows, frames), video in zip(sheets, run.videos, strict=True):
         assert (rows, frames) == ("5", "4")
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
-        tiles = picture.reshape(5, tiny.SIZE + 2, 4, tiny.SIZE + 2, 3).transpose(0, 2, 1, 3, 4)[:, :, 1:-1, 1:-1]
+        rimmed = picture.reshape(5, tiny.SIZE + 2, 4, tiny.SIZE + 2, 3).transpose(0, 2, 1, 3, 4)
+        tiles = rimmed[:, :, 1:-1, 1:-1]
+        assert np.array_equal(rimmed[:, :, 0, 1:-1], tiles[:, :, 0]) and np.array_equal(
+            rimmed[:, :, -1, -1], tiles[:, :, -1, -1]
+        )
         for tile, panel in zip(tiles, video.panels.values(), strict=True):
             assert np.abs(tile.astype(float) - panel.permute(0, 2, 3, 1).numpy() * 255).max() <= 0.51
     labels = ["Expert", "Base", "VAMPO", "Base error", "VAMPO error"]
@@ -107,7 +112,9 @@ def test_samples_are_videos_that_players_show(tiny_run):
     assert count_frames(files[0]) == 4
     height, width = read_frames(files[0], [0]).shape[1:3]
     assert height % 2 == width % 2 == 0 and width > 5 * 192
-    assert b"avc1" in files[0].read_bytes()
+    with av.open(str(files[0])) as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
 
 
 @pytest.fixture
@@ -125,10 +132,21 @@ def test_report_by_command_and_without_a_base(tiny_run, copy_of_run, capsys):
     assert str(copy_of_run / "report.html") in capsys.readouterr().out
     text = (copy_of_run / "report.html").read_text()
     Page(text)
-    assert "base model is not there any more" in text and "Base error" not in text and "VAMPO error" in text
+    assert "base model is not there" in text and "Base error" not in text and "VAMPO error" in text
     run = gather(vampo_core.load_config(str(copy_of_run), override))
     assert run.base is None and run.before.psnr is None and run.after.psnr is not None
     assert run.before.l1.mean == pytest.approx(gather(tiny_run).before.l1.mean, rel=1e-5)
+
+
+def test_report_of_the_base_itself(tiny_run, tmp_path):
+    base = gather(tiny_run).base
+    shutil.copytree(base, tmp_path / base.name, symlinks=True)
+    config = vampo_core.load_config(str(base), f"run.dir={tmp_path / base.name}")
+    run = gather(config)
+    assert run.base is None and run.before.l1.mean != run.after.l1.mean
+    text = write_report(config).read_text()
+    Page(text)
+    assert "checkpoint 2 of 2 steps" in text and "Pretrained error" in text and ">VAMPO" not in text
 
 
 def test_no_run_no_report(tmp_path, capsys):
@@ -190,9 +208,9 @@ UNCLEAR = result_of([0.40, 0.70, 0.65, 0.95])
 @pytest.mark.parametrize(
     ("after", "expected", "words"),
     [
-        (BETTER, "better", ["closer to the expert", "closer on 4 of 4 clips"]),
-        (WORSE, "worse", ["further from the expert", "closer on 0 of 4 clips"]),
-        (UNCLEAR, "unclear", ["No clear difference", "closer on 2 of 4 clips"]),
+        (BETTER, "better", ["closer to the expert", "closer on 4 of 4"]),
+        (WORSE, "worse", ["further from the expert", "closer on 0 of 4"]),
+        (UNCLEAR, "unclear", ["No clear difference", "closer on 2 of 4"]),
     ],
 )
 def test_the_verdict_says_what_the_interval_says(tiny_run, after, expected, words):
@@ -207,8 +225,14 @@ def test_the_verdict_says_what_the_interval_says(tiny_run, after, expected, word
     assert f"{abs(low):.1%}"[:-1] in text
 
 
-def test_one_clip_proves_nothing():
-    assert outcome(result_of([0.5]), result_of([0.1]), "l1") == "unclear"
+def test_one_clip_proves_nothing(tiny_run):
+    before, after = result_of([0.5]), result_of([0.1])
+    assert outcome(before, after, "l1") == "unclear"
+    run = replace(gather(tiny_run), before=before, after=after)
+    assert "too few for an interval" in sections.verdict(run)
+    table = sections.metrics_table(run)
+    assert "0.5000" in table and "<small>" not in table and not re.search('class="(good|bad)"', table)
+    assert "clip by clip" not in sections.frame_charts(run)
 
 
 def test_the_table_on_the_command_line_and_its_json(tiny_run, tmp_path, capsys):

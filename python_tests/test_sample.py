@@ -57,6 +57,15 @@ def test_the_first_frame_and_the_instruction_matter(tiny_run, image, tmp_path):
     assert first != sampled("words", instruction="a wholly different request")
 
 
+def test_another_instruction_for_held_out_clips(tiny_run, tmp_path):
+    def sampled(name, **arguments):
+        given = {"num_clips": 1, "output": tmp_path / f"{name}.mp4"} | arguments
+        return vampo_core.sample(tiny_run.run.dir, tiny_run, **given).read_bytes()
+
+    assert sampled("own") == sampled("same", instruction="cross <the> scene & stop")
+    assert sampled("own") != sampled("other", instruction="a wholly different request")
+
+
 def test_a_video_is_shown_beside_its_prediction(tiny_run, tmp_path):
     episode = open_dataset(tiny_run).episodes[2]
     path = vampo_core.sample(

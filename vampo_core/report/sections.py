@@ -6,7 +6,7 @@ from html import escape
 
 from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, Metric, outcome, paired_difference
 from vampo_core.report.charts import Series, bar_chart, line_chart, moving_average
-from vampo_core.report.gather import BASE, EXPERT, RESULT, ClipVideo, RunSummary
+from vampo_core.report.gather import BASE, PRETRAINED, RESULT, ClipVideo, RunSummary
 from vampo_core.report.sheet import make_sheet
 
 METRIC_NAMES = {"l1": "Latent L1", "cosine": "Latent cosine", "reward": "Reward", "psnr": "PSNR, dB", "ssim": "SSIM"}
@@ -37,11 +37,13 @@ def verdict(run: RunSummary) -> str:
     differences = zip(run.before.per_clip["l1"], run.after.per_clip["l1"], strict=True)
     closer = sum(after < before for before, after in differences)
     spec = ".1%" if abs(change) >= 0.005 else ".2%"
-    interval = " to ".join(_signed(bound / run.before.l1.mean, spec) for bound in difference.ci95)
+    bounds = [_signed(bound / run.before.l1.mean, spec) for bound in difference.ci95]
+    interval = (
+        f"95&nbsp;% interval {bounds[0]} to {bounds[1]}" if run.after.num_clips > 1 else "too few for an interval"
+    )
     return (
         f'<div class="verdict {style}"><div class="big">{_signed(change, spec)}</div><div><h2>{words}</h2>'
-        f"<p>Latent L1 on {_clips(run.after)}, 95&nbsp;% interval {interval}; "
-        f"closer on {closer} of {run.after.num_clips} clips.</p></div></div>"
+        f"<p>Latent L1 on {_clips(run.after)}, {interval}; closer on {closer} of {run.after.num_clips}.</p></div></div>"
     )
 
 
@@ -66,8 +68,8 @@ def metrics_table(run: RunSummary) -> str:
     num_episodes = len(set(run.after.episode_ids))
     rough = f" {num_episodes} episodes are few: the intervals are rough." if 1 < num_episodes < FEW_EPISODES else ""
     return (
-        '<div class="scroll"><table><thead><tr><th></th><th>Base</th><th>VAMPO</th><th>Difference, paired</th>'
-        f"<th>Change</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll"><table><thead><tr><th></th><th>{BASE}</th><th>{run.result_name}</th>'
+        f"<th>Difference, paired</th><th>Change</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f'<p class="muted">Means over {_clips(run.after)}, {_count(run.after.num_samples, "video")} each, '
         "both models from the same noise. 95&nbsp;% bootstrap intervals that resample "
         f"{'episodes' if num_episodes > 1 else 'clips'}; coloured where that of the difference "
@@ -82,7 +84,7 @@ def videos(run: RunSummary) -> str:
         "of colours in [0, 1]" if run.decoded else "of the false colours"
     )
     note = "" if run.decoded else " This model has no codec: latents are shown, their principal components as colours."
-    missing = "" if run.base else " The base model is not there any more, so its videos are missing."
+    missing = "" if run.base else " The base model is not there, so its videos are missing."
     return (
         '<div class="player"><button id="play" aria-label="Play or pause">Pause</button>'
         f'<input id="seek" type="range" min="0" max="{num_frames - 1}" value="0" step="1" aria-label="Frame">'
@@ -101,7 +103,7 @@ def frame_charts(run: RunSummary) -> str:
         if name in before and name in after:
             curves = [
                 Series(label, _numbered(values[name]), style, dots=True)
-                for label, values, style in ((BASE, before, "base"), (RESULT, after, "vampo"))
+                for label, values, style in ((BASE, before, "base"), (run.result_name, after, "vampo"))
             ]
             charts.append(line_chart(curves, title=f"{METRIC_NAMES[name]} by frame", x_label="frame"))
         if name == "l1":
@@ -114,7 +116,8 @@ def frame_charts(run: RunSummary) -> str:
         for i, (episode, value) in enumerate(zip(run.after.episode_ids, differences, strict=True))
     ]
     title = "Difference of latent L1, clip by clip"
-    charts.append(bar_chart(named, title=title, x_label="held-out clips in order", higher_is_better=False))
+    if len(named) > 1:
+        charts.append(bar_chart(named, title=title, x_label="held-out clips in order", higher_is_better=False))
     return _grid(charts)
 
 
@@ -132,7 +135,7 @@ def training_charts(run: RunSummary) -> str:
         curves.append(Series(f"mean of {window}", moving_average(rewards, window), "vampo"))
     charts.append(line_chart(curves, title="In training: reward of the batch", x_label="iteration"))
     note = "Batches are of different clips, some easier than others; held-out clips and their noise stay the same."
-    return f'{_grid(charts)}<p class="muted">{note}</p>'
+    return _grid(charts) + (f'<p class="muted">{note}</p>' if rewards else "")
 
 
 def diagnostic_charts(run: RunSummary) -> str:
@@ -201,7 +204,7 @@ def _clip(video: ClipVideo) -> str:
 
 def _panel_label(label: str, video: ClipVideo) -> str:
     value = f' <span class="muted">L1 {video.l1[label]:.4f}</span>' if label in video.l1 else ""
-    style = {EXPERT: "expert", BASE: "base", RESULT: "vampo"}.get(label, "")
+    style = {BASE: "base", RESULT: "vampo", PRETRAINED: "vampo"}.get(label, "")
     return f'<b class="{style}">{escape(label)}</b>{value}'
 
 
@@ -215,7 +218,8 @@ def _with_interval(metric: Metric, digits: int, *, sign: bool = False) -> str:
     spec = f".{digits}f"
     mean = _signed(metric.mean, spec) if sign else f"{metric.mean:{spec}}"
     bounds = [_signed(bound, spec) if sign else f"{bound:{spec}}" for bound in metric.ci95]
-    return f"<b>{mean}</b> <small>{bounds[0]} to {bounds[1]}</small>".replace("-", "\N{MINUS SIGN}")
+    interval = f"<small>{bounds[0]} to {bounds[1]}</small>" if metric.ci95[0] < metric.ci95[1] else ""
+    return f"<b>{mean}</b> {interval}".replace("-", "\N{MINUS SIGN}")
 
 
 def _signed(value: float, spec: str) -> str:
