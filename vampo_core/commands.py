@@ -112,8 +112,9 @@ def comparison_table(before: EvalResult, after: EvalResult) -> str:
         difference = paired_difference(before, after, name)
         low, high = difference.ci95
         verdict = outcome(before, after, name)
+        change = "" if name == "psnr" else f"{(new - old) / abs(old):+.1%}"  # a share of decibels means nothing
         lines.append(
-            f"  {name:8} {old:9.4f} {new:9.4f} {(new - old) / abs(old):+8.1%}   "
+            f"  {name:8} {old:9.4f} {new:9.4f} {change:>8}   "
             f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict if verdict != 'unclear' else ''}".rstrip()
         )
     return "\n".join(lines)

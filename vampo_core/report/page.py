@@ -28,7 +28,8 @@ def render(run: RunSummary) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><title>{name} · {_kind(run)}</title><style>{_asset("style.css")}</style></head><body><main>'
+        f'content="light dark"><title>{name} · {_kind(run)}</title><style>{_asset("style.css")}</style></head>'
+        "<body><main>"
         f'<header class="top"><p class="kicker">{_kind(run)}</p><h1>{name}</h1>'
         f'<p class="muted">{_facts(run)}</p>'
         f'</header>{"".join(parts)}<footer class="muted">{_footer(run)}</footer></main>'
