@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, Metric, paired_difference
+from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, Metric, outcome, paired_difference
 from vampo_core.report.charts import Series, bar_chart, line_chart, moving_average
 from vampo_core.report.gather import BASE, EXPERT, RESULT, ClipVideo, RunSummary
 from vampo_core.report.sheet import make_sheet
@@ -29,17 +29,15 @@ def verdict(run: RunSummary) -> str:
     """The outcome in a sentence, as far as the interval of the paired difference supports it."""
     difference = paired_difference(run.before, run.after, "l1")
     change = (run.after.l1.mean - run.before.l1.mean) / run.before.l1.mean
-    low, high = difference.ci95
-    if high < 0:
-        style, words = "good", "Predictions are closer to the expert"
-    elif low > 0:
-        style, words = "bad", "Predictions are further from the expert"
-    else:
-        style, words = "even", "No clear difference from the base"
+    style, words = {
+        "better": ("good", "Predictions are closer to the expert"),
+        "worse": ("bad", "Predictions are further from the expert"),
+        "unclear": ("even", "No clear difference from the base"),
+    }[outcome(run.before, run.after, "l1")]
     differences = zip(run.before.per_clip["l1"], run.after.per_clip["l1"], strict=True)
     closer = sum(after < before for before, after in differences)
     spec = ".1%" if abs(change) >= 0.005 else ".2%"
-    interval = " to ".join(_signed(bound / run.before.l1.mean, spec) for bound in (low, high))
+    interval = " to ".join(_signed(bound / run.before.l1.mean, spec) for bound in difference.ci95)
     return (
         f'<div class="verdict {style}"><div class="big">{_signed(change, spec)}</div><div><h2>{words}</h2>'
         f"<p>Latent L1 on {_clips(run.after)}, 95&nbsp;% interval {interval}; "
@@ -55,10 +53,7 @@ def metrics_table(run: RunSummary) -> str:
         difference = paired_difference(run.before, run.after, name)
         arrow = "↑" if HIGHER_IS_BETTER[name] else "↓"
         hint = "higher is better" if HIGHER_IS_BETTER[name] else "lower is better"
-        low, high = difference.ci95
-        style = "even"
-        if low > 0 or high < 0:
-            style = "good" if (low > 0) == HIGHER_IS_BETTER[name] else "bad"
+        style = {"better": "good", "worse": "bad", "unclear": "even"}[outcome(run.before, run.after, name)]
         # a share of a reward, which is a difference and may be near 0, or of a logarithm, means nothing
         share = _signed(difference.mean / abs(before.mean), ".1%") if name in ("l1", "cosine", "ssim") else ""
         digits = 2 if name == "psnr" else 4
@@ -129,26 +124,32 @@ def training_charts(run: RunSummary) -> str:
     for name in ("reward", "l1", "cosine"):
         points = [(0.0, run.before.metrics[name].mean), *_column(run, f"eval_{name}")]
         curve = Series(name, points, "vampo", dots=True)
-        charts.append(line_chart([curve], title=f"Held out: {METRIC_NAMES[name].lower()}", x_label="iteration"))
+        charts.append(line_chart([curve], title=f"Held out: {_metric_name(name)}", x_label="iteration"))
     rewards = _column(run, "reward_mean")
     window = max(3, len(rewards) // 10)
     curves = [Series("each", rewards, "raw")]
     if len(rewards) >= 8:
         curves.append(Series(f"mean of {window}", moving_average(rewards, window), "vampo"))
     charts.append(line_chart(curves, title="In training: reward of the batch", x_label="iteration"))
-    return _grid(charts)
+    note = "Batches are of different clips, some easier than others; held-out clips and their noise stay the same."
+    return f'{_grid(charts)}<p class="muted">{note}</p>'
 
 
 def diagnostic_charts(run: RunSummary) -> str:
-    """What one looks at when training goes wrong."""
+    """What one looks at when training goes wrong; what never changed is told in words."""
     parts = (
         [key for key in run.rows[-1] if key not in _HISTORY_KEYS and not key.startswith("eval_")] if run.rows else []
     )
-    names = _DIAGNOSTICS | {key: f"In training: {METRIC_NAMES.get(key, key).lower()}" for key in parts}
-    charts = [
-        line_chart([Series(key, _column(run, key))], title=title, x_label="iteration") for key, title in names.items()
-    ]
-    return _grid(charts)
+    names = _DIAGNOSTICS | {key: f"In training: {_metric_name(key)}" for key in parts}
+    charts, constant = [], []
+    for key, title in names.items():
+        points = _column(run, key)
+        if len({y for _, y in points}) == 1 and len(points) > 1:
+            constant.append(f"{_lower(title)}: {points[0][1]:.3g}")
+        else:
+            charts.append(line_chart([Series(key, points)], title=title, x_label="iteration"))
+    unchanged = f'<p class="muted">The same in every iteration: {escape("; ".join(constant))}.</p>' if constant else ""
+    return _grid(charts) + unchanged
 
 
 def timing(run: RunSummary) -> str:
@@ -223,6 +224,14 @@ def _signed(value: float, spec: str) -> str:
 
 def _clips(result: EvalResult) -> str:
     return f"{_count(result.num_clips, 'held-out clip')} of {_count(len(set(result.episode_ids)), 'episode')}"
+
+
+def _metric_name(key: str) -> str:
+    return _lower(METRIC_NAMES[key]) if key in METRIC_NAMES else f"reward {key!r}"
+
+
+def _lower(title: str) -> str:
+    return title[0].lower() + title[1:]
 
 
 def _count(number: int, noun: str) -> str:
