@@ -107,7 +107,7 @@ def test_clips_do_not_depend_on_their_neighbours(device, operation):
 
 def test_a_large_step_in_place():
     """Outputs too large for the cache are written past it; that must not show."""
-    case = example_case(shape=(1, 1, 3, 1, 877, 877))
+    case = example_case(shape=(1, 1, 3, 1, 2401, 2401))
     sample = case.sample.clone()
     hybrid_euler_step(sample, case.model_output, **step_arguments(case), out=sample)
     assert_same(sample, deterministic(case)[0])
@@ -125,7 +125,7 @@ def test_a_large_step_in_place():
 
 
 def test_a_large_group_is_its_parts():
-    case = example_case(shape=(1, 3, 1, 1, 877, 877))
+    case = example_case(shape=(1, 3, 1, 1, 2401, 2401))
     whole = with_noise(case)
     for generation in range(3):
         part = replace(case, noise=case.noise[:, generation : generation + 1])

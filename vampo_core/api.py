@@ -1,10 +1,12 @@
 """The calls: ``train``, ``pretrain``, ``evaluate`` and ``sample``."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.grpo.trainer import VampoTrainer
@@ -19,6 +21,7 @@ from vampo_core.prepare import (
 )
 from vampo_core.pretrain import Pretrainer
 from vampo_core.report import write_report
+from vampo_core.run_folder import RunFolder
 from vampo_core.sampling import sample_videos
 from vampo_core.training_run import TrainResult
 
@@ -41,9 +44,13 @@ def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | 
         NonFiniteError: a loss, reward or gradient is not finite; the last checkpoint is intact.
     """
     config = _configured(config, overrides)
+    RunFolder.check(config, resume_from=resume_from)
     source = config.model.pretrained
     if source is None:
-        source = str(_base(config).checkpoint)
+        base = _base(config)
+        if base.interrupted:
+            raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
+        source = str(base.checkpoint)
     model = load_predictor(config, source)
     clips = prepare_clips(config, model.codec)
     trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
@@ -59,7 +66,9 @@ def pretrain(config: VampoConfig | str | Path, *overrides: str, resume_from: str
 
     Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
     """
-    return _pretrain(_configured(config, overrides), resume_from)
+    config = _configured(config, overrides)
+    RunFolder.check(config, resume_from=resume_from)
+    return _pretrain(config, resume_from)
 
 
 def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:
@@ -131,9 +140,14 @@ def _base(config: VampoConfig) -> TrainResult:
     """The base model of a configuration: pretrained now, continued where it was interrupted, or found complete."""
     codec = prepare_codec(config)
     settings = base_config(config, codec)
-    begun = (Path(settings.run.dir) / "checkpoints").is_dir()
-    print(f"base model: {settings.run.dir}" + (" (found)" if begun else ""))
-    return _pretrain(settings, settings.run.dir if begun else None, new_predictor(settings, codec))
+    folder = Path(settings.run.dir)
+    begun = Checkpoints(folder / "checkpoints").latest is not None
+    print(f"base model: {folder}" + (" (found)" if begun else ""))
+    if begun:  # its own settings: what post-training, and so this configuration, has changed is nothing to the base
+        settings = replace(load_config(folder), run=settings.run)
+    else:  # a process that was killed before the first checkpoint left nothing to continue
+        settings = replace(settings, run=replace(settings.run, overwrite=folder.exists()))
+    return _pretrain(settings, folder if begun else None, new_predictor(settings, codec))
 
 
 def _pretrain(config: VampoConfig, resume_from: str | Path | None, model: VideoPredictor | None = None) -> TrainResult:

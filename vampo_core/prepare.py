@@ -50,7 +50,9 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
         path = find_checkpoint(path)
     model = VideoPredictor.from_pretrained(path, text_encoder=config.model.text_encoder, dtype=config.model.dtype)
     if config.model.lora:
-        model.add_lora(rank=config.model.lora)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.run.seed)
+            model.add_lora(rank=config.model.lora)
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model
@@ -170,7 +172,7 @@ def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSour
         split = "train" if (root / "annotation" / "train").is_dir() else "val"
         return VppDataset(root, split, latents=latents, strict=data.strict)
     if data.env is not None and latents is None:
-        return record(
+        record(
             data.env,
             root,
             num_episodes=data.num_episodes,

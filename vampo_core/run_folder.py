@@ -38,11 +38,8 @@ class RunFolder:
 
     def __init__(self, config: VampoConfig, *, resume_from: str | Path | None = None) -> None:
         self.path = Path(config.run.dir)
-        self.checkpoint = None if resume_from is None else find_checkpoint(resume_from)
+        self.checkpoint = self.check(config, resume_from=resume_from)
         """Where to continue, or None for a new run."""
-        if self.checkpoint is not None:
-            self._check_resume(config, self.checkpoint)
-        self._check_writable()
         self._lock = _lock(self.path)
         try:
             self.checkpoints = Checkpoints(self.path / "checkpoints")
@@ -50,6 +47,26 @@ class RunFolder:
         except BaseException:
             os.close(self._lock)
             raise
+
+    @staticmethod
+    def check(config: VampoConfig, *, resume_from: str | Path | None = None) -> Path | None:
+        """Raise what opening the folder would raise, before hours go into what comes before; changes nothing in it.
+
+        Returns:
+            the checkpoint to continue from.
+        """
+        path = Path(config.run.dir)
+        checkpoint = None if resume_from is None else find_checkpoint(resume_from)
+        if checkpoint is not None:
+            _check_resume(config, checkpoint)
+        _check_writable(path)
+        held = [name for name in CONTENTS[:3] if (path / name).exists()]
+        if held and checkpoint is None and not config.run.overwrite:
+            raise ConfigError(
+                f"run.dir is {config.run.dir!r}, which holds a run already ({', '.join(held)}): continue it with "
+                f"resume_from={config.run.dir!r}, delete it with run.overwrite=true, or choose another folder"
+            )
+        return checkpoint
 
     @property
     def samples(self) -> Path:
@@ -75,12 +92,7 @@ class RunFolder:
         if self.checkpoint is not None:
             self.checkpoints.resume(self.checkpoint)
             resume_at = step_of(self.checkpoint)
-        elif held := [name for name in CONTENTS[:3] if (self.path / name).exists()]:
-            if not config.run.overwrite:
-                raise ConfigError(
-                    f"run.dir is {config.run.dir!r}, which holds a run already ({', '.join(held)}): continue it with "
-                    f"resume_from={config.run.dir!r}, delete it with run.overwrite=true, or choose another folder"
-                )
+        elif config.run.overwrite:
             self._delete()
         config.save(self.path / "config.yaml")
         return MetricsLog(self.path / "metrics.jsonl", resume_at=resume_at)
@@ -94,30 +106,32 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
 
-    def _check_resume(self, config: VampoConfig, checkpoint: Path) -> None:
-        run = checkpoint.parent.parent
-        if checkpoint.parent != self.path.resolve() / "checkpoints":
-            raise ConfigError(f"run.dir is {config.run.dir!r}, expected {str(run)!r}, the run of resume_from")
-        before, now = load_config(run).to_dict(), config.to_dict()
-        for section, entries in now.items():
-            for name, value in entries.items():
-                key, old = f"{section}.{name}", before[section][name]
-                if value != old and key not in CHANGEABLE:
-                    raise ConfigError(
-                        f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
-                        f"settings; start a new one with model.pretrained={checkpoint} to change them"
-                    )
 
-    def _check_writable(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".probe.tmp"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"run.dir is {str(self.path)!r}, expected a folder that can be written to: {error.strerror}"
-            ) from error
+def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
+    run = checkpoint.parent.parent
+    if checkpoint.parent != Path(config.run.dir).resolve() / "checkpoints":
+        raise ConfigError(f"run.dir is {config.run.dir!r}, expected {str(run)!r}, the run of resume_from")
+    before, now = load_config(run).to_dict(), config.to_dict()
+    for section, entries in now.items():
+        for name, value in entries.items():
+            key, old = f"{section}.{name}", before[section][name]
+            if value != old and key not in CHANGEABLE:
+                raise ConfigError(
+                    f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
+                    f"settings; start a new one with model.pretrained={checkpoint} to change them"
+                )
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe.tmp"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir is {str(path)!r}, expected a folder that can be written to: {error.strerror}"
+        ) from error
 
 
 def _lock(folder: Path) -> int:

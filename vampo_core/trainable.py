@@ -80,15 +80,13 @@ class Trainable:
         Raises:
             NonFiniteError: a gradient is not finite; names the first such parameter and leaves the weights as they are.
         """
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        if not norm < float("inf"):
-            culprit = next(
-                name
-                for name, p in self.model.named_parameters()
-                if p.grad is not None and not torch.isfinite(p.grad).all()
-            )
+        gradients = {name: p.grad for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        if not torch.isfinite(norms).all():  # looked at before clipping, which spreads NaN to every parameter
+            culprit = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]
             self.optimizer.zero_grad()
             raise NonFiniteError(f"{what}: the gradient of {culprit} is not finite")
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.step()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from tqdm import tqdm
 
 from vampo_core.checkpoint import TrainerState, read_state
@@ -74,6 +74,8 @@ class TrainingRun:
         broadcast_object_list(checkpoint)
         if checkpoint[0] is not None:
             self._load(checkpoint[0])
+        else:
+            set_seed(config.run.seed, device_specific=True)  # for what draws from the global generators: rewards
 
     def __enter__(self) -> "TrainingRun":
         self._stop.__enter__()
@@ -102,6 +104,8 @@ class TrainingRun:
             while self.iteration < self.num_iterations and not self._stopping():
                 yield self.iteration + 1
                 self._show(bar)
+        if self.iteration < self.num_iterations:
+            self._save(best=False)  # a signal after the last `finish` found nothing to save
 
     def finish(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Take the record of the iteration that is done: evaluate, log and save where it is time; return its row."""
@@ -163,14 +167,18 @@ class TrainingRun:
             "last": self.last.to_dict(),
             "best_reward": self._best_reward,
         }
+        self._folder.checkpoints.save(
+            TrainerState(
+                step=self.iteration, optimizer=state.optimizer, weights=state.weights, counters=counters, rng=rng
+            ),
+            self._save_model,
+            best=best,
+        )
+
+    def _save_model(self, folder: Path) -> None:
+        # the mean stands in for the weights here alone: the trainer's state goes on from the weights
         with self.trainable.ema_weights():
-            self._folder.checkpoints.save(
-                TrainerState(
-                    step=self.iteration, optimizer=state.optimizer, weights=state.weights, counters=counters, rng=rng
-                ),
-                self.trainable.model.save_pretrained,
-                best=best,
-            )
+            self.trainable.model.save_pretrained(folder)
 
     def _load(self, checkpoint: Path) -> None:
         state = read_state(checkpoint, self.accelerator.device)

@@ -49,8 +49,9 @@ void parallel(int64_t count, int64_t work_per_unit, const F& f) {
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, work_per_unit)), f);
 }
 
-// Writes that are too large to be read back from the cache bypass it, which saves reading the lines they overwrite.
-constexpr int64_t kStreamingBytes = 8 << 20;
+// Writes too large for the cache to keep until they are read bypass it, which saves reading the lines they overwrite;
+// smaller ones are faster through it, and the next operator finds them there.
+constexpr int64_t kStreamingBytes = 64 << 20;
 
 template <typename T>
 inline void stream_copy(T* to, const T* from, int64_t n) {

@@ -223,6 +223,7 @@ def clip_loader(
         ConcatDataset(datasets),
         batch_sampler=sampler,
         collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),  # of the workers' seeds: the global one is left as it is
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )

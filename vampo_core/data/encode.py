@@ -80,7 +80,7 @@ def encode(
     remove_leftovers(dataset.root / "latents" / name)
     skipped: list[Skipped] = []
     num_encoded = num_reused = 0
-    for episode in tqdm(dataset.episodes, desc=f"encode {dataset.name}", disable=not progress):
+    for episode in tqdm(dataset.episodes, desc=f"encode {dataset.name}", disable=not progress, delay=0.5):
         path = latents_path(dataset.root, name, episode.episode_id)
         try:
             with reading(dataset.name, episode.episode_id):

@@ -75,7 +75,12 @@ def record(
     _prepare(root, info, overwrite)
     missing = [i for i in range(num_episodes) if not is_whole(episode_folder(root, i))]
     tasks = [(env, env_kwargs, str(root), i, episode_seed(seed, i)) for i in missing]
-    bar = tqdm(total=num_episodes, initial=num_episodes - len(missing), desc=f"record {env}", disable=not progress)
+    bar = tqdm(
+        total=num_episodes,
+        initial=num_episodes - len(missing),
+        desc=f"record {env}",
+        disable=not (progress and missing),
+    )
     num_failures = 0
     with bar:
         for success in _run(tasks, min(num_workers, len(tasks))):

@@ -28,7 +28,7 @@ from vampo_core.training_run import TrainingRun, TrainResult
 Callback = Callable[["VampoTrainer", dict[str, Any]], None]
 """``callback(trainer, row)`` after every iteration; ``row`` is the line of ``metrics.jsonl``."""
 
-_NOISE_STREAM = 1 << 40  # of the run's seed; batch n draws from stream _NOISE_STREAM + n
+_NOISE_STREAM = 1 << 40  # of the run's seed; iteration n draws from stream _NOISE_STREAM + n - 1
 
 
 class VampoTrainer:
@@ -61,7 +61,7 @@ class VampoTrainer:
             reward_funcs = configured_rewards(config.reward, model.codec)
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         self.accelerator = Accelerator()
-        self.reference = _frozen_copy(model) if config.grpo.kl_coef > 0 else None
+        self.reference = _frozen_copy(model).to(self.accelerator.device) if config.grpo.kl_coef > 0 else None
         self.trainable = Trainable(model, self.accelerator, config.optim, ema_decay=config.model.ema_decay)
         self.sampler = model.sampler(**config.sampler.overrides())
         self.engine = RolloutEngine(
@@ -111,11 +111,12 @@ class VampoTrainer:
         lr = self.trainable.lr
         for part in range(self.num_parts):
             with clock("rollout_s"):
-                number = (iteration - 1) * self.num_parts + part
+                # keyed by the place in the whole batch: neither parts nor processes change what a clip draws
+                number = part * self.accelerator.num_processes + self.accelerator.process_index
                 rollout = self.engine.rollout(
                     next(batches),
-                    seed=stream_seed(self.config.run.seed, _NOISE_STREAM + number),
-                    first_clip=self.accelerator.process_index * self.part_size,
+                    seed=stream_seed(self.config.run.seed, _NOISE_STREAM + iteration - 1),
+                    first_clip=number * self.part_size,
                 )
             with clock("reward_s"):
                 rewards = self._score(rollout, what)
