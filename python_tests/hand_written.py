@@ -66,7 +66,10 @@ def mean_and_std(model, config, batch, clip: int, step: int, sample: Tensor) -> 
 def reward_of(latents: Tensor, target: Tensor) -> Tensor:  # both [F, C, h, w] -> [F]
     """Cosine similarity minus L1 distance of each frame."""
     return torch.stack(
-        [torch.cosine_similarity(x.flatten(), y.flatten(), dim=0) - (x - y).abs().mean() for x, y in zip(latents, target)]
+        [
+            torch.cosine_similarity(x.flatten(), y.flatten(), dim=0) - (x - y).abs().mean()
+            for x, y in zip(latents, target)
+        ]
     )
 
 

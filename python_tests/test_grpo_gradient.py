@@ -7,6 +7,8 @@ import pytest
 import torch
 from training_runs import gradient_of, make_config, make_model, make_trainer, relative_distance
 
+from vampo_core.grpo.loss import clipped_surrogate
+
 # steps of similar size: otherwise the last one, with sigma / sigma_up = 235, drowns the gradient of the others
 ALL_STEPS = ["sampler.stochastic_steps=[0,1,2]", "sampler.sigma_min=1.0"]
 VARIANTS = {
@@ -109,6 +111,22 @@ def test_later_inner_epochs_move_away_from_the_old_policy_and_clip(tmp_path):
     assert 1e-5 < row["ratio_max_dev"] < 0.5
     assert 0 < row["clip_fraction"] <= 0.75  # the first epoch clips nothing
     assert row["approx_kl"] > 0
+
+
+def test_figures_are_means_over_ratios_not_over_parts(tmp_path, monkeypatch):
+    """Of three steps the first comes in one part, the others in one per clip: each counts a third."""
+    results = []
+
+    def surrogate(log_prob, old, advantages, *, clip_range):
+        ratio = torch.full_like(log_prob, 1 + len(results) / 1000).log()  # 1 for the first part, 1.001 for the next...
+        results.append(clipped_surrogate(log_prob - log_prob.detach() + ratio, 0 * ratio, advantages, clip_range=1.0))
+        return results[-1]
+
+    monkeypatch.setattr("vampo_core.grpo.trainer.clipped_surrogate", surrogate)
+    trainer = make_trainer(make_config(tmp_path, "sampler.stochastic_steps=[0,1,2]"))
+    row = trainer.iterate(1, trainer._batches(0))
+    assert [result.num_ratios for result in results] == [24, 12, 12, 12, 12]
+    assert row["ratio_mean"] == pytest.approx(1 + (2 * 0 + 1 + 2 + 3 + 4) / 6 / 1000, rel=1e-6)
 
 
 def test_an_inner_epoch_scores_the_actions_of_the_rollout_with_the_updated_policy(tmp_path):

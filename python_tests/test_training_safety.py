@@ -97,7 +97,11 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path, value):
 
     def spoil(gradient):
         calls.append(gradient)
-        return torch.where(torch.arange(len(gradient)).view(-1, 1, 1, 1) == 3, value, gradient) if len(calls) == 3 else None
+        return (
+            torch.where(torch.arange(len(gradient)).view(-1, 1, 1, 1) == 3, value, gradient)
+            if len(calls) == 3
+            else None
+        )
 
     dict(trainer.model.named_parameters())[name].register_hook(spoil)
     fails_in_iteration_3(trainer, rf"iteration 3: the gradient of {name} is not finite".replace(".", r"\."))

@@ -23,9 +23,7 @@ from vampo_core.trainable import Trainable
 # The server imports everything once, the processes are forks of it. Python 3.11 hands it no sys.path.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["training_processes"])
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
-)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 KILL_POINTS: dict[str, tuple[object, str]] = {
     "the update": (Trainable, "step"),

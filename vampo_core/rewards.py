@@ -56,15 +56,15 @@ def motion(
 
 
 def pixel(decode: Callable[[Tensor], Tensor]) -> RewardFunction:
-    """Negative L1 distance after decoding: ``decode`` maps latents ``[N, C, h, w]`` to images ``[N, 3, H, W]``."""
+    """Negative L1 distance after decoding: ``decode`` maps videos ``[B, F, C, h, w]`` to frames ``[B, F, 3, H, W]``.
+
+    Clips stay apart in what it is given, because SVD's decoder looks at neighbouring frames.
+    """
 
     def pixel_l1(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Tensor:
         with torch.inference_mode():
-            expert = decode(target.flatten(0, 1)).unflatten(0, target.shape[:2])  # [B, F, 3, H, W]
-            error = [
-                (decode(pred[:, g].flatten(0, 1)).unflatten(0, target.shape[:2]) - expert).abs().flatten(2).mean(-1)
-                for g in range(pred.shape[1])
-            ]
+            expert = decode(target)  # [B, F, 3, H, W]
+            error = [(decode(pred[:, g]) - expert).abs().flatten(2).mean(-1) for g in range(pred.shape[1])]
         return -torch.stack(error, dim=1)
 
     return pixel_l1
@@ -79,16 +79,19 @@ def evaluate_rewards(
     """Weighted sum of reward functions; each is logged under its name, and an L1 and cosine it reports under theirs.
 
     Raises:
-        ValueError: a function returns something else than one reward per clip, generation and frame, or NaN.
+        ValueError: a function returns something else than one reward per clip, generation and frame, or two are logged
+            under one name.
     """
     total = pred.new_zeros(pred.shape[:3])
     parts: dict[str, Tensor] = {}
     for function, weight in functions:
         name = getattr(function, "__name__", type(function).__name__)
         result = function(pred, target, batch)
-        if isinstance(result, LatentReward):
-            parts |= {"l1": result.l1, "cosine": result.cosine}
-            result = result.reward
+        reported = {"l1": result.l1, "cosine": result.cosine} if isinstance(result, LatentReward) else {}
+        result = result.reward if isinstance(result, LatentReward) else result
+        if taken := sorted(parts.keys() & {name, *reported}):
+            raise ValueError(f"two rewards are logged as {taken[0]}, expected different names: set their __name__")
+        parts |= reported
         if not isinstance(result, Tensor) or result.shape != total.shape:
             given = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"reward {name} returned {given}, expected a tensor [B, G, F] = {tuple(total.shape)}")

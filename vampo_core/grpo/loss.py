@@ -17,6 +17,7 @@ class PolicyLoss:
     ratio_max_dev: Tensor  # [], largest |ratio - 1|
     approx_kl: Tensor  # [], Schulman's k3 estimate of KL(old || new)
     clip_fraction: Tensor  # [], share of ratios outside of the clip range
+    num_ratios: int  # B * G * F
 
 
 def clipped_surrogate(
@@ -51,6 +52,7 @@ def clipped_surrogate(
             ratio_max_dev=(ratio - 1).abs().max(),
             approx_kl=(torch.expm1(log_ratio) - log_ratio).mean(),
             clip_fraction=((ratio - 1).abs() > clip_range).float().mean(),
+            num_ratios=ratio.numel(),
         )
 
 

@@ -204,16 +204,19 @@ class VampoTrainer:
         """History of one iteration, over all processes."""
         rewards = torch.cat([score.total for score, _ in scores])  # [B, G, F] of this process
         spread = rewards.std(dim=1)
+        num_ratios = sum(loss.num_ratios for loss in losses)
+
+        def mean(name: str) -> Tensor:
+            """Over ratios: a step whose samples the group does not share comes in smaller parts than one it does."""
+            return torch.stack([getattr(loss, name).detach() * loss.num_ratios for loss in losses]).sum() / num_ratios
+
         local = {
-            "loss": torch.stack([loss.loss.detach() for loss in losses]).mean(),
+            "loss": mean("loss"),
             "reward_mean": rewards.mean(),
             "reward_std": spread.mean(),
             "zero_std_fraction": (spread == 0).float().mean(),
             **{name: torch.cat([score.parts[name] for score, _ in scores]).mean() for name in scores[0][0].parts},
-            **{
-                name: torch.stack([getattr(loss, name) for loss in losses]).mean()
-                for name in ("ratio_mean", "approx_kl", "clip_fraction")
-            },
+            **{name: mean(name) for name in ("ratio_mean", "approx_kl", "clip_fraction")},
         }
         means = self.accelerator.reduce(torch.stack([v.float() for v in local.values()]), reduction="mean")
         deviation = torch.stack([loss.ratio_max_dev for loss in losses]).max()
