@@ -1,6 +1,6 @@
 """VAMPO in plain loops: one clip, one generation and one step at a time, nothing of the library but the denoiser.
 
-Formulas are those of the design: Karras sigmas, k-diffusion's ancestral step, v-prediction, group-normalised advantages.
+Formulas are those of the design: Karras sigmas, the ancestral step of k-diffusion, v-prediction, group advantages.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def reward_of(latents: Tensor, target: Tensor) -> Tensor:  # both [F, C, h, w] -
     return torch.stack(
         [
             torch.cosine_similarity(x.flatten(), y.flatten(), dim=0) - (x - y).abs().mean()
-            for x, y in zip(latents, target)
+            for x, y in zip(latents, target, strict=True)
         ]
     )
 

@@ -44,7 +44,9 @@ def start(
     rank: int | None = None,
     port: int = 0,
 ) -> BaseProcess:
-    """Start ``"train"``, ``"noisy"`` (with a random reward) or ``"pretrain"``; exit code 3 means that the run was interrupted and ended in order.
+    """Start ``"train"``, ``"noisy"`` (with a random reward) or ``"pretrain"``.
+
+    Exit code 3 means that the run was interrupted and ended in order.
 
     Args:
         kind: of the run.
@@ -155,6 +157,8 @@ def _kill_in(owner: object, name: str, call: int) -> None:
 @contextlib.contextmanager
 def _silence(active: bool) -> Iterator[None]:
     """Progress bars of a process that is not watched."""
-    with open(os.devnull, "w") as nothing:
-        with contextlib.redirect_stderr(nothing) if active else contextlib.nullcontext():
-            yield
+    if not active:
+        yield
+        return
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+        yield
