@@ -10,7 +10,7 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.data.clips import collate
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops.coefficients import denoiser_scalings
-from vampo_core.pretrain import edm_loss
+from vampo_core.pretraining import edm_loss
 
 
 def some_clips():
@@ -55,7 +55,7 @@ def test_noise_follows_from_seed_and_step_alone(tmp_path):
 def test_noise_levels_are_log_normal(tmp_path, monkeypatch):
     pretrainer, levels = make_pretrainer(make_config(tmp_path, "pretrain.p_mean=0.3", "pretrain.p_std=0.8")), []
     monkeypatch.setattr(
-        "vampo_core.pretrain.edm_loss", lambda *args, sigma, **rest: levels.append(sigma) or sigma.sum()
+        "vampo_core.pretraining.edm_loss", lambda *args, sigma, **rest: levels.append(sigma) or sigma.sum()
     )
     batch = some_clips()
     for step in range(300):

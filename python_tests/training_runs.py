@@ -15,7 +15,7 @@ from vampo_core.data import ClipDataset
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.codec import LatentCodec
 from vampo_core.models.video_predictor import VideoPredictor
-from vampo_core.pretrain import Pretrainer
+from vampo_core.pretraining import Pretrainer
 
 NUM_FRAMES, CHANNELS, SIDE = 3, 4, 4
 MEASURED = {"rollout_s", "reward_s", "update_s", "samples_per_s", "peak_memory_mb"}

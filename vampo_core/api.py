@@ -19,7 +19,7 @@ from vampo_core.prepare import (
     prepare_clips,
     prepare_codec,
 )
-from vampo_core.pretrain import Pretrainer
+from vampo_core.pretraining import Pretrainer
 from vampo_core.report import write_report
 from vampo_core.run_folder import RunFolder
 from vampo_core.sampling import sample_videos

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vampo_core.config import ConfigError, VampoConfig
-from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, paired_difference
+from vampo_core.evaluation import EvalResult, outcome, paired_difference
 from vampo_core.files import write_text
 from vampo_core.training_run import TrainResult
 
@@ -111,9 +111,11 @@ def comparison_table(before: EvalResult, after: EvalResult) -> str:
         old, new = before.metrics[name].mean, after.metrics[name].mean
         difference = paired_difference(before, after, name)
         low, high = difference.ci95
+        verdict = outcome(before, after, name)
+        change = "" if name == "psnr" else f"{(new - old) / abs(old):+.1%}"  # a share of decibels means nothing
         lines.append(
-            f"  {name:8} {old:9.4f} {new:9.4f} {(new - old) / abs(old):+8.1%}   "
-            f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]  {_outcome(name, low, high)}".rstrip()
+            f"  {name:8} {old:9.4f} {new:9.4f} {change:>8}   "
+            f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict if verdict != 'unclear' else ''}".rstrip()
         )
     return "\n".join(lines)
 
@@ -132,12 +134,6 @@ def _clips(result: EvalResult) -> str:
     what = "episodes" if episodes > 1 else "clips"
     samples = f"{result.num_samples} video{'s' if result.num_samples > 1 else ''} each"
     return f"{result.num_clips} held-out clips of {episodes} episodes, {samples}; intervals over {what}"
-
-
-def _outcome(name: str, low: float, high: float) -> str:
-    if low <= 0 <= high:
-        return ""
-    return "better" if (low > 0) == HIGHER_IS_BETTER[name] else "worse"
 
 
 def _report(result: TrainResult) -> int:

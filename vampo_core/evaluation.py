@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -95,6 +95,14 @@ def paired_difference(before: EvalResult, after: EvalResult, metric: str) -> Met
         raise ValueError("before and after are of different clips, expected the same for a paired difference")
     difference = np.subtract(after.per_clip[metric], before.per_clip[metric])
     return bootstrap(difference.tolist(), before.episode_ids)
+
+
+def outcome(before: EvalResult, after: EvalResult, metric: str) -> Literal["better", "worse", "unclear"]:
+    """What the interval of the paired difference says; where it includes 0, or is of one clip, nothing."""
+    low, high = paired_difference(before, after, metric).ci95
+    if low <= 0 <= high or after.num_clips < 2:
+        return "unclear"
+    return "better" if (low > 0) == HIGHER_IS_BETTER[metric] else "worse"
 
 
 def held_out_batch(dataset: Dataset[ClipItem], num_clips: int) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def save_video(path: Path, frames: np.ndarray) -> None:  # [F, H, W, 3] uint8
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        write_video(temporary, frames, PLAYBACK_FPS, crf=14, for_viewing=True)
+        write_video(temporary, frames, PLAYBACK_FPS, crf=18, for_viewing=True)
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

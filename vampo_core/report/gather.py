@@ -1,6 +1,6 @@
 """What a report shows: metrics of base and result on the same held-out clips, a few videos, the history."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vampo_core.panels import colour_map, frame_error
 from vampo_core.prepare import find_base, inference_predictor, prepare_clips
 
 NUM_VIDEOS = 6
-EXPERT, BASE, RESULT = "Expert", "Base", "VAMPO"
+EXPERT, BASE, RESULT, PRETRAINED = "Expert", "Base", "VAMPO", "Pretrained"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class RunSummary:
     num_parameters: int
     base: Path | None  # None where the base model is not there any more: nothing of it was predicted
 
+    @property
+    def result_name(self) -> str:
+        """What the run made, as panels and tables call it."""
+        return _result_name(self.rows)
+
 
 def gather(config: VampoConfig) -> RunSummary:
     """Load the run in ``run.dir`` and predict its held-out clips with its base and its newest checkpoint.
@@ -60,7 +65,9 @@ def gather(config: VampoConfig) -> RunSummary:
     model = inference_predictor(config, checkpoint)
     codec, num_parameters = model.codec, sum(p.numel() for p in model.unet.parameters())
     batch = held_out_batch(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
-    latents = {RESULT: _predict(config, model, batch)}
+    rows = read_metrics(folder / "metrics.jsonl")
+    result = _result_name(rows)
+    latents = {result: _predict(config, model, batch)}
     model.unet.cpu()  # two large models need not fit the device together
     base = find_base(config, codec)
     if base is None:
@@ -76,9 +83,9 @@ def gather(config: VampoConfig) -> RunSummary:
     best = Checkpoints(checkpoint.parent).best
     return RunSummary(
         config=config,
-        rows=read_metrics(folder / "metrics.jsonl"),
+        rows=rows,
         before=before,
-        after=score(latents[RESULT], batch, codec=codec),
+        after=score(latents[result], batch, codec=codec),
         videos=videos,
         error_scale=error_scale,
         decoded=decoded,
@@ -105,6 +112,10 @@ def false_colours(latents: Tensor) -> Callable[[Tensor], Tensor]:  # [..., C, h,
         return colours.clamp(0, 1).movedim(-1, -3).float()
 
     return view
+
+
+def _result_name(rows: Sequence[Mapping[str, Any]]) -> str:
+    return PRETRAINED if rows and "rollout_s" not in rows[-1] else RESULT
 
 
 def _predict(config: VampoConfig, model: VideoPredictor, batch: Mapping[str, Any]) -> Tensor:

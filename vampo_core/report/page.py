@@ -9,7 +9,7 @@ import torch
 
 from vampo_core._extension import version
 from vampo_core.report import sections
-from vampo_core.report.gather import RunSummary
+from vampo_core.report.gather import PRETRAINED, RunSummary
 
 
 def render(run: RunSummary) -> str:
@@ -28,21 +28,29 @@ def render(run: RunSummary) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><title>VAMPO · {name}</title><style>{_asset("style.css")}</style></head><body><main>'
-        f'<header class="top"><p class="kicker">VAMPO post-training</p><h1>{name}</h1>'
+        f'content="light dark"><title>{name} · {_kind(run)}</title><style>{_asset("style.css")}</style></head>'
+        "<body><main>"
+        f'<header class="top"><p class="kicker">{_kind(run)}</p><h1>{name}</h1>'
         f'<p class="muted">{_facts(run)}</p>'
         f'</header>{"".join(parts)}<footer class="muted">{_footer(run)}</footer></main>'
         f"<script>{_asset('script.js')}</script></body></html>\n"
     )
 
 
+def _kind(run: RunSummary) -> str:
+    return "Pretraining" if run.result_name == PRETRAINED else "VAMPO post-training"
+
+
 def _facts(run: RunSummary) -> str:
-    grpo = run.config.grpo
-    facts = [
-        f"checkpoint {run.step} of {grpo.num_iterations} iterations",
-        f"{grpo.batch_size} clips of {grpo.num_generations} generations",
-        f"UNet of {run.num_parameters / 1e6:.3g} M parameters",
-    ]
+    grpo, pretrain = run.config.grpo, run.config.pretrain
+    if run.result_name == PRETRAINED:
+        facts = [f"checkpoint {run.step} of {pretrain.num_steps} steps", f"{pretrain.batch_size} clips a step"]
+    else:
+        facts = [
+            f"checkpoint {run.step} of {grpo.num_iterations} iterations",
+            f"{grpo.batch_size} clips of {grpo.num_generations} generations",
+        ]
+    facts.append(f"UNet of {run.num_parameters / 1e6:.3g} M parameters")
     if run.best_step != run.step:
         facts.append(f"best held-out reward at {run.best_step}")
     return escape(" · ".join(facts))

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, Metric, paired_difference
+from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, Metric, outcome, paired_difference
 from vampo_core.report.charts import Series, bar_chart, line_chart, moving_average
-from vampo_core.report.gather import BASE, EXPERT, RESULT, ClipVideo, RunSummary
+from vampo_core.report.gather import BASE, PRETRAINED, RESULT, ClipVideo, RunSummary
 from vampo_core.report.sheet import make_sheet
 
 METRIC_NAMES = {"l1": "Latent L1", "cosine": "Latent cosine", "reward": "Reward", "psnr": "PSNR, dB", "ssim": "SSIM"}
@@ -29,21 +29,21 @@ def verdict(run: RunSummary) -> str:
     """The outcome in a sentence, as far as the interval of the paired difference supports it."""
     difference = paired_difference(run.before, run.after, "l1")
     change = (run.after.l1.mean - run.before.l1.mean) / run.before.l1.mean
-    low, high = difference.ci95
-    if high < 0:
-        style, words = "good", "Predictions are closer to the expert"
-    elif low > 0:
-        style, words = "bad", "Predictions are further from the expert"
-    else:
-        style, words = "even", "No clear difference from the base"
+    style, words = {
+        "better": ("good", "Predictions are closer to the expert"),
+        "worse": ("bad", "Predictions are further from the expert"),
+        "unclear": ("even", "No clear difference from the base"),
+    }[outcome(run.before, run.after, "l1")]
     differences = zip(run.before.per_clip["l1"], run.after.per_clip["l1"], strict=True)
     closer = sum(after < before for before, after in differences)
     spec = ".1%" if abs(change) >= 0.005 else ".2%"
-    interval = " to ".join(_signed(bound / run.before.l1.mean, spec) for bound in (low, high))
+    bounds = [_signed(bound / run.before.l1.mean, spec) for bound in difference.ci95]
+    interval = (
+        f"95&nbsp;% interval {bounds[0]} to {bounds[1]}" if run.after.num_clips > 1 else "too few for an interval"
+    )
     return (
         f'<div class="verdict {style}"><div class="big">{_signed(change, spec)}</div><div><h2>{words}</h2>'
-        f"<p>Latent L1 on {_clips(run.after)}, 95&nbsp;% interval {interval}; "
-        f"closer on {closer} of {run.after.num_clips} clips.</p></div></div>"
+        f"<p>Latent L1 on {_clips(run.after)}, {interval}; closer on {closer} of {run.after.num_clips}.</p></div></div>"
     )
 
 
@@ -55,10 +55,7 @@ def metrics_table(run: RunSummary) -> str:
         difference = paired_difference(run.before, run.after, name)
         arrow = "↑" if HIGHER_IS_BETTER[name] else "↓"
         hint = "higher is better" if HIGHER_IS_BETTER[name] else "lower is better"
-        low, high = difference.ci95
-        style = "even"
-        if low > 0 or high < 0:
-            style = "good" if (low > 0) == HIGHER_IS_BETTER[name] else "bad"
+        style = {"better": "good", "worse": "bad", "unclear": "even"}[outcome(run.before, run.after, name)]
         # a share of a reward, which is a difference and may be near 0, or of a logarithm, means nothing
         share = _signed(difference.mean / abs(before.mean), ".1%") if name in ("l1", "cosine", "ssim") else ""
         digits = 2 if name == "psnr" else 4
@@ -71,8 +68,8 @@ def metrics_table(run: RunSummary) -> str:
     num_episodes = len(set(run.after.episode_ids))
     rough = f" {num_episodes} episodes are few: the intervals are rough." if 1 < num_episodes < FEW_EPISODES else ""
     return (
-        '<div class="scroll"><table><thead><tr><th></th><th>Base</th><th>VAMPO</th><th>Difference, paired</th>'
-        f"<th>Change</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll"><table><thead><tr><th></th><th>{BASE}</th><th>{run.result_name}</th>'
+        f"<th>Difference, paired</th><th>Change</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f'<p class="muted">Means over {_clips(run.after)}, {_count(run.after.num_samples, "video")} each, '
         "both models from the same noise. 95&nbsp;% bootstrap intervals that resample "
         f"{'episodes' if num_episodes > 1 else 'clips'}; coloured where that of the difference "
@@ -87,7 +84,7 @@ def videos(run: RunSummary) -> str:
         "of colours in [0, 1]" if run.decoded else "of the false colours"
     )
     note = "" if run.decoded else " This model has no codec: latents are shown, their principal components as colours."
-    missing = "" if run.base else " The base model is not there any more, so its videos are missing."
+    missing = "" if run.base else " The base model is not there, so its videos are missing."
     return (
         '<div class="player"><button id="play" aria-label="Play or pause">Pause</button>'
         f'<input id="seek" type="range" min="0" max="{num_frames - 1}" value="0" step="1" aria-label="Frame">'
@@ -106,7 +103,7 @@ def frame_charts(run: RunSummary) -> str:
         if name in before and name in after:
             curves = [
                 Series(label, _numbered(values[name]), style, dots=True)
-                for label, values, style in ((BASE, before, "base"), (RESULT, after, "vampo"))
+                for label, values, style in ((BASE, before, "base"), (run.result_name, after, "vampo"))
             ]
             charts.append(line_chart(curves, title=f"{METRIC_NAMES[name]} by frame", x_label="frame"))
         if name == "l1":
@@ -119,7 +116,8 @@ def frame_charts(run: RunSummary) -> str:
         for i, (episode, value) in enumerate(zip(run.after.episode_ids, differences, strict=True))
     ]
     title = "Difference of latent L1, clip by clip"
-    charts.append(bar_chart(named, title=title, x_label="held-out clips in order", higher_is_better=False))
+    if len(named) > 1:
+        charts.append(bar_chart(named, title=title, x_label="held-out clips in order", higher_is_better=False))
     return _grid(charts)
 
 
@@ -129,26 +127,32 @@ def training_charts(run: RunSummary) -> str:
     for name in ("reward", "l1", "cosine"):
         points = [(0.0, run.before.metrics[name].mean), *_column(run, f"eval_{name}")]
         curve = Series(name, points, "vampo", dots=True)
-        charts.append(line_chart([curve], title=f"Held out: {METRIC_NAMES[name].lower()}", x_label="iteration"))
+        charts.append(line_chart([curve], title=f"Held out: {_metric_name(name)}", x_label="iteration"))
     rewards = _column(run, "reward_mean")
     window = max(3, len(rewards) // 10)
     curves = [Series("each", rewards, "raw")]
     if len(rewards) >= 8:
         curves.append(Series(f"mean of {window}", moving_average(rewards, window), "vampo"))
     charts.append(line_chart(curves, title="In training: reward of the batch", x_label="iteration"))
-    return _grid(charts)
+    note = "Batches are of different clips, some easier than others; held-out clips and their noise stay the same."
+    return _grid(charts) + (f'<p class="muted">{note}</p>' if rewards else "")
 
 
 def diagnostic_charts(run: RunSummary) -> str:
-    """What one looks at when training goes wrong."""
+    """What one looks at when training goes wrong; what never changed is told in words."""
     parts = (
         [key for key in run.rows[-1] if key not in _HISTORY_KEYS and not key.startswith("eval_")] if run.rows else []
     )
-    names = _DIAGNOSTICS | {key: f"In training: {METRIC_NAMES.get(key, key).lower()}" for key in parts}
-    charts = [
-        line_chart([Series(key, _column(run, key))], title=title, x_label="iteration") for key, title in names.items()
-    ]
-    return _grid(charts)
+    names = _DIAGNOSTICS | {key: f"In training: {_metric_name(key)}" for key in parts}
+    charts, constant = [], []
+    for key, title in names.items():
+        points = _column(run, key)
+        if len({y for _, y in points}) == 1 and len(points) > 1:
+            constant.append(f"{_lower(title)}: {points[0][1]:.3g}")
+        else:
+            charts.append(line_chart([Series(key, points)], title=title, x_label="iteration"))
+    unchanged = f'<p class="muted">The same in every iteration: {escape("; ".join(constant))}.</p>' if constant else ""
+    return _grid(charts) + unchanged
 
 
 def timing(run: RunSummary) -> str:
@@ -200,7 +204,7 @@ def _clip(video: ClipVideo) -> str:
 
 def _panel_label(label: str, video: ClipVideo) -> str:
     value = f' <span class="muted">L1 {video.l1[label]:.4f}</span>' if label in video.l1 else ""
-    style = {EXPERT: "expert", BASE: "base", RESULT: "vampo"}.get(label, "")
+    style = {BASE: "base", RESULT: "vampo", PRETRAINED: "vampo"}.get(label, "")
     return f'<b class="{style}">{escape(label)}</b>{value}'
 
 
@@ -214,7 +218,8 @@ def _with_interval(metric: Metric, digits: int, *, sign: bool = False) -> str:
     spec = f".{digits}f"
     mean = _signed(metric.mean, spec) if sign else f"{metric.mean:{spec}}"
     bounds = [_signed(bound, spec) if sign else f"{bound:{spec}}" for bound in metric.ci95]
-    return f"<b>{mean}</b> <small>{bounds[0]} to {bounds[1]}</small>".replace("-", "\N{MINUS SIGN}")
+    interval = f"<small>{bounds[0]} to {bounds[1]}</small>" if metric.ci95[0] < metric.ci95[1] else ""
+    return f"<b>{mean}</b> {interval}".replace("-", "\N{MINUS SIGN}")
 
 
 def _signed(value: float, spec: str) -> str:
@@ -223,6 +228,14 @@ def _signed(value: float, spec: str) -> str:
 
 def _clips(result: EvalResult) -> str:
     return f"{_count(result.num_clips, 'held-out clip')} of {_count(len(set(result.episode_ids)), 'episode')}"
+
+
+def _metric_name(key: str) -> str:
+    return _lower(METRIC_NAMES[key]) if key in METRIC_NAMES else f"reward {key!r}"
+
+
+def _lower(title: str) -> str:
+    return title[0].lower() + title[1:]
 
 
 def _count(number: int, noun: str) -> str:
