@@ -98,7 +98,7 @@ def test_a_signal_between_iterations_loses_nothing(tmp_path):
     assert result.checkpoint.name == "step-3"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["train", "pretrain"])
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, kind):
     make = {"train": make_trainer, "pretrain": make_pretrainer}[kind]
     config, calls = make_config(tmp_path / "run"), []
