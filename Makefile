@@ -4,9 +4,11 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PY := $(VENV)/bin/python
 SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py build_backend.py pyproject.toml
+OPERATOR_TESTS := $(addprefix python_tests/test_,arguments.py gaussian_log_prob.py group_advantages.py \
+  hybrid_euler_step.py latent_reward.py oracles.py philox.py reproducibility.py)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: install test bench lint format sanitize gpu-check clean
+.PHONY: install demo test bench lint format sanitize gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +22,10 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(PY) -m pip install -q cmake ninja pybind11 "setuptools>=77"
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
+
+# Records PushT episodes, pretrains a base, post-trains it and compares; what is done already is skipped.
+demo: install
+	$(VENV)/bin/vampo train --config pusht $(if $(wildcard runs/pusht/checkpoints/latest),--resume-from runs/pusht)
 
 test: install
 	$(PY) -m pytest python_tests
@@ -49,7 +55,7 @@ sanitize: install
 	cd build/sanitize/package && \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  "$(abspath $(PY))" -m pytest "$(CURDIR)/python_tests" -q -p no:cacheprovider --capture=sys \
+	  "$(abspath $(PY))" -m pytest $(abspath $(OPERATOR_TESTS)) -q -p no:cacheprovider --capture=sys \
 	  -k "not compile and not opcheck"
 
 gpu-check:

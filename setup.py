@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -53,4 +53,12 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", build], check=True)
 
 
-setup(ext_modules=[Extension("vampo_core._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    packages=[*find_packages(include=["vampo_core*"]), "vampo_core.configs"],
+    package_dir={
+        "vampo_core.configs": "configs"
+    },  # the presets: inside the package in a wheel, beside it in a checkout
+    package_data={"vampo_core": ["py.typed", "report/*.css", "report/*.js"], "vampo_core.configs": ["*.yaml"]},
+    ext_modules=[Extension("vampo_core._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -51,3 +51,17 @@ def fresh_compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """Configuration of a finished run on recorded episodes, whose folder tests only read."""
+    import tiny_run
+
+    import vampo_core
+
+    folder = tmp_path_factory.mktemp("tiny_run")
+    tiny_run.write_dataset(folder / "data")
+    config = tiny_run.settings(folder)
+    vampo_core.train(config)
+    return config

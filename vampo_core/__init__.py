@@ -1,7 +1,67 @@
 """vampo_core: reinforcement-learning post-training of video action models (VAMPO, arXiv 2603.19370)."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vampo_core import ops
 from vampo_core._extension import build_info, version
 
+if TYPE_CHECKING:
+    from vampo_core.api import evaluate, pretrain, sample, train
+    from vampo_core.config import VampoConfig, load_config
+    from vampo_core.diffusion.sampler import EulerHybridSampler
+    from vampo_core.diffusion.scheduler import EulerHybridScheduler
+    from vampo_core.evaluation import EvalResult
+    from vampo_core.grpo.trainer import VampoTrainer
+    from vampo_core.models.video_predictor import VideoPredictor
+    from vampo_core.report import write_report
+    from vampo_core.training_run import TrainResult
+
 __version__ = version()
-__all__ = ["build_info", "ops"]
+
+_LAZY = {
+    "EulerHybridSampler": "vampo_core.diffusion.sampler",
+    "EulerHybridScheduler": "vampo_core.diffusion.scheduler",
+    "EvalResult": "vampo_core.evaluation",
+    "TrainResult": "vampo_core.training_run",
+    "VampoConfig": "vampo_core.config",
+    "VampoTrainer": "vampo_core.grpo.trainer",
+    "VideoPredictor": "vampo_core.models.video_predictor",
+    "evaluate": "vampo_core.api",
+    "load_config": "vampo_core.config",
+    "pretrain": "vampo_core.api",
+    "sample": "vampo_core.api",
+    "train": "vampo_core.api",
+    "write_report": "vampo_core.report",
+}
+"""Names whose modules import diffusers and the like, which takes seconds: loaded on first use."""
+
+__all__ = [
+    "EulerHybridSampler",
+    "EulerHybridScheduler",
+    "EvalResult",
+    "TrainResult",
+    "VampoConfig",
+    "VampoTrainer",
+    "VideoPredictor",
+    "build_info",
+    "evaluate",
+    "load_config",
+    "ops",
+    "pretrain",
+    "sample",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

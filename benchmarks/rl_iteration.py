@@ -1,0 +1,215 @@
+"""One iteration of ours against the reference's schedule of work, same model, same B, G, T.
+
+    python benchmarks/rl_iteration.py [--preset default|svd] [--rounds N] [--threads N] [--results FOLDER]
+
+The reference rolls out every member of a group on its own (G T denoiser forwards a clip) and runs G forwards and
+backwards a clip for the update. It is written here in plain PyTorch with diffusers' UNet, and with the faults of the
+published code corrected: right clipping, right grouping, right input scaling. Both take turns in one process. The
+memory of an update is what autograd keeps for its backward pass, weights aside: counted, not sampled, so that it is the
+same on every device.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vampo_core.grpo.loss import clipped_surrogate
+from vampo_core.grpo.rollout import RolloutEngine
+from vampo_core.models.codec import LatentCodec
+from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.ops import group_advantages, latent_reward
+from vampo_core.ops.coefficients import euler_coefficients
+
+PRESETS = {  # latent [F, C, h, w] and arguments of the UNet
+    "default": ((8, 16, 8, 8), {}),
+    "svd": (
+        (16, 4, 32, 32),
+        {
+            "down_block_types": ("CrossAttnDownBlockSpatioTemporal",) * 3 + ("DownBlockSpatioTemporal",),
+            "up_block_types": ("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 3,
+            "block_out_channels": (320, 640, 1280, 1280),
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 768,
+            "layers_per_block": 2,
+            "cross_attention_dim": 1024,
+            "num_attention_heads": (5, 10, 20, 20),
+        },
+    ),
+}
+CLIP_RANGE = 1e-3
+
+
+class Phases:
+    """Seconds of one iteration, those spent in the denoiser, and what autograd kept for the update."""
+
+    def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
+        self.device, self.seconds, self.denoiser = device, 0.0, 0.0
+        self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self._kept: dict[int, int] = {}
+
+    @property
+    def update_mb(self) -> float:
+        return sum(self._kept.values()) / 2**20
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @contextmanager
+    def in_denoiser(self) -> Iterator[None]:
+        begin = self.now()
+        yield
+        self.denoiser += self.now() - begin
+
+    def update(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """Context of the forward passes with gradient."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._weights:
+                self._kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+
+
+def ours(model: VideoPredictor, batch: dict, sampler, num_generations: int, seed: int, phases: Phases) -> None:
+    """One forward a clip at the split, which carries the gradient, and G tails."""
+
+    def watch(module: torch.nn.Module) -> list:
+        begins: list[float] = []
+        return [
+            module.register_forward_pre_hook(lambda *_: begins.append(phases.now())),
+            module.register_forward_hook(lambda *_: _add(phases, phases.now() - begins.pop())),
+        ]
+
+    engine = RolloutEngine(
+        model, model, sampler, num_generations=num_generations, chunk_size=None, reuse_first_step=True
+    )
+    hooks = watch(model.unet)
+    with phases.update():
+        rollout = engine.rollout(batch, seed=seed)
+        advantages = group_advantages(latent_reward(rollout.latents, batch["latents"]).reward, clip=2.0)
+        for _, _, log_prob, _ in engine.log_probs(rollout):
+            loss = clipped_surrogate(log_prob, log_prob.detach(), advantages, clip_range=CLIP_RANGE).loss
+            with phases.in_denoiser():
+                loss.backward()
+    for hook in hooks:
+        hook.remove()
+
+
+def _add(phases: Phases, seconds: float) -> None:
+    phases.denoiser += seconds
+
+
+def reference(model: VideoPredictor, batch: dict, sampler, num_generations: int, seed: int, phases: Phases) -> None:
+    """G T forwards a clip without gradient, then G forwards and backwards a clip."""
+    target = batch["latents"]
+    sigmas, prediction = sampler.sigmas, sampler.prediction_type
+    with torch.no_grad():
+        condition = model.condition(instructions=batch["instruction"], first_latents=target[:, 0])
+        condition = condition.repeat(num_generations)
+        noise = sampler.initial_noise(tuple(target.shape), seed=seed).repeat_interleave(num_generations, 0)
+        x, first = noise, None
+        for i in range(len(sigmas) - 1):
+            with phases.in_denoiser():
+                output = model(x, sigmas[i], condition)
+            a, b, sigma_up = euler_coefficients(sigmas[i], sigmas[i + 1], 1.0 if i == 0 else 0.0, prediction)
+            mean = a * x + b * output
+            if i == 0:
+                x = mean + sigma_up * torch.randn_like(mean)
+                first, old = x, _log_prob(x, mean, sigma_up)
+            else:
+                x = mean
+        shape = (target.shape[0], num_generations)
+        repeated = target.repeat_interleave(num_generations, 0)
+        l1 = (x - repeated).abs().flatten(2).mean(-1)
+        cosine = torch.nn.functional.cosine_similarity(x.flatten(2), repeated.flatten(2), dim=-1)
+        rewards = (cosine - l1).unflatten(0, shape)
+        centred = rewards - rewards.mean(1, keepdim=True)
+        advantages = (centred / (rewards.std(1, keepdim=True) + 1e-8)).clamp(-2, 2).flatten(0, 1)
+    assert first is not None
+    a, b, sigma_up = euler_coefficients(sigmas[0], sigmas[1], 1.0, prediction)
+    with phases.update():
+        with phases.in_denoiser():
+            output = model(noise, sigmas[0], condition)
+        ratio = (_log_prob(first, a * noise + b * output, sigma_up) - old).exp()
+        clipped = ratio.clamp(1 - CLIP_RANGE, 1 + CLIP_RANGE)
+        loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
+        with phases.in_denoiser():
+            loss.backward()
+
+
+def _log_prob(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
+    return torch.distributions.Normal(mean, sigma).log_prob(x).flatten(2).mean(-1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--generations", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    latent, overrides = PRESETS[args.preset]
+    torch.manual_seed(0)
+    codec = LatentCodec(latent_channels=latent[1])
+    model = VideoPredictor.create(codec, num_frames=latent[0], **overrides).to(device)
+    sampler = model.sampler(num_inference_steps=args.steps)
+    batch = {
+        "latents": torch.randn(args.clips, *latent, device=device),
+        "instruction": ["push the T"] * args.clips,
+        "clip_id": [str(i) for i in range(args.clips)],
+    }
+    schedules: dict[str, Callable] = {"ours": ours, "reference": reference}
+    measured: dict[str, list[Phases]] = {name: [] for name in schedules}
+    for number in range(args.rounds + 1):
+        for name, schedule in schedules.items():
+            phases = Phases(model, device)
+            begin = phases.now()
+            schedule(model, batch, sampler, args.generations, number, phases)
+            phases.seconds = phases.now() - begin
+            model.zero_grad()
+            if number:  # the first round warms up
+                measured[name].append(phases)
+    ratios = [r.seconds / o.seconds for o, r in zip(measured["ours"], measured["reference"], strict=True)]
+    result = {
+        "preset": args.preset,
+        "B": args.clips, "G": args.generations, "T": args.steps,
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "speedup": statistics.median(ratios),
+        "speedup_range": [min(ratios), max(ratios)],
+        **{
+            name: {
+                "seconds": statistics.median(p.seconds for p in phases),
+                "update_mb": max(p.update_mb for p in phases),
+                "denoiser_share": statistics.median(p.denoiser / p.seconds for p in phases),
+            }
+            for name, phases in measured.items()
+        },
+    }  # fmt: skip
+    args.results.mkdir(parents=True, exist_ok=True)
+    path = args.results / f"rl_iteration-{args.preset}-{device.type}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The ratio before any update: exactly 1 where the pass is reused, and 1 within 1e-6 where it is repeated."""
+
+import pytest
+import torch
+from training_runs import gradient_of, make_config, make_model, make_trainer, relative_distance
+
+MODELS = {
+    "float32": ([], {}),
+    "bfloat16": (["model.dtype=bfloat16"], {}),
+    "lora": (["model.lora=4"], {"lora_dropout": 0.5}),
+    "lora in bfloat16": (["model.lora=4", "model.dtype=bfloat16"], {"lora_dropout": 0.5}),
+    "checkpointing": (["model.gradient_checkpointing=true"], {}),
+    "checkpointing in bfloat16": (["model.gradient_checkpointing=true", "model.dtype=bfloat16"], {}),
+    "dropout": ([], {"dropout": 0.5}),
+}
+SAMPLERS = {
+    # a small step from much noise, sigma / sigma_up = 235, magnifies the rounding of the network's output
+    "every step": ["sampler.stochastic_steps=[0,1,2]", "sampler.sigma_min=1.0"],
+    "independent noise": ["sampler.shared_noise=false"],
+    "antithetic, in chunks": ["sampler.antithetic=true", "sampler.tail_chunk_size=3"],
+    "guidance": ["sampler.guidance_scale=2.0"],
+}
+
+
+def first_row(tmp_path, model, *overrides):
+    settings, arguments = MODELS[model]
+    config = make_config(tmp_path, *settings, *overrides)
+    trainer = make_trainer(config, model=make_model(config, **arguments))
+    before = [p.detach().clone() for p in trainer.trainable.parameters]
+    row = trainer.iterate(1, trainer._batches(0))
+    assert any(not torch.equal(p, q) for p, q in zip(trainer.trainable.parameters, before, strict=True))
+    return row
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ratio_is_exactly_one_in_the_first_inner_epoch(tmp_path, model):
+    row = first_row(tmp_path, model)
+    assert (row["ratio_max_dev"], row["ratio_mean"], row["approx_kl"], row["clip_fraction"]) == (0, 1, 0, 0)
+    assert row["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "sampler"),
+    [*((model, "first step") for model in MODELS), *((m, s) for m in ("float32", "bfloat16") for s in SAMPLERS)],
+)
+def test_ratio_is_one_when_the_first_step_is_recomputed(tmp_path, model, sampler):
+    row = first_row(tmp_path, model, "grpo.reuse_first_step=false", *SAMPLERS.get(sampler, []))
+    assert row["ratio_max_dev"] < 1e-6
+    assert row["clip_fraction"] == 0 and row["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_later_stochastic_steps_are_on_policy_too(tmp_path, model):
+    row = first_row(tmp_path, model, "sampler.stochastic_steps=[0,1,2]")
+    assert row["ratio_max_dev"] < 1e-4 and row["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("model", ["float32", "lora", "dropout"])
+def test_both_modes_have_the_same_gradient(tmp_path, model):
+    """One mode is the check of the other."""
+    settings, arguments = MODELS[model]
+    gradients = []
+    for reuse in ("true", "false"):
+        config = make_config(tmp_path, *settings, f"grpo.reuse_first_step={reuse}")
+        gradients.append(gradient_of(make_trainer(config, model=make_model(config, **arguments))))
+    assert relative_distance(*gradients) < 1e-4

@@ -1,0 +1,7 @@
+"""``python -m vampo_core`` is the command ``vampo``."""
+
+import sys
+
+from vampo_core.cli import main
+
+sys.exit(main())

@@ -1,0 +1,159 @@
+"""The calls: ``train``, ``pretrain``, ``evaluate`` and ``sample``."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vampo_core.checkpoint import Checkpoints
+from vampo_core.config import VampoConfig, load_config
+from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
+from vampo_core.grpo.trainer import VampoTrainer
+from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.prepare import (
+    base_config,
+    inference_predictor,
+    load_predictor,
+    new_predictor,
+    prepare_clips,
+    prepare_codec,
+)
+from vampo_core.pretraining import Pretrainer
+from vampo_core.report import write_report
+from vampo_core.run_folder import RunFolder
+from vampo_core.sampling import sample_videos
+from vampo_core.training_run import TrainResult
+
+
+def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None) -> TrainResult:
+    """Post-train a video predictor with VAMPO.
+
+    What a preset needs and is not there yet, data or base model, is made first; ``report.html`` is written last.
+
+    Args:
+        config: a configuration, the path of one, or a preset's name, such as ``"pusht"``.
+        overrides: settings to change, such as ``"grpo.num_generations=8"``.
+        resume_from: run folder or checkpoint of an earlier part of this run.
+
+    Returns:
+        The checkpoint, the history, and held-out metrics before and after.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong, or the run folder holds a run already.
+        NonFiniteError: a loss, reward or gradient is not finite; the last checkpoint is intact.
+    """
+    config = _configured(config, overrides)
+    RunFolder.check(config, resume_from=resume_from)
+    source = config.model.pretrained
+    if source is None:
+        base = _base(config)
+        if base.interrupted:
+            raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
+        source = str(base.checkpoint)
+    model = load_predictor(config, source)
+    clips = prepare_clips(config, model.codec)
+    trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
+    result, writes = trainer.train(resume_from), trainer.accelerator.is_main_process
+    del model, clips, trainer  # the report loads two models of its own
+    if writes and not result.interrupted:
+        _report(config)
+    return result
+
+
+def pretrain(config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None) -> TrainResult:
+    """Train a predictor on expert videos by denoising likelihood, from ``model.pretrained`` or from scratch.
+
+    Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
+    """
+    config = _configured(config, overrides)
+    RunFolder.check(config, resume_from=resume_from)
+    return _pretrain(config, resume_from)
+
+
+def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:
+    """Held-out metrics of a predictor; PSNR and SSIM among them where its codec decodes.
+
+    Args:
+        checkpoint: model folder, checkpoint or run folder.
+        config: says which clips are held out, how videos are sampled, and how many.
+        overrides: settings to change.
+
+    Raises:
+        ValueError: there is no predictor at ``checkpoint``.
+    """
+    config = _configured(config, overrides)
+    model = inference_predictor(config, checkpoint)
+    clips = prepare_clips(config, model.codec)
+    return evaluate_predictor(
+        model,
+        model.sampler(**config.sampler.overrides()),
+        held_out_batch(clips.held_out, config.evaluation.num_clips),
+        num_samples=config.evaluation.num_samples,
+        seed=config.evaluation.seed,
+        batch_size=config.evaluation.batch_size,
+        decode=True,
+    )
+
+
+def sample(
+    checkpoint: str | Path,
+    config: VampoConfig | str | Path,
+    *overrides: str,
+    output: str | Path,
+    image: str | Path | None = None,
+    video: str | Path | None = None,
+    instruction: str | None = None,
+    num_samples: int = 1,
+    num_clips: int = 4,
+) -> Path:
+    """Predict videos from a first frame and an instruction, or of held-out clips; see :func:`sample_videos`."""
+    return sample_videos(
+        checkpoint,
+        _configured(config, overrides),
+        output=output,
+        image=image,
+        video=video,
+        instruction=instruction,
+        num_samples=num_samples,
+        num_clips=num_clips,
+    )
+
+
+def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) -> VampoConfig:
+    config = load_config(config, *overrides)
+    if config.run.num_threads:
+        torch.set_num_threads(config.run.num_threads)
+    return config
+
+
+def _report(config: VampoConfig) -> None:
+    """Write the report of a run that has ended well, and so does whatever becomes of the report."""
+    try:
+        print(f"report: {write_report(config)}")
+    except Exception as error:
+        again = f"`vampo report --config {config.run.dir}` tries again"
+        warnings.warn(f"the report could not be written ({error}); {again}", RuntimeWarning, stacklevel=3)
+
+
+def _base(config: VampoConfig) -> TrainResult:
+    """The base model of a configuration: pretrained now, continued where it was interrupted, or found complete."""
+    codec = prepare_codec(config)
+    settings = base_config(config, codec)
+    folder = Path(settings.run.dir)
+    begun = Checkpoints(folder / "checkpoints").latest is not None
+    print(f"base model: {folder}" + (" (found)" if begun else ""))
+    if begun:  # its own settings: what post-training, and so this configuration, has changed is nothing to the base
+        settings = replace(load_config(folder), run=settings.run)
+    else:  # a process that was killed before the first checkpoint left nothing to continue
+        settings = replace(settings, run=replace(settings.run, overwrite=folder.exists()))
+    return _pretrain(settings, folder if begun else None, new_predictor(settings, codec))
+
+
+def _pretrain(config: VampoConfig, resume_from: str | Path | None, model: VideoPredictor | None = None) -> TrainResult:
+    if model is None:
+        source = config.model.pretrained
+        model = load_predictor(config, source) if source else new_predictor(config, prepare_codec(config))
+    clips = prepare_clips(config, model.codec)
+    trainer = Pretrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
+    return trainer.train(resume_from)

@@ -1,0 +1,149 @@
+"""What the verbs of the command line do: the calls of :mod:`vampo_core.api`, with tables for people."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vampo_core.config import ConfigError, VampoConfig
+from vampo_core.evaluation import EvalResult, outcome, paired_difference
+from vampo_core.files import write_text
+from vampo_core.training_run import TrainResult
+
+INTERRUPTED = 130
+
+
+def record(config: VampoConfig) -> None:
+    """Record the episodes of ``data``."""
+    from vampo_core.prepare import open_dataset
+
+    if config.data.env is None:
+        raise ConfigError("data.env is None, expected the simulator to record from")
+    dataset = open_dataset(config)
+    print(f"{len(dataset.episodes)} episodes at {dataset.root}")
+
+
+def encode(config: VampoConfig) -> None:
+    """Encode the videos of ``data`` with the codec of ``model.pretrained``, or with a patch codec fitted to them."""
+    from vampo_core.prepare import load_predictor, prepare_clips, prepare_codec
+
+    source = config.model.pretrained
+    clips = prepare_clips(config, load_predictor(config, source).codec if source else prepare_codec(config))
+    print(f"{len(clips.train)} training clips and {len(clips.held_out)} held-out clips")
+
+
+def pretrain(config: VampoConfig, *, resume_from: str | None) -> int:
+    """Train a base predictor."""
+    from vampo_core import api
+
+    return _report(api.pretrain(config, resume_from=resume_from))
+
+
+def train(config: VampoConfig, *, resume_from: str | None) -> int:
+    """Post-train a predictor."""
+    from vampo_core import api
+
+    return _report(api.train(config, resume_from=resume_from))
+
+
+def evaluate(config: VampoConfig, *, checkpoint: str, against: str | None, output: str | None) -> None:
+    """Measure a predictor, and compare it with another on the same clips and noise."""
+    from vampo_core import api
+
+    if output is not None and not Path(output).resolve().parent.is_dir():
+        raise ConfigError(f"output is {output!r}, expected a file in a folder that exists")
+    result = api.evaluate(checkpoint, config)
+    before = None if against is None else api.evaluate(against, config)
+    print(metrics_table(result) if before is None else comparison_table(before, result))
+    if output is not None:
+        write_text(Path(output), json.dumps(evaluation_record(result, before), indent=2) + "\n")
+
+
+def sample(
+    config: VampoConfig,
+    *,
+    checkpoint: str,
+    output: str,
+    image: str | None,
+    video: str | None,
+    instruction: str | None,
+    num_samples: int,
+    num_clips: int,
+) -> None:
+    """Predict videos."""
+    from vampo_core import api
+
+    path = api.sample(
+        checkpoint,
+        config,
+        output=output,
+        image=image,
+        video=video,
+        instruction=instruction,
+        num_samples=num_samples,
+        num_clips=num_clips,
+    )
+    print(f"video: {_short(path)}")
+
+
+def report(config: VampoConfig) -> None:
+    """Write the report of the run in ``run.dir``."""
+    from vampo_core.report import write_report
+
+    print(f"report: {_short(write_report(config))}")
+
+
+def metrics_table(result: EvalResult) -> str:
+    """Means and 95 % intervals of one predictor."""
+    lines = [_clips(result), f"  {'':8} {'mean':>9}   95 % interval"]
+    for name, metric in result.metrics.items():
+        lines.append(f"  {name:8} {metric.mean:9.4f}   [{metric.ci95[0]:.4f}, {metric.ci95[1]:.4f}]")
+    return "\n".join(lines)
+
+
+def comparison_table(before: EvalResult, after: EvalResult) -> str:
+    """Before, after and their paired difference, with 95 % intervals."""
+    lines = [
+        _clips(after),
+        f"  {'':8} {'before':>9} {'after':>9} {'change':>8}   paired difference, 95 % interval",
+    ]
+    for name in (name for name in after.metrics if name in before.metrics):
+        old, new = before.metrics[name].mean, after.metrics[name].mean
+        difference = paired_difference(before, after, name)
+        low, high = difference.ci95
+        verdict = outcome(before, after, name)
+        change = "" if name == "psnr" else f"{(new - old) / abs(old):+.1%}"  # a share of decibels means nothing
+        lines.append(
+            f"  {name:8} {old:9.4f} {new:9.4f} {change:>8}   "
+            f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict if verdict != 'unclear' else ''}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def evaluation_record(result: EvalResult, before: EvalResult | None) -> dict[str, Any]:
+    """What ``vampo evaluate`` writes: the result, and with another one that and their paired differences."""
+    if before is None:
+        return {"result": result.to_dict()}
+    names = [name for name in result.metrics if name in before.metrics]
+    differences = {name: asdict(paired_difference(before, result, name)) for name in names}
+    return {"result": result.to_dict(), "against": before.to_dict(), "difference": differences}
+
+
+def _clips(result: EvalResult) -> str:
+    episodes = len(set(result.episode_ids))
+    what = "episodes" if episodes > 1 else "clips"
+    samples = f"{result.num_samples} video{'s' if result.num_samples > 1 else ''} each"
+    return f"{result.num_clips} held-out clips of {episodes} episodes, {samples}; intervals over {what}"
+
+
+def _report(result: TrainResult) -> int:
+    print(comparison_table(result.before, result.after))
+    print(f"checkpoint: {_short(result.checkpoint)}, best by held-out reward: {_short(result.best_checkpoint)}")
+    if result.interrupted:
+        print(f"interrupted; continue with --resume-from {result.config.run.dir}")
+        return INTERRUPTED
+    return 0
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,32 @@
+"""Configuration of a run: what there is to set, and where it comes from."""
+
+from vampo_core.config.checks import ConfigError
+from vampo_core.config.load import load_config, presets
+from vampo_core.config.sections import (
+    DataConfig,
+    EvaluationConfig,
+    GRPOConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    RewardConfig,
+    RunConfig,
+    SamplerConfig,
+)
+from vampo_core.config.vampo import VampoConfig
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "GRPOConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "VampoConfig",
+    "load_config",
+    "presets",
+]

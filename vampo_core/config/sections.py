@@ -1,0 +1,304 @@
+"""Every setting of a run, with its default, range and meaning.
+
+Defaults post-train a small predictor on PushT. The classes are immutable and check themselves, so a configuration that
+exists is valid; ``load_config(config, "grpo.num_generations=16")`` makes a changed one.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from vampo_core.config.checks import ConfigError, MultipleOf, Range, check_fields
+
+Positive = Annotated[int, Range(minimum=1)]
+Count = Annotated[int, Range(minimum=0)]
+Above0 = Annotated[float, Range(above=0)]
+AtLeast0 = Annotated[float, Range(minimum=0)]
+Decay = Annotated[float, Range(minimum=0, below=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """The policy-gradient loop."""
+
+    num_iterations: Positive = 60
+    """Rollout, reward, update: how often."""
+    batch_size: Positive = 8
+    """Clips per iteration (B), over all processes together."""
+    num_generations: Annotated[int, Range(minimum=2)] = 8
+    """Rollouts per clip (G), compared with each other."""
+    num_inner_epochs: Positive = 1
+    """Updates made from one iteration's rollouts."""
+    clip_range: Above0 = 1e-3
+    """Ratios count within 1 ± this; small, because log-probabilities are means over a frame's latents."""
+    adv_clip_max: Above0 = 2.0
+    """Advantages are clipped to ± this."""
+    kl_coef: AtLeast0 = 0.0
+    """Weight of the KL divergence from the base model; 0 needs no copy of it."""
+    reuse_first_step: bool = True
+    """Use the forward pass that drew the group for the first update too, instead of repeating it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "grpo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Euler Hybrid sampling: noise where the policy acts, an ODE everywhere else."""
+
+    num_inference_steps: Annotated[int, Range(minimum=2)] = 8
+    """Denoiser evaluations of one video (T)."""
+    sigma_min: Above0 = 0.002
+    """Smallest noise level above 0."""
+    sigma_max: Above0 = 80.0
+    """Largest noise level (SVD: 700)."""
+    rho: Above0 = 7.0
+    """Exponent of the Karras schedule."""
+    eta: Above0 = 1.0
+    """Noise of the stochastic steps; 1 is the full ancestral step."""
+    stochastic_steps: tuple[Count, ...] = (0,)
+    """Indices of the steps that draw noise; the last step, to noise level 0, cannot."""
+    guidance_scale: AtLeast0 = 1.0
+    """Classifier-free guidance of the last frame, linear from 1 at the first; 1 is none."""
+    antithetic: bool = False
+    """Draw a group's noise in pairs z, -z."""
+    shared_noise: bool = True
+    """One initial noise per clip, shared by its group; otherwise one per generation."""
+    tail_chunk_size: Positive | None = None
+    """Videos that the deterministic steps work on at once, to bound memory; null for all."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "sampler")
+        object.__setattr__(self, "stochastic_steps", tuple(sorted(set(self.stochastic_steps))))
+        if self.sigma_min >= self.sigma_max:
+            raise ConfigError(
+                f"sampler.sigma_min is {self.sigma_min}, expected less than sampler.sigma_max = {self.sigma_max}"
+            )
+        last = self.num_inference_steps - 2
+        if not self.stochastic_steps or self.stochastic_steps[-1] > last:
+            raise ConfigError(
+                f"sampler.stochastic_steps is {list(self.stochastic_steps)}, expected at least one index from 0 to "
+                f"sampler.num_inference_steps - 2 = {last}: the step to noise level 0 has no density"
+            )
+        if self.antithetic and not self.shared_noise:
+            raise ConfigError(
+                "sampler.antithetic is True with sampler.shared_noise = False, expected shared noise: "
+                "pairs z, -z need one starting point"
+            )
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields as :class:`~vampo_core.EulerHybridSampler` names them."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "rho": self.rho,
+            "eta": self.eta,
+            "stochastic_steps": self.stochastic_steps,
+            "guidance_scale": self.guidance_scale,
+            "min_guidance_scale": 1.0,
+            "antithetic": self.antithetic,
+            "shared_initial_noise": self.shared_noise,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """Weights of the built-in rewards, each per frame; 0 leaves one out."""
+
+    l1_weight: AtLeast0 = 1.0
+    """Negative L1 distance from the expert's latents."""
+    cosine_weight: AtLeast0 = 1.0
+    """Cosine similarity to the expert's latents."""
+    motion_weight: AtLeast0 = 0.0
+    """L1 and cosine of frame-to-frame differences, where a static background counts for nothing."""
+    pixel_weight: AtLeast0 = 0.0
+    """Negative L1 distance after decoding."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "reward")
+        if not any((self.l1_weight, self.cosine_weight, self.motion_weight, self.pixel_weight)):
+            raise ConfigError("reward.l1_weight is 0.0 like every other weight, expected at least one above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW of the post-training."""
+
+    lr: Above0 = 3e-5
+    """Learning rate after the warm-up."""
+    weight_decay: AtLeast0 = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: Above0 = 0.5
+    """Gradients are scaled down to this norm."""
+    warmup_steps: Count = 0
+    """Updates over which the learning rate rises from 0, linearly."""
+    beta1: Decay = 0.9
+    """Decay of the gradient's running mean."""
+    beta2: Decay = 0.999
+    """Decay of the squared gradient's running mean."""
+    gradient_accumulation_steps: Positive = 1
+    """Parts that a batch is worked through in, to bound memory; they make one update together."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "optim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The video predictor; the fields from ``patch_size`` on shape the embedded default alone."""
+
+    pretrained: str | None = None
+    """Checkpoint folder to start from; null for the embedded default, pretrained first."""
+    text_encoder: str | None = None
+    """Folder of a CLIP text model, for a checkpoint that was published without it."""
+    lora: Count = 0
+    """Rank of the adapters that are trained instead of the whole UNet; 0 for none."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of autocast around the UNet."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    ema_decay: Decay = 0.0
+    """Decay of the policy's running mean, which is then what is evaluated and saved; 0 for none."""
+    patch_size: Positive = 8
+    """Pixels per latent along each side of the patch codec."""
+    latent_channels: Positive = 16
+    """Channels of the latents (C)."""
+    block_out_channels: tuple[Annotated[int, MultipleOf(32)], ...] = (64, 64)
+    """Channels of the UNet at each resolution, the full one first; attention in the middle block alone."""
+    layers_per_block: Positive = 1
+    """Residual blocks at each resolution."""
+    num_attention_heads: Positive = 4
+    """Heads of every attention."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model")
+        if len(self.block_out_channels) < 2:
+            raise ConfigError(
+                f"model.block_out_channels is {list(self.block_out_channels)}, expected at least 2 resolutions"
+            )
+        odd = [channels for channels in self.block_out_channels if channels % self.num_attention_heads]
+        if odd:
+            raise ConfigError(
+                f"model.num_attention_heads is {self.num_attention_heads}, expected a divisor of "
+                f"model.block_out_channels = {list(self.block_out_channels)}"
+            )
+
+    def unet_options(self) -> dict[str, Any]:
+        """The architecture as arguments of ``UNetSpatioTemporalConditionModel``."""
+        resolutions = len(self.block_out_channels)
+        return {
+            "down_block_types": ("DownBlockSpatioTemporal",) * resolutions,
+            "up_block_types": ("UpBlockSpatioTemporal",) * resolutions,
+            "block_out_channels": self.block_out_channels,
+            "layers_per_block": self.layers_per_block,
+            "num_attention_heads": self.num_attention_heads,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Expert episodes and the clips cut from them."""
+
+    format: Literal["recorded", "vpp"] = "recorded"
+    """Layout of the data: ours, or that of the Video Prediction Policy."""
+    root: str = "data/pusht"
+    """Folder of the dataset."""
+    num_frames: Annotated[int, Range(minimum=2)] = 8
+    """Frames of a clip (F), the given first one included."""
+    stride: Positive = 3
+    """Episode frames from one frame of a clip to the next."""
+    sampling: Literal["stride", "episode"] = "stride"
+    """Clips by stride (robot data), or one per episode, evenly spaced (internet-style data)."""
+    batch_size: Positive = 32
+    """Frames that the codec encodes at once."""
+    held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.125
+    """Share of the episodes that is never trained on."""
+    num_workers: Count = 0
+    """Processes that read clips, and that record episodes; 0 for this one."""
+    strict: bool = False
+    """An episode that cannot be read is an error instead of being skipped."""
+    env: str | None = "pusht"
+    """Simulator to record the dataset from where it does not exist; null for none."""
+    num_episodes: Annotated[int, Range(minimum=2)] = 64
+    """Episodes to record."""
+    resolution: Positive = 64
+    """Pixels along each side of a frame."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data")
+        if self.format != "recorded" and self.env is not None:
+            raise ConfigError(
+                f"data.env is {self.env!r} with data.format = {self.format!r}, expected null: "
+                "a simulator is recorded in the format 'recorded'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Likelihood training (Karras et al. 2022, table 1) of the base model."""
+
+    num_steps: Positive = 3000
+    """Updates."""
+    batch_size: Positive = 8
+    """Clips per update, over all processes together."""
+    lr: Above0 = 3e-4
+    """Learning rate after the warm-up."""
+    weight_decay: AtLeast0 = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: Above0 = 1.0
+    """Gradients are scaled down to this norm."""
+    warmup_steps: Count = 100
+    """Updates over which the learning rate rises from 0, linearly."""
+    ema_decay: Decay = 0.999
+    """Decay of the weights' running mean, which is then what is evaluated and saved; 0 for none."""
+    p_mean: float = 0.7
+    """Mean of ln sigma in training (SVD: 0.7, EDM: -1.2)."""
+    p_std: Above0 = 1.6
+    """Standard deviation of ln sigma in training (SVD: 1.6, EDM: 1.2)."""
+    eval_every: Positive = 500
+    """Updates between evaluations on held-out clips."""
+    save_every: Positive = 500
+    """Updates between checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "pretrain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Measurement on held-out clips, with the same noise every time."""
+
+    num_clips: Annotated[int, Range(minimum=2)] = 64
+    """Clips, spread over the held-out episodes."""
+    num_samples: Positive = 1
+    """Videos predicted of each."""
+    batch_size: Positive = 16
+    """Videos predicted at once."""
+    seed: Count = 0
+    """Of the noise."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run as a whole."""
+
+    dir: str = "runs/pusht"
+    """Folder of the configuration, metrics, checkpoints, samples and report."""
+    seed: Annotated[int, Range(minimum=0, below=2**32)] = 0
+    """Of everything drawn at random."""
+    eval_every: Positive = 10
+    """Iterations between evaluations on held-out clips."""
+    save_every: Positive = 10
+    """Iterations between checkpoints."""
+    overwrite: bool = False
+    """Delete the run that ``run.dir`` holds, instead of refusing to start."""
+    num_threads: Count = 0
+    """CPU threads of torch; 0 leaves them as they are."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go beside ``metrics.jsonl``."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "run")

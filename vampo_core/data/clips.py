@@ -1,0 +1,229 @@
+"""Clips: windows of a fixed number of frames over episodes, as a torch dataset."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+
+from vampo_core.data.episode import Episode, EpisodeError, Skipped, reason_of
+from vampo_core.data.sampler import ClipSampler
+from vampo_core.data.video import image_hw, resize_frames
+
+
+class ClipItem(TypedDict, total=False):
+    """What a ClipDataset gives: ``latents`` or ``frames``, and the rest."""
+
+    latents: Tensor  # [F, C, h, w] float32
+    frames: Tensor  # [F, 3, H, W] uint8
+    actions: Tensor  # [F, A] float32, A = 0 where the data has none
+    states: Tensor  # [F, S] float32, S = 0 where the data has none
+    instruction: str
+    clip_id: str
+    episode_id: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames ``indices`` of an episode; ``clip_id`` tells clips apart where instructions repeat."""
+
+    episode: Episode
+    indices: tuple[int, ...]
+
+    @property
+    def clip_id(self) -> str:
+        return f"{self.episode.dataset}/{self.episode.episode_id}@{self.indices[0]}-{self.indices[-1]}"
+
+
+class ClipDataset(Dataset[ClipItem]):
+    """All clips of some episodes.
+
+    An episode that turns out unreadable is reported by name once, listed in :attr:`skipped`, and replaced by the first
+    clip of the next readable episode: what an index gives depends on the files alone, with any number of workers.
+
+    Args:
+        episodes: of one dataset.
+        num_frames: frames per clip (F).
+        mode: ``"stride"``: every ``stride``-th frame from a start, the last frame repeated past the end (robot data);
+            ``"episode"``: one clip per episode, evenly spaced from its first frame to its last (internet-style data).
+        stride: frames from one frame of a clip to the next, in ``"stride"`` mode.
+        hop: frames from one clip's start to the next's, in ``"stride"`` mode.
+        content: ``"latents"`` or ``"frames"``.
+        image_size: size frames are brought to (one number for a square, or height and width); None as they are.
+        strict: an episode that cannot be read is an error instead of being skipped.
+
+    Raises:
+        ValueError: an argument is wrong.
+        EpisodeError: on reading, when ``strict`` is set or no episode can be read.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        *,
+        num_frames: int = 16,
+        mode: Literal["stride", "episode"] = "stride",
+        stride: int = 1,
+        hop: int = 1,
+        content: Literal["latents", "frames"] = "latents",
+        image_size: int | tuple[int, int] | None = None,
+        strict: bool = False,
+    ) -> None:
+        for name, value in (("num_frames", num_frames), ("stride", stride), ("hop", hop)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if mode not in ("stride", "episode"):
+            raise ValueError(f"mode is {mode!r}, expected 'stride' or 'episode'")
+        if content not in ("latents", "frames"):
+            raise ValueError(f"content is {content!r}, expected 'latents' or 'frames'")
+        if not episodes:
+            raise ValueError("episodes is empty, expected at least 1")
+        self.episodes = list(episodes)
+        self.num_frames, self.mode, self.stride, self.hop = num_frames, mode, stride, hop
+        self.content, self.strict = content, strict
+        self.image_size = None if image_size is None else image_hw(image_size)
+        counts = [1 if mode == "episode" else len(self._starts(e.length)) for e in self.episodes]
+        self._first_clips = np.cumsum([0, *counts])  # [E + 1]
+        self._reasons: dict[int, str] = {}
+        # in shared memory, so that what one worker finds unreadable the others and this process know
+        self._unreadable = torch.zeros(len(self.episodes), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return int(self._first_clips[-1])
+
+    def __getitem__(self, index: int) -> ClipItem:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index is {index}, expected 0 to {len(self) - 1}")
+        for _ in self.episodes:
+            number = self._episode_number(index)
+            if not self._unreadable[number]:
+                try:
+                    return self._read(self.clip(index))
+                except EpisodeError as error:
+                    if self.strict:
+                        raise
+                    self._skip(number, error)
+            index = int(self._first_clips[(number + 1) % len(self.episodes)])
+        raise EpisodeError(
+            f"none of the {len(self.episodes)} episodes can be read; "
+            + "; ".join(f"{s.episode_id}: {s.reason}" for s in self.skipped[:3])
+        )
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Episodes found unreadable so far, by any worker."""
+        numbers = self._unreadable.nonzero().flatten().tolist()
+        return [
+            Skipped(
+                self.episodes[n].episode_id, self._reasons.get(n, "the worker that found it says why in its warning")
+            )
+            for n in numbers
+        ]
+
+    def clip(self, index: int) -> Clip:
+        """Which frames of which episode clip ``index`` is, without reading them."""
+        number = self._episode_number(index)
+        episode = self.episodes[number]
+        if self.mode == "episode":
+            return Clip(
+                episode, tuple(np.linspace(0, episode.length - 1, self.num_frames).round().astype(int).tolist())
+            )
+        start = self._starts(episode.length)[index - int(self._first_clips[number])]
+        last = episode.length - 1
+        return Clip(episode, tuple(min(start + i * self.stride, last) for i in range(self.num_frames)))
+
+    def _starts(self, length: int) -> range:
+        return range(0, max(length - 1, 1), self.hop)  # from the very last frame nothing would move
+
+    def _episode_number(self, index: int) -> int:
+        return int(np.searchsorted(self._first_clips, index, side="right")) - 1
+
+    def _read(self, clip: Clip) -> ClipItem:
+        episode, indices = clip.episode, list(clip.indices)
+        item = ClipItem(
+            actions=episode.actions[indices],
+            states=episode.states[indices],
+            instruction=episode.instruction,
+            clip_id=clip.clip_id,
+            episode_id=episode.episode_id,
+        )
+        if self.content == "latents":
+            item["latents"] = episode.latents(indices)
+        else:
+            frames = episode.frames(indices).permute(0, 3, 1, 2)
+            if self.image_size is not None and frames.shape[-2:] != torch.Size(self.image_size):
+                frames = (resize_frames(frames / 255, self.image_size) * 255).round().to(torch.uint8)
+            item["frames"] = frames.contiguous()
+        return item
+
+    def _skip(self, number: int, error: EpisodeError) -> None:
+        self._unreadable[number] = True
+        self._reasons[number] = reason_of(error)
+        count = f"{int(self._unreadable.sum())} of {len(self.episodes)} episodes skipped so far"
+        warnings.warn(f"{error}; {count}", RuntimeWarning, stacklevel=3)
+
+
+def collate(items: Sequence[ClipItem]) -> dict[str, Any]:
+    """Stack clips into a batch: tensors get an axis B in front, texts become lists.
+
+    Actions and states stay lists of tensors where their widths differ, as when robots are mixed.
+
+    Raises:
+        ValueError: latents or frames differ in shape; the message names two such clips.
+    """
+    batch: dict[str, Any] = {}
+    for key in items[0]:
+        values: Any = [item[key] for item in items]  # type: ignore[literal-required]
+        if isinstance(values[0], Tensor):
+            odd = next((i for i, value in enumerate(values) if value.shape != values[0].shape), None)
+            if odd is None:
+                values = torch.stack(values)
+            elif key in ("latents", "frames"):
+                raise ValueError(
+                    f"{key} of clip {items[odd]['clip_id']!r} has shape {tuple(values[odd].shape)}, "
+                    f"expected {tuple(values[0].shape)} as in {items[0]['clip_id']!r}"
+                )
+        batch[key] = values
+    return batch
+
+
+def clip_loader(
+    datasets: Sequence[ClipDataset],
+    *,
+    batch_size: int,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    start_batch: int = 0,
+) -> DataLoader:
+    """Endless loader of training batches from one dataset or a weighted mix; arguments as in :class:`ClipSampler`.
+
+    Raises:
+        ValueError: an argument is wrong, or two datasets bear the same name.
+    """
+    names = [dataset.episodes[0].dataset for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"datasets are named {names}, expected different names (name=… when opening them)")
+    sampler = ClipSampler(
+        [len(dataset) for dataset in datasets],
+        batch_size=batch_size,
+        weights=weights,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        start_batch=start_batch,
+    )
+    return DataLoader(
+        ConcatDataset(datasets),
+        batch_sampler=sampler,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),  # of the workers' seeds: the global one is left as it is
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )

@@ -1,0 +1,137 @@
+"""Videos → latents, once: one file an episode, kept as long as the codec is the same."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
+from vampo_core.data.latent_files import latents_path, read_header, write_latents
+from vampo_core.data.video import image_hw, resize_frames
+from vampo_core.files import remove_leftovers
+
+
+class Codec(Protocol):
+    """Turns frames into latents; two codecs that do so differently have different fingerprints."""
+
+    def encode(self, frames: Tensor) -> Tensor:  # [N, 3, H, W] float32 in [0, 1] -> [N, C, h, w]
+        ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """``latents`` is what the readers' argument of that name takes."""
+
+    latents: str
+    num_encoded: int
+    num_reused: int
+    skipped: tuple[Skipped, ...]
+
+
+def latents_name(codec: Codec, image_size: int | tuple[int, int] | None = None) -> str:
+    """Folder name of a codec's latents: its fingerprint, and the size frames are brought to beforehand."""
+    fingerprint = codec.fingerprint()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fingerprint):
+        raise ValueError(f"codec.fingerprint() is {fingerprint!r}, expected letters, digits, '.', '_' and '-' alone")
+    if image_size is None:
+        return fingerprint
+    height, width = image_hw(image_size)
+    return f"{fingerprint}-{height}x{width}"
+
+
+def encode(
+    dataset: EpisodeSource,
+    codec: Codec,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    strict: bool = False,
+    progress: bool = True,
+) -> EncodeResult:
+    """Encode every episode of a dataset into ``<root>/latents/<name>/``; what is there already is kept.
+
+    Args:
+        dataset: any reader; opened without latents.
+        codec: see :class:`Codec`.
+        image_size: size frames are brought to first (one number for a square, or height and width); None as they are.
+        batch_size: frames per call of the codec.
+        device: where frames are put for the codec.
+        strict: an episode that cannot be read is an error instead of being skipped with a warning.
+        progress: show a progress bar.
+
+    Returns:
+        The name to open the dataset's latents with, and how many episodes were encoded, reused and skipped.
+
+    Raises:
+        ValueError: an argument is wrong, or the codec returns something that is not latents.
+        EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    name = latents_name(codec, image_size)
+    size = None if image_size is None else image_hw(image_size)
+    remove_leftovers(dataset.root / "latents" / name)
+    skipped: list[Skipped] = []
+    num_encoded = num_reused = 0
+    for episode in tqdm(dataset.episodes, desc=f"encode {dataset.name}", disable=not progress, delay=0.5):
+        path = latents_path(dataset.root, name, episode.episode_id)
+        try:
+            with reading(dataset.name, episode.episode_id):
+                header = {"length": episode.length, "video_bytes": episode.video_path.stat().st_size}
+            if _is_current(path, header):
+                num_reused += 1
+                continue
+            frames = episode.frames(range(episode.length))
+        except EpisodeError as error:
+            skipped.append(Skipped(episode.episode_id, reason_of(error)))
+            if strict:
+                break
+            continue
+        write_latents(path, _encode_frames(frames, codec, size, batch_size, device, episode), header)
+        num_encoded += 1
+    report_skipped(dataset.name, skipped, len(dataset.episodes), strict)
+    return EncodeResult(name, num_encoded, num_reused, tuple(skipped))
+
+
+def _is_current(path: Path, header: dict[str, object]) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with reading("", path.stem):
+            return read_header(path) == header
+    except EpisodeError:
+        return False
+
+
+@torch.inference_mode()
+def _encode_frames(
+    frames: Tensor,  # [T, H, W, 3] uint8
+    codec: Codec,
+    size: tuple[int, int] | None,
+    batch_size: int,
+    device: str | torch.device,
+    episode: Episode,
+) -> Tensor:  # [T, C, h, w] float32
+    encoded = []
+    for batch in frames.split(batch_size):
+        images = batch.permute(0, 3, 1, 2).to(device, torch.float32) / 255
+        if size is not None:
+            images = resize_frames(images, size)
+        latents = codec.encode(images)
+        if not isinstance(latents, Tensor) or latents.ndim != 4 or len(latents) != len(images):
+            shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(
+                f"codec.encode returned {shape} for {len(images)} frames, expected [{len(images)}, C, h, w]"
+            )
+        encoded.append(latents.to("cpu", torch.float32))
+    latents = torch.cat(encoded)
+    if not latents.isfinite().all():
+        raise ValueError(f"codec.encode returned values that are not finite for episode {episode.episode_id!r}")
+    return latents

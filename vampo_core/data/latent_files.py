@@ -1,0 +1,41 @@
+"""Latents on disk: one safetensors file an episode, in a folder named after what made them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vampo_core.files import publish, temporary_beside
+
+_HEADER = "vampo_core"
+
+
+def latents_path(root: Path, name: str, episode_id: str) -> Path:
+    return root / "latents" / name / f"{episode_id}.safetensors"
+
+
+def write_latents(path: Path, latents: Tensor, header: dict[str, object]) -> None:  # latents [T, C, h, w]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    save_file({"latents": latents.contiguous()}, temporary, metadata={_HEADER: json.dumps(header, sort_keys=True)})
+    publish(temporary, path)
+
+
+def read_latents(path: Path, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32
+    """Read the latents of chosen frames; a safetensors file that is cut short does not open."""
+    with safe_open(path, "pt") as file:
+        begin, end = min(indices), max(indices) + 1
+        latents = file.get_slice("latents")
+        length = latents.get_shape()[0]
+        if length < end:
+            raise ValueError(f"{path.name} holds {length} latents, expected at least {end}")
+        return latents[begin:end][[i - begin for i in indices]].to(torch.float32)
+
+
+def read_header(path: Path) -> dict[str, object]:
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {})[_HEADER])

@@ -1,0 +1,181 @@
+"""Simulator → recorded dataset: expert episodes in parallel processes, resumable."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vampo_core import envs
+from vampo_core.data.recorded import (
+    FORMAT,
+    VERSION,
+    EpisodeHeader,
+    RecordedDataset,
+    episode_folder,
+    is_whole,
+    read_info,
+    write_episode,
+)
+from vampo_core.files import remove_leftovers, write_text
+
+
+def record(
+    env: str,
+    root: str | Path,
+    *,
+    num_episodes: int,
+    seed: int = 0,
+    num_workers: int = 1,
+    env_kwargs: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> RecordedDataset:
+    """Record expert episodes; those already there are kept, so a second call continues or extends the first.
+
+    Episode i depends on ``seed`` and i alone, whatever the number of workers and whichever order they finish in.
+
+    Args:
+        env: name of an environment, see :func:`vampo_core.envs.make`.
+        root: the dataset's folder, made where it does not exist.
+        num_episodes: how many episodes the dataset shall have at least.
+        seed: of the dataset; datasets with different seeds share no episode.
+        num_workers: processes; 1 records in this one.
+        env_kwargs: passed to the environment, e.g. ``{"image_size": 64}``.
+        overwrite: delete a dataset at ``root`` first.
+        progress: show a progress bar.
+
+    Returns:
+        The dataset, opened, failures of the expert included.
+
+    Raises:
+        ValueError: an argument is wrong, or ``root`` holds a dataset of another environment, seed or setting.
+        ImportError: the simulator is not installed.
+        RuntimeError: an episode could not be recorded; the message names it.
+    """
+    for name, value in (("num_episodes", num_episodes), ("num_workers", num_workers)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected at least 0")
+    root = Path(root)
+    env_kwargs = env_kwargs or {}
+    probe = envs.make(env, **env_kwargs)  # wrong arguments fail here, before anything is deleted or started
+    info = {"format": FORMAT, "version": VERSION, "env": env, "env_kwargs": env_kwargs, "seed": seed, "fps": probe.fps}
+    probe.close()
+    _prepare(root, info, overwrite)
+    missing = [i for i in range(num_episodes) if not is_whole(episode_folder(root, i))]
+    tasks = [(env, env_kwargs, str(root), i, episode_seed(seed, i)) for i in missing]
+    bar = tqdm(
+        total=num_episodes,
+        initial=num_episodes - len(missing),
+        desc=f"record {env}",
+        disable=not (progress and missing),
+    )
+    num_failures = 0
+    with bar:
+        for success in _run(tasks, min(num_workers, len(tasks))):
+            num_failures += not success
+            bar.set_postfix(failures=num_failures)
+            bar.update()
+    return RecordedDataset(root, include_failures=True)
+
+
+def episode_seed(seed: int, index: int) -> int:
+    """Seed of one episode, from the dataset's seed and the episode's number."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _prepare(root: Path, info: dict[str, Any], overwrite: bool) -> None:
+    if (root / "dataset.json").exists() and not overwrite:
+        for key, found in read_info(root).items():
+            if key in info and info[key] != found:
+                raise ValueError(
+                    f"{key} is {info[key]!r}, but the dataset at {str(root)!r} was recorded with {found!r}; "
+                    "expected the same, another root, or overwrite=True"
+                )
+    elif root.exists() and not (root / "dataset.json").exists() and any(root.iterdir()):
+        raise ValueError(f"root is {str(root)!r}, expected a recorded dataset, or an empty or new folder")
+    elif overwrite and root.exists():
+        shutil.rmtree(root)
+    (root / "episodes").mkdir(parents=True, exist_ok=True)
+    remove_leftovers(root / "episodes")
+    if not (root / "dataset.json").exists():
+        write_text(root / "dataset.json", json.dumps(info, indent=2) + "\n")
+
+
+def _run(tasks: list[tuple], num_workers: int) -> Iterator[bool]:
+    if num_workers <= 1:
+        yield from map(_record_episode, tasks)
+        return
+    # spawn: forking a process in which torch already runs threads can hang
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    try:
+        for future in as_completed([pool.submit(_record_episode, task) for task in tasks]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent stops handing out work
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # a killed parent would leave the pool's workers waiting for ever
+    os._exit(1)
+
+
+def _record_episode(task: tuple[str, dict[str, Any], str, int, int]) -> bool:
+    """Record one episode and return whether the expert succeeded."""
+    name, env_kwargs, root, index, seed = task
+    try:
+        env = envs.make(name, **env_kwargs)
+        try:
+            return _rollout(env, episode_folder(Path(root), index), seed)
+        finally:
+            env.close()
+    except Exception as error:
+        raise RuntimeError(f"episode {index} of {name!r} (seed {seed}) could not be recorded: {error}") from error
+
+
+def _rollout(env: envs.TaskEnv, folder: Path, seed: int) -> bool:
+    pixels, info = env.reset(seed=seed)
+    expert = env.expert()
+    frames, infos, actions = [pixels], [info], []
+    done = False
+    while not done:
+        actions.append(expert())
+        pixels, _, terminated, truncated, info = env.step(actions[-1])
+        frames.append(pixels)
+        infos.append(info)
+        done = terminated or truncated
+    header = EpisodeHeader(
+        episode_id=folder.name,
+        length=len(frames),
+        success=bool(info["success"]),
+        seed=seed,
+        instruction=env.instruction,
+        fps=env.fps,
+    )
+    arrays = {
+        "actions": np.stack(actions),
+        "states": np.stack([i["state"] for i in infos]),
+        "privileged_states": np.stack([i["privileged_state"] for i in infos]),
+    }
+    write_episode(folder, header, frames, arrays)
+    return header.success

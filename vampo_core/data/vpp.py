@@ -1,0 +1,197 @@
+"""The layout of Video Prediction Policy (Hu et al. 2024, arXiv 2412.14803): annotations, videos, encoded latents.
+
+::
+
+    <root>/annotation/<split>/<id>.json     texts, videos[camera].video_path, latent_videos[camera].latent_video_path,
+                                            state(s) or video_length, action(s)
+    <root>/videos/<split>/<id>/….mp4
+    <root>/latent_videos/<split>/<id>/<camera>.pt       [T, 4, h, w], times the VAE's scaling factor
+
+Published data names ``latent_videos`` in the annotations and stores ``latent_videos_svd``: both are tried.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vampo_core.data.episode import check_indices, open_each, per_frame, reading
+from vampo_core.data.latent_files import latents_path, read_latents
+from vampo_core.data.video import count_frames, read_frames
+
+_LATENT_FOLDERS = ("latent_videos", "latent_videos_svd")
+
+
+@dataclass(frozen=True)
+class VppEpisode:
+    """An episode in the VPP layout; see :class:`vampo_core.data.Episode`."""
+
+    dataset: str
+    episode_id: str
+    instruction: str
+    length: int
+    annotation: Path
+    video_path: Path
+    latents_file: Path | None = None
+
+    @property
+    def actions(self) -> Tensor:  # [T, A] float32; A = 0 where the annotation has none
+        return self._rows("action", "actions")
+
+    @property
+    def states(self) -> Tensor:  # [T, S] float32; S = 0 where the annotation has none
+        return self._rows("state", "states")
+
+    def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
+        indices = check_indices(indices, self.length)
+        with reading(self.dataset, self.episode_id):
+            return read_frames(self.video_path, indices)
+
+    def latents(self, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32
+        indices = check_indices(indices, self.length)
+        if self.latents_file is None:
+            raise ValueError(f"dataset {self.dataset!r} has no latents here, expected some; `vampo encode` makes them")
+        with reading(self.dataset, self.episode_id):
+            if self.latents_file.suffix == ".pt":
+                return _load_pt(self.latents_file, self.length)[indices].to(torch.float32)
+            return read_latents(self.latents_file, indices)
+
+    def _rows(self, *keys: str) -> Tensor:
+        with reading(self.dataset, self.episode_id):
+            rows = _first(_read_annotation(self.annotation), keys, [])
+            return per_frame(torch.tensor(rows, dtype=torch.float32), self.length, keys[0])
+
+
+class VppDataset:
+    """Reader of the VPP layout.
+
+    Args:
+        root: folder that holds ``annotation/``.
+        split: folder under ``annotation/``, e.g. ``"train"`` or ``"val"``.
+        camera: which of an episode's videos.
+        latents: name of an encoding of ours under ``<root>/latents``; None for the ``.pt`` files that came with the
+            data, where there are any.
+        name: part of the clips' identity; by default the folder's name.
+        strict: an episode that cannot be read is an error instead of being skipped with a warning.
+
+    Raises:
+        FileNotFoundError: there are no annotations for ``split`` under ``root``.
+        EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        camera: int = 0,
+        latents: str | None = None,
+        name: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.root = Path(root)
+        self.name = name or self.root.resolve().name
+        folder = self.root / "annotation" / split
+        annotations = sorted(folder.glob("*.json"), key=_natural)
+        if not annotations:
+            parent = folder.parent
+            found = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+            splits = f"; splits found: {', '.join(found)}" if found else ""
+            raise FileNotFoundError(f"no annotations at {str(folder)!r}, expected *.json files{splits}")
+        files = {f"{split}/{path.stem}" + (f"/{camera}" if camera else ""): path for path in annotations}
+        self.episodes, self.skipped = open_each(
+            self.name, list(files), lambda name: self._open(files[name], name, camera, latents), strict
+        )
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def _open(self, annotation: Path, episode_id: str, camera: int, latents: str | None) -> VppEpisode:
+        entries = _read_annotation(annotation)
+        video = self._inside(_of_camera(entries, "videos", camera)["video_path"])
+        if latents is None:
+            file = self._published_latents(entries, camera)
+        else:
+            file = latents_path(self.root, latents, episode_id)
+            if not file.is_file():
+                raise ValueError(f"it has no latents {latents!r}; `vampo encode` makes them")
+        if file is None and not video.is_file():
+            raise ValueError(f"there are neither latents nor a video {str(video.relative_to(self.root))!r}")
+        return VppEpisode(
+            dataset=self.name,
+            episode_id=episode_id,
+            instruction=_instruction(entries),
+            length=_length(entries, video, file),
+            annotation=annotation,
+            video_path=video,
+            latents_file=file,
+        )
+
+    def _published_latents(self, entries: dict[str, Any], camera: int) -> Path | None:
+        if not entries.get("latent_videos"):
+            return None
+        path = PurePosixPath(_of_camera(entries, "latent_videos", camera)["latent_video_path"])
+        candidates = [path, *(PurePosixPath(folder, *path.parts[1:]) for folder in _LATENT_FOLDERS)]
+        return next((file for p in candidates if (file := self._inside(str(p))).is_file()), None)
+
+    def _inside(self, path: str) -> Path:
+        relative = PurePosixPath(path)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ValueError(f"path {path!r} leads out of the dataset, expected one below its root")
+        return self.root / relative
+
+
+def _read_annotation(path: Path) -> dict[str, Any]:
+    entries = json.loads(path.read_text())
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path.name} holds a {type(entries).__name__}, expected an object")
+    return entries
+
+
+def _of_camera(entries: dict[str, Any], key: str, camera: int) -> dict[str, str]:
+    videos = entries[key]
+    if not 0 <= camera < len(videos):
+        raise ValueError(f"camera is {camera}, expected 0 to {len(videos) - 1} of {key!r}")
+    return videos[camera]
+
+
+def _instruction(entries: dict[str, Any]) -> str:
+    texts = entries["texts"]
+    if not texts or not isinstance(texts[0], str):
+        raise ValueError(f"texts is {texts!r}, expected a list that begins with an instruction")
+    return texts[0]
+
+
+def _length(entries: dict[str, Any], video: Path, latents_file: Path | None) -> int:
+    length = entries.get("video_length") or len(_first(entries, ("state", "states"), []))
+    if not length and latents_file is not None and latents_file.suffix == ".pt":
+        length = len(_load_pt(latents_file, 0))
+    length = int(length or count_frames(video))
+    if length < 1:
+        raise ValueError(f"its length is {length}, expected at least 1")
+    return length
+
+
+def _load_pt(path: Path, length: int) -> Tensor:  # [T, C, h, w]
+    """Map the file instead of reading it: only the pages of the frames asked for are touched."""
+    latents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(latents, Tensor) or latents.ndim != 4:
+        kind = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise ValueError(f"{path.name} holds {kind}, expected a tensor [T, C, h, w]")
+    if len(latents) < length:
+        raise ValueError(f"{path.name} holds {len(latents)} latents, expected {length}")
+    return latents
+
+
+def _first(entries: dict[str, Any], keys: Sequence[str], default: Any) -> Any:
+    return next((entries[key] for key in keys if entries.get(key)), default)
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """Sort key that puts 2 before 10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.stem) if part]

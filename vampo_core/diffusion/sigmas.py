@@ -1,0 +1,56 @@
+"""Noise levels of a sampling run. They stay Python floats: the loop never synchronises with a device."""
+
+import math
+from typing import Literal
+
+from vampo_core.ops._checks import check_float, check_int
+
+SigmaSchedule = Literal["karras", "exponential", "linear"]
+
+
+def make_sigmas(
+    num_inference_steps: int,
+    *,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float = 7.0,
+    schedule: SigmaSchedule = "karras",
+) -> tuple[float, ...]:  # num_inference_steps + 1
+    """Decreasing noise levels from ``sigma_max`` to ``sigma_min``, then 0.
+
+    - ``"karras"``: ``(sigma_max^(1/rho) + t (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho`` (Karras et al. 2022, eq. 5)
+    - ``"exponential"``: evenly spaced in log sigma
+    - ``"linear"``: evenly spaced in sigma
+
+    with ``t = i / (num_inference_steps - 1)``. One step goes from ``sigma_max`` straight to 0.
+
+    Args:
+        num_inference_steps: denoiser evaluations N, at least 1.
+        sigma_min: smallest noise level above 0.
+        sigma_max: largest noise level, above ``sigma_min``.
+        rho: of the Karras schedule; larger spends more steps at small noise.
+        schedule: ``"karras"``, ``"exponential"`` or ``"linear"``.
+
+    Raises:
+        TypeError: an argument is no number.
+        ValueError: an argument is out of range.
+    """
+    steps = check_int("num_inference_steps", num_inference_steps, minimum=1)
+    sigma_min, sigma_max = check_float("sigma_min", sigma_min), check_float("sigma_max", sigma_max)
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min is {sigma_min}, expected 0 < sigma_min < sigma_max = {sigma_max}")
+    rho = check_float("rho", rho)
+    if not rho > 0:
+        raise ValueError(f"rho is {rho}, expected a number above 0")
+    ramp = [i / max(steps - 1, 1) for i in range(steps)]
+    if schedule == "karras":
+        start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+        sigmas = [(start + t * (end - start)) ** rho for t in ramp]
+    elif schedule == "exponential":
+        start, end = math.log(sigma_max), math.log(sigma_min)
+        sigmas = [math.exp(start + t * (end - start)) for t in ramp]
+    elif schedule == "linear":
+        sigmas = [sigma_max + t * (sigma_min - sigma_max) for t in ramp]
+    else:
+        raise ValueError(f"schedule is {schedule!r}, expected 'karras', 'exponential' or 'linear'")
+    return (*sigmas, 0.0)

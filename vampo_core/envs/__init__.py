@@ -1,0 +1,69 @@
+"""Simulators with an expert and an instruction, made by name; they know nothing of the rest of the library.
+
+A new simulator is one file with a class that satisfies :class:`TaskEnv`, and one line in ``_ENVIRONMENTS``.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+_ENVIRONMENTS = {
+    "pusht": "vampo_core.envs.pusht:PushT",
+}
+
+
+class TaskEnv(Protocol):
+    """A gymnasium environment that shows pixels and brings its own expert.
+
+    The ``info`` of ``reset`` and ``step`` holds ``state`` float32 [S] (what the robot's own sensors tell),
+    ``privileged_state`` float32 [P] (the whole simulator state) and ``success`` (bool).
+    """
+
+    fps: float
+    """Control steps, and so frames, per second."""
+    instruction: str
+    max_steps: int
+    """Steps after which an episode is truncated."""
+
+    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:  # [H, W, 3] uint8, info
+        """Begin the episode that ``seed`` stands for."""
+        ...
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Return pixels, reward, terminated, truncated and info."""
+        ...
+
+    def expert(self) -> Callable[[], np.ndarray]:
+        """Make an expert for the episode just begun; each call returns the action for the present state."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def make(name: str, **kwargs: Any) -> TaskEnv:
+    """Make an environment by name.
+
+    Args:
+        name: ``"pusht"``; a family of tasks takes the task after a slash (``"family/task"``).
+        kwargs: passed to the environment, e.g. ``image_size=64``.
+
+    Raises:
+        ValueError: there is no such environment.
+        ImportError: the simulator is not installed; the message names the extra to install.
+    """
+    family, _, task = name.partition("/")
+    if family not in _ENVIRONMENTS:
+        near = difflib.get_close_matches(family, _ENVIRONMENTS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"env is {name!r}, expected one of {', '.join(sorted(_ENVIRONMENTS))}{hint}")
+    module, _, attribute = _ENVIRONMENTS[family].partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    return factory(task, **kwargs) if task else factory(**kwargs)
+
+
+def available() -> list[str]:
+    """Names that :func:`make` knows; their simulators may still have to be installed."""
+    return sorted(_ENVIRONMENTS)

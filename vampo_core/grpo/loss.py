@@ -1,0 +1,71 @@
+"""The policy-gradient loss of GRPO on Gaussian log-probabilities."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A loss and what it says about the step; everything but ``loss`` is detached."""
+
+    loss: Tensor  # []
+    ratio_mean: Tensor  # []
+    ratio_max_dev: Tensor  # [], largest |ratio - 1|
+    approx_kl: Tensor  # [], Schulman's k3 estimate of KL(old || new)
+    clip_fraction: Tensor  # [], share of ratios outside of the clip range
+    num_ratios: int  # B * G * F
+
+
+def clipped_surrogate(
+    log_prob: Tensor,  # [B, G, F], with gradient
+    old_log_prob: Tensor,  # [B, G, F]
+    advantages: Tensor,  # [B, G, F]
+    *,
+    clip_range: float,
+) -> PolicyLoss:
+    """Clipped surrogate of PPO (Schulman et al. 2017, equation 7), as a loss to minimise.
+
+    Mean over B, G, F of ``max(-A ratio, -A clip(ratio, 1 - clip_range, 1 + clip_range))`` with
+    ``ratio = exp(log_prob - old_log_prob)``. Because log-probabilities are means over C, H, W, ratios stay near 1 and
+    useful clip ranges are small, 1e-4 to 1e-2.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if not log_prob.shape == old_log_prob.shape == advantages.shape:
+        raise ValueError(
+            f"log_prob, old_log_prob and advantages have shapes {tuple(log_prob.shape)}, {tuple(old_log_prob.shape)} "
+            f"and {tuple(advantages.shape)}, expected one shape [B, G, F]"
+        )
+    log_ratio = (log_prob - old_log_prob).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
+    with torch.no_grad():
+        return PolicyLoss(
+            loss=loss,
+            ratio_mean=ratio.mean(),
+            ratio_max_dev=(ratio - 1).abs().max(),
+            approx_kl=(torch.expm1(log_ratio) - log_ratio).mean(),
+            clip_fraction=((ratio - 1).abs() > clip_range).float().mean(),
+            num_ratios=ratio.numel(),
+        )
+
+
+def gaussian_kl(
+    model_output: Tensor,  # [B, F, C, H, W], with gradient; guided where guidance is on
+    reference_output: Tensor,  # [B, F, C, H, W]
+    *,
+    b: float,
+    sigma_up: float,
+) -> Tensor:  # []
+    """KL of two Gaussian policies of equal variance, mean over everything: ``(mu - mu_ref)^2 / (2 sigma_up^2)``.
+
+    The means share ``a * sample``, so they differ by ``b (m - m_ref)``.
+    """
+    difference = model_output.float() - reference_output.float()
+    return difference.square().mean() * (b * b / (2 * sigma_up * sigma_up))

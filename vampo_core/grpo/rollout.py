@@ -1,0 +1,165 @@
+"""One group rollout per clip, and the log-probabilities that are differentiated."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vampo_core.diffusion.sampler import EulerHybridSampler
+from vampo_core.diffusion.trajectory import RolloutStep
+from vampo_core.models.condition import Condition
+from vampo_core.models.video_predictor import VideoPredictor
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """The denoiser's output at the split, with its graph where the update reuses it."""
+
+    cond: Tensor  # [B, F, C, h, w]
+    uncond: Tensor | None  # [B, F, C, h, w]
+
+    def guided(self, scale: Tensor | None) -> Tensor:  # scale [F]
+        """Classifier-free guidance, in float32; the conditional output where there is none."""
+        if self.uncond is None or scale is None:
+            return self.cond.float()
+        return self.uncond.float() + scale.view(-1, 1, 1, 1) * (self.cond.float() - self.uncond.float())
+
+
+@dataclass(frozen=True)
+class GroupRollout:
+    """G rollouts of B clips."""
+
+    batch: Mapping[str, Any]
+    condition: Condition
+    latents: Tensor  # [B, G, F, C, h, w], predicted
+    steps: tuple[RolloutStep, ...]  # every stochastic step, in order
+    output: ModelOutput | None  # of the first stochastic step, where the update reuses it
+
+    def without_graph(self) -> "GroupRollout":
+        """What later epochs need: everything but the output of the first forward pass."""
+        return replace(self, output=None)
+
+
+class RolloutEngine:
+    """Runs the sampler on a predictor: one forward pass per clip up to the split, G tails behind it.
+
+    Args:
+        model: the predictor.
+        wrapped: the same, wrapped for distributed training: passes with gradient go through it.
+        sampler: settings of the rollout.
+        num_generations: G.
+        chunk_size: rows of the tail at once; None for all.
+        reuse_first_step: let the pass that draws the group carry the gradient too.
+    """
+
+    def __init__(
+        self,
+        model: VideoPredictor,
+        wrapped: nn.Module,
+        sampler: EulerHybridSampler,
+        *,
+        num_generations: int,
+        chunk_size: int | None,
+        reuse_first_step: bool,
+    ) -> None:
+        self.model, self.wrapped, self.sampler = model, wrapped, sampler
+        self.num_generations, self.chunk_size = num_generations, chunk_size
+        self.reuse_first_step = reuse_first_step and sampler.shared_initial_noise
+
+    def condition(self, batch: Mapping[str, Any]) -> Condition:
+        """The clips' condition. The text encoder is part of the environment here, not of the policy."""
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            return self.model.condition(
+                instructions=batch["instruction"], first_latents=batch["latents"][:, 0].to(device)
+            )
+
+    def rollout(self, batch: Mapping[str, Any], *, seed: int, first_clip: int = 0) -> GroupRollout:
+        """Draw G videos of every clip of ``batch``.
+
+        Args:
+            batch: collated clips with ``latents`` ``[B, F, C, h, w]`` and ``instruction``.
+            seed: of the noise.
+            first_clip: index of the first clip within the global batch, which keys its noise.
+        """
+        condition, sampler = self.condition(batch), self.sampler
+        shape = tuple(batch["latents"].shape)
+        frozen = self.model.denoiser(condition, guidance=sampler.uses_guidance)
+        noise = sampler.initial_noise(
+            shape,
+            seed=seed,
+            num_generations=self.num_generations,
+            first_clip=first_clip,
+            device=condition.image_latents.device,
+        )
+        if not self.reuse_first_step:
+            rollout = sampler.rollout(
+                noise,
+                frozen,
+                num_generations=self.num_generations,
+                seed=seed,
+                chunk_size=self.chunk_size,
+                first_clip=first_clip,
+            )
+            return GroupRollout(batch, condition, rollout.latents, rollout.steps, None)
+        sample = sampler.prefix(noise, frozen, chunk_size=self.chunk_size)
+        output = self.forward(sample, sampler.first_sigma, condition)
+        drawn = sampler.first_step(
+            sample,
+            output.cond,
+            num_generations=self.num_generations,
+            seed=seed,
+            model_output_uncond=output.uncond,
+            first_clip=first_clip,
+        )
+        tail = sampler.tail(drawn.prev_sample, frozen, chunk_size=self.chunk_size, seed=seed, first_clip=first_clip)
+        index = sampler.first_stochastic_step
+        assert drawn.log_prob is not None
+        first = RolloutStep(
+            index, sampler.sigmas[index], sampler.sigmas[index + 1], sample, drawn.prev_sample, drawn.log_prob
+        )
+        return GroupRollout(batch, condition, tail.latents, (first, *tail.steps), output)
+
+    def forward(self, sample: Tensor, sigma: float, condition: Condition) -> ModelOutput:
+        """The denoiser's output with gradient, through the distributed wrapper."""
+        denoise = self.model.denoiser(condition, guidance=self.sampler.uses_guidance, model=self.wrapped)
+        return ModelOutput(*denoise(sample, sigma, None))
+
+    def num_parts(self, rollout: GroupRollout) -> int:
+        """How many parts :meth:`log_probs` yields."""
+        return sum(1 if step.sample.ndim == 5 else step.sample.shape[0] for step in rollout.steps)
+
+    def log_probs(self, rollout: GroupRollout) -> Iterator[tuple[RolloutStep, slice, Tensor, ModelOutput]]:
+        """Log-probabilities with gradient of every stochastic step, in parts that each need one forward pass.
+
+        Yields:
+            the step, the clips it covers, log-probabilities ``[b, G, F]`` (of one generation each where the step's
+            samples are not shared by the group) and the model output behind them. Run backward before going on: the
+            next part reuses the memory.
+        """
+        for number, step in enumerate(rollout.steps):
+            if step.sample.ndim == 5:
+                everything = slice(0, step.sample.shape[0])
+                output = rollout.output if number == 0 else None
+                if output is None:
+                    output = self.forward(step.sample, step.sigma, rollout.condition)
+                yield step, everything, self._log_prob(step, step.prev_sample, step.sample, output), output
+                continue
+            for clip in range(step.sample.shape[0]):
+                rows = rollout.condition.index_select(
+                    torch.full((self.num_generations,), clip, device=step.sample.device)
+                )
+                output = self.forward(step.sample[clip], step.sigma, rows)
+                log_prob = self._log_prob(step, step.prev_sample[clip].unsqueeze(1), step.sample[clip], output)
+                yield step, slice(clip, clip + 1), log_prob.transpose(0, 1), output
+
+    def _log_prob(self, step: RolloutStep, prev_sample: Tensor, sample: Tensor, output: ModelOutput) -> Tensor:
+        return self.sampler.log_prob(
+            prev_sample,
+            sample,
+            output.cond,
+            step_index=step.step_index,
+            model_output_uncond=output.uncond,
+        )

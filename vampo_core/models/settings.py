@@ -1,0 +1,53 @@
+"""Settings of a predictor that diffusers' own config files have no place for."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+SETTINGS_FILE = "vampo.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorSettings:
+    """Written beside the model as ``vampo.json``."""
+
+    num_frames: int = 8
+    """F, frames of a clip, the conditioning first frame included."""
+    fps: int = 7
+    """Micro-conditioning id (``StableVideoDiffusionPipeline(fps=7)`` passes 6)."""
+    motion_bucket_id: int = 127
+    """Micro-conditioning id of SVD for the amount of motion."""
+    noise_aug_strength: float = 0.0
+    """Micro-conditioning id; no noise is added to the first frame."""
+    num_inference_steps: int = 8
+    """Default steps of :meth:`VideoPredictor.sampler`."""
+    rho: float = 7.0
+    """Default exponent of the Karras schedule."""
+    guidance_scale: float = 1.0
+    """Default guidance of the last frame; 1 is none."""
+    min_guidance_scale: float = 1.0
+    """Default guidance of the first frame."""
+    text_max_length: int = 20
+    """Tokens of a CLIP text encoder."""
+    text_position_code: bool = True
+    """Whether CLIP tokens get VPP's sine-cosine position code."""
+
+    def save(self, folder: Path) -> None:
+        """Write ``vampo.json``."""
+        (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "PredictorSettings | None":
+        """Read ``vampo.json``; None where there is none.
+
+        Raises:
+            ValueError: the file is no JSON object, or has keys that this version does not know.
+        """
+        path = folder / SETTINGS_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error

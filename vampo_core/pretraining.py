@@ -1,0 +1,152 @@
+"""Likelihood training of a predictor: the base that post-training improves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from vampo_core.config import VampoConfig
+from vampo_core.data.clips import ClipDataset, clip_loader
+from vampo_core.diffusion.noise import stream_seed
+from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
+from vampo_core.models.condition import Condition
+from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
+from vampo_core.ops.philox import philox_normal
+from vampo_core.trainable import Trainable
+from vampo_core.training_run import TrainingRun, TrainResult
+
+_SIGMA_STREAM, _NOISE_STREAM = 1 << 41, 1 << 42  # of the run's seed; step n draws from stream _STREAM + n
+
+
+def edm_loss(
+    model: torch.nn.Module,
+    latents: Tensor,  # [B, F, C, h, w], clean
+    condition: Condition,
+    *,
+    sigma: Tensor,  # [B]
+    noise: Tensor,  # like latents
+    prediction_type: PredictionType,
+) -> Tensor:  # []
+    """Weighted denoising loss of EDM (Karras et al. 2022, equations 2 and 8, table 1): in units of the raw output.
+
+    ``lambda(sigma) |D(x + sigma n; sigma) - x|^2`` with ``lambda = 1 / c_out^2`` is the plain squared error of the
+    network's output against ``(x - c_skip (x + sigma n)) / c_out``.
+    """
+    scale = sigma.view(-1, 1, 1, 1, 1)
+    noisy = latents + scale * noise
+    scalings = torch.tensor([denoiser_scalings(float(s), prediction_type) for s in sigma]).to(latents)  # [B, 2]
+    c_skip, c_out = (part.view(-1, 1, 1, 1, 1) for part in scalings.unbind(1))
+    output = model(noisy, sigma, condition)
+    return (output.float() - (latents - c_skip * noisy) / c_out).square().mean()
+
+
+class Pretrainer:
+    """Trains a predictor, its instruction encoder included, to denoise expert videos.
+
+    Args:
+        model: the predictor.
+        config: settings of the run; ``config.pretrain`` above all.
+        train_dataset: clips with latents.
+        eval_dataset: held-out clips with latents.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: VideoPredictor,
+        config: VampoConfig,
+        train_dataset: ClipDataset | Sequence[ClipDataset],
+        eval_dataset: ClipDataset,
+    ) -> None:
+        self.model, self.config = model, config
+        self.train_datasets = [train_dataset] if isinstance(train_dataset, ClipDataset) else list(train_dataset)
+        self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
+        self.accelerator = Accelerator()
+        self.trainable = Trainable(
+            model, self.accelerator, config.pretrain, ema_decay=config.pretrain.ema_decay, train_text=True
+        )
+        self.sampler = model.sampler(**config.sampler.overrides())
+
+    def train(self, resume_from: str | Path | None = None) -> TrainResult:
+        """Run the loop, from the start or from a checkpoint of this run."""
+        settings = self.config.pretrain
+        run = TrainingRun(
+            self.config,
+            self.trainable,
+            self.accelerator,
+            num_iterations=settings.num_steps,
+            eval_every=settings.eval_every,
+            save_every=settings.save_every,
+            evaluate=self.evaluate,
+            resume_from=resume_from,
+            name="pretraining",
+        )
+        with run:
+            batches = self._batches(run.iteration)
+            for iteration in run.iterations():
+                run.finish(self.iterate(iteration, batches))
+        return run.result()
+
+    def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+        """One update; returns what there is to log."""
+        what, lr = f"step {iteration}", self.trainable.lr
+        self.model.train()
+        loss = self.loss(iteration, next(batches))
+        self.trainable.backward(loss, what=what)
+        grad_norm = self.trainable.step(what=what)
+        mean = self.accelerator.reduce(loss.detach(), reduction="mean")
+        return {"loss": mean.item(), "grad_norm": grad_norm, "lr": lr}
+
+    def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:
+        """The denoising loss of a batch, whose noise follows from seed, iteration and process alone."""
+        device = self.accelerator.device
+        latents = batch["latents"].to(device)
+        settings, first_clip = self.config.pretrain, self.accelerator.process_index * latents.shape[0]
+        draws = [
+            philox_normal(
+                (shape[0], 1, *shape[1:]),
+                seed=stream_seed(self.config.run.seed, stream + iteration),
+                first_clip=first_clip,
+                device=device,
+            )[:, 0]
+            for stream, shape in ((_SIGMA_STREAM, (latents.shape[0], 1, 1, 1, 1)), (_NOISE_STREAM, latents.shape))
+        ]
+        log_sigma = settings.p_mean + settings.p_std * draws[0].flatten()
+        condition = self.model.condition(instructions=batch["instruction"], first_latents=latents[:, 0])
+        return edm_loss(
+            self.trainable.wrapped,
+            latents,
+            condition,
+            sigma=log_sigma.exp(),
+            noise=draws[1],
+            prediction_type=self.sampler.prediction_type,
+        )
+
+    def evaluate(self) -> EvalResult:
+        """Held-out metrics of the running mean of the weights."""
+        settings = self.config.evaluation
+        with self.trainable.ema_weights():
+            return evaluate_predictor(
+                self.model,
+                self.sampler,
+                self.eval_batch,
+                num_samples=settings.num_samples,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+            )
+
+    def _batches(self, done: int) -> Iterator[Mapping[str, Any]]:
+        loader = clip_loader(
+            self.train_datasets,
+            batch_size=self.config.pretrain.batch_size,
+            seed=self.config.run.seed,
+            num_workers=self.config.data.num_workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            start_batch=done,
+        )
+        return iter(loader)

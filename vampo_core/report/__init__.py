@@ -1,0 +1,23 @@
+"""``report.html``: what a run has come to, in numbers, curves and videos, as one file that opens offline."""
+
+from pathlib import Path
+
+from vampo_core.config import VampoConfig
+from vampo_core.files import write_text
+from vampo_core.panels import save_video, side_by_side
+from vampo_core.report.gather import gather
+from vampo_core.report.page import render
+
+
+def write_report(config: VampoConfig) -> Path:
+    """Write ``report.html`` and ``samples/clip-NN.mp4`` of the run in ``run.dir``; returns the report's path.
+
+    Raises:
+        ValueError: there is no run with a checkpoint.
+    """
+    run, folder = gather(config), Path(config.run.dir)
+    for number, video in enumerate(run.videos, start=1):
+        frames = side_by_side([list(video.panels.values())], list(video.panels))
+        save_video(folder / "samples" / f"clip-{number:02d}.mp4", frames)
+    write_text(folder / "report.html", render(run))
+    return folder / "report.html"

@@ -1,0 +1,181 @@
+"""Charts as SVG: axes with round ticks, and values that appear where the pointer is."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 460, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 22, 38
+_MOST_POINTS = 240
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line; ``style`` is a class of the style sheet: base, vampo, raw."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: str = "vampo"
+    dots: bool = False
+
+
+def line_chart(
+    series: Sequence[Series], *, title: str, x_label: str, y_label: str = "", zero_line: bool = False
+) -> str:
+    """A figure of lines over one x axis; an empty string where there is nothing to draw."""
+    series = [Series(s.name, _thinned(s.points), s.style, s.dots) for s in series if s.points]
+    if not series:
+        return ""
+    xs = [x for s in series for x, _ in s.points]
+    ys = [y for s in series for _, y in s.points] + ([0.0] if zero_line else [])
+    axes = _Axes(_range(xs, 0.0), _range(ys, 0.06))
+    parts = [axes.grid(x_label, y_label)]
+    if zero_line:
+        parts.append(f'<path class="zero" d="M{_LEFT} {axes.y(0):.1f}H{WIDTH - _RIGHT}"/>')
+    for s in series:
+        path = "L".join(f"{axes.x(x):.1f} {axes.y(y):.1f}" for x, y in s.points)
+        parts.append(f'<path class="line {s.style}" d="M{path}"/>')
+        if s.dots or len(s.points) == 1:
+            parts += [
+                f'<circle class="{s.style}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>' for x, y in s.points
+            ]
+    parts.append(_hover_lines(series, axes, x_label))
+    legend = "".join(f'<span class="key {s.style}">{escape(s.name)}</span>' for s in series if len(series) > 1)
+    return _figure(title, legend, "".join(parts))
+
+
+def bar_chart(values: Sequence[tuple[str, float]], *, title: str, x_label: str, higher_is_better: bool) -> str:
+    """Values in order of size, around zero; green where they are better than it."""
+    ordered = sorted(values, key=lambda item: item[1], reverse=higher_is_better)
+    axes = _Axes((0.0, float(len(ordered))), _range([value for _, value in ordered] + [0.0], 0.06))
+    parts = [axes.grid(x_label, "", x_ticks=False)]
+    step = (WIDTH - _LEFT - _RIGHT) / len(ordered)
+    for i, (name, value) in enumerate(ordered):
+        style = "good" if value != 0 and (value > 0) == higher_is_better else "bad"
+        top, bottom = sorted((axes.y(value), axes.y(0)))
+        x = axes.x(i) + step * 0.1
+        parts.append(
+            f'<g class="hit"><rect class="area" x="{axes.x(i):.1f}" y="{_TOP}" width="{step:.2f}" '
+            f'height="{HEIGHT - _TOP - _BOTTOM}"/>'
+            f'<rect class="bar {style}" x="{x:.1f}" y="{top:.1f}" width="{step * 0.8:.2f}" '
+            f'height="{max(bottom - top, 0.5):.1f}"/>{_readout(f"{name}: {value:+.4g}")}</g>'
+        )
+    parts.append(f'<path class="zero" d="M{_LEFT} {axes.y(0):.1f}H{WIDTH - _RIGHT}"/>')
+    return _figure(title, "", "".join(parts))
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers between two others: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [n * step for n in range(first, last + 1)]
+
+
+def moving_average(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
+    """Mean over ``window`` neighbours, fewer at both ends; the same number of points."""
+    half = window // 2
+    means = []
+    for i, (x, _) in enumerate(points):
+        near = [y for _, y in points[max(0, i - half) : i + half + 1]]
+        means.append((x, sum(near) / len(near)))
+    return means
+
+
+class _Axes:
+    """From values to pixels."""
+
+    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
+        self.x_range, self.y_range = x_range, y_range
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
+
+    def grid(self, x_label: str, y_label: str, *, x_ticks: bool = True) -> str:
+        """Ticks, their numbers, and what the axes are."""
+        parts, marks = [], ticks(*self.y_range, most=5)
+        for mark in marks:
+            y = self.y(mark)
+            parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
+            parts.append(
+                f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_text(mark, marks)}</text>'
+            )
+        marks = ticks(*self.x_range, most=8) if x_ticks else []
+        whole = [mark for mark in marks if mark == round(mark)]  # iterations and frames have no halves
+        parts += [
+            f'<text class="tick" x="{self.x(mark):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
+            f"{_text(mark, whole)}</text>"
+            for mark in whole
+        ]
+        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
+        if y_label:
+            parts.append(f'<text class="axis" x="{_LEFT}" y="{_TOP - 9}">{escape(y_label)}</text>')
+        return "".join(parts)
+
+
+def _hover_lines(series: Sequence[Series], axes: _Axes, x_label: str) -> str:
+    """At every x an invisible column that shows the values there."""
+    at: dict[float, list[tuple[Series, float]]] = {}
+    for s in series:
+        for x, y in s.points:
+            at.setdefault(x, []).append((s, y))
+    xs = sorted(at)
+    edges = [(a + b) / 2 for a, b in itertools.pairwise(xs)]
+    columns = []
+    for x, left, right in zip(xs, [xs[0], *edges], [*edges, xs[-1]], strict=True):
+        start = axes.x(left) if left > xs[0] else _LEFT
+        end = axes.x(right) if right < xs[-1] else WIDTH - _RIGHT
+        dots = "".join(f'<circle class="{s.style}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4"/>' for s, y in at[x])
+        values = ", ".join((f"{s.name} " if len(series) > 1 else "") + f"{y:.4g}" for s, y in at[x])
+        columns.append(
+            f'<g class="hit"><rect class="area" x="{start:.1f}" y="{_TOP}" width="{max(end - start, 0.5):.1f}" '
+            f'height="{HEIGHT - _TOP - _BOTTOM}"/><path class="cross" d="M{axes.x(x):.1f} {_TOP}V{HEIGHT - _BOTTOM}"/>'
+            f"{dots}{_readout(f'{x_label} {x:g}: {values}')}</g>"
+        )
+    return "".join(columns)
+
+
+def _readout(text: str) -> str:
+    return f'<text class="readout" x="{WIDTH - _RIGHT}" y="{_TOP - 9}" text-anchor="end">{escape(text)}</text>'
+
+
+def _figure(title: str, legend: str, content: str) -> str:
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{legend}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{content}</svg></figure>'
+    )
+
+
+def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if high == low:
+        pad = abs(low) * 0.1 or 1.0
+        return low - pad, high + pad
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def _text(value: float, others: Sequence[float]) -> str:
+    """A tick's number with as many digits as tell it from its neighbours."""
+    largest = max(abs(mark) for mark in others)
+    if largest >= 1e5 or largest < 1e-3:
+        return f"{value:.1e}" if value else "0"
+    step = abs(others[1] - others[0]) if len(others) > 1 else largest
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Means of neighbours where there are more points than a chart can show."""
+    size = -(-len(points) // _MOST_POINTS)
+    if size <= 1:
+        return points
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]

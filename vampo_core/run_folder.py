@@ -1,0 +1,147 @@
+"""The folder of a run: configuration, metrics, checkpoints, samples; begun, continued or begun anew."""
+
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from vampo_core.checkpoint import Checkpoints, find_checkpoint, step_of
+from vampo_core.config import ConfigError, VampoConfig, load_config
+from vampo_core.files import remove_leftovers
+from vampo_core.metrics import MetricsLog
+
+CONTENTS = ("config.yaml", "metrics.jsonl", "checkpoints", "samples", "report.html", "tensorboard", "wandb")
+"""What a run owns in its folder, and ``run.overwrite`` deletes; other files stay."""
+
+CHANGEABLE = {
+    *("grpo.num_iterations", "pretrain.num_steps", "pretrain.eval_every", "pretrain.save_every"),
+    *("run.dir", "run.eval_every", "run.save_every", "run.overwrite", "run.num_threads", "run.trackers"),
+    *("data.root", "data.num_workers", "sampler.tail_chunk_size"),
+}
+"""Keys that a resumed run may change: what it has computed so far does not depend on them."""
+
+
+class RunFolder:
+    """A run folder that this process writes to, and no other; use as a context.
+
+    Args:
+        config: of the run; ``config.run.dir`` is the folder.
+        resume_from: a checkpoint of this run, or its folder for the newest: metrics and checkpoints after it are
+            removed.
+
+    Raises:
+        ConfigError: the folder holds a run already, another process writes to it, it is not writable, or
+            ``resume_from`` is of another run or one with other settings.
+        ValueError: there is no checkpoint at ``resume_from``.
+    """
+
+    def __init__(self, config: VampoConfig, *, resume_from: str | Path | None = None) -> None:
+        self.path = Path(config.run.dir)
+        self.checkpoint = self.check(config, resume_from=resume_from)
+        """Where to continue, or None for a new run."""
+        self._lock = _lock(self.path)
+        try:
+            self.checkpoints = Checkpoints(self.path / "checkpoints")
+            self.metrics = self._begin(config)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    @staticmethod
+    def check(config: VampoConfig, *, resume_from: str | Path | None = None) -> Path | None:
+        """Raise what opening the folder would raise, before hours go into what comes before; changes nothing in it.
+
+        Returns:
+            the checkpoint to continue from.
+        """
+        path = Path(config.run.dir)
+        checkpoint = None if resume_from is None else find_checkpoint(resume_from)
+        if checkpoint is not None:
+            _check_resume(config, checkpoint)
+        _check_writable(path)
+        held = [name for name in CONTENTS[:3] if (path / name).exists()]
+        if held and checkpoint is None and not config.run.overwrite:
+            raise ConfigError(
+                f"run.dir is {config.run.dir!r}, which holds a run already ({', '.join(held)}): continue it with "
+                f"resume_from={config.run.dir!r}, delete it with run.overwrite=true, or choose another folder"
+            )
+        return checkpoint
+
+    @property
+    def samples(self) -> Path:
+        """Folder of videos."""
+        folder = self.path / "samples"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        self.metrics.close()
+        os.close(self._lock)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _begin(self, config: VampoConfig) -> MetricsLog:
+        remove_leftovers(self.path)
+        resume_at = None
+        if self.checkpoint is not None:
+            self.checkpoints.resume(self.checkpoint)
+            resume_at = step_of(self.checkpoint)
+        elif config.run.overwrite:
+            self._delete()
+        config.save(self.path / "config.yaml")
+        return MetricsLog(self.path / "metrics.jsonl", resume_at=resume_at)
+
+    def _delete(self) -> None:
+        # the configuration last: until then the folder is recognised as one that holds a run
+        for name in reversed(CONTENTS):
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
+    run = checkpoint.parent.parent
+    if checkpoint.parent != Path(config.run.dir).resolve() / "checkpoints":
+        raise ConfigError(f"run.dir is {config.run.dir!r}, expected {str(run)!r}, the run of resume_from")
+    before, now = load_config(run).to_dict(), config.to_dict()
+    for section, entries in now.items():
+        for name, value in entries.items():
+            key, old = f"{section}.{name}", before[section][name]
+            if value != old and key not in CHANGEABLE:
+                raise ConfigError(
+                    f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
+                    f"settings; start a new one with model.pretrained={checkpoint} to change them"
+                )
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe.tmp"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir is {str(path)!r}, expected a folder that can be written to: {error.strerror}"
+        ) from error
+
+
+def _lock(folder: Path) -> int:
+    """A lock that the process holds until it closes it or dies; children of a fork do not inherit it."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        busy = error.errno in (errno.EACCES, errno.EAGAIN)
+        reason = "another process is writing to it" if busy else f"it cannot be locked: {error.strerror}"
+        raise ConfigError(f"run.dir is {str(folder)!r}, but {reason}") from error
+    return descriptor

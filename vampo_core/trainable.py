@@ -1,0 +1,146 @@
+"""A predictor under training: what is optimised, by what, and its running mean."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from vampo_core.checkpoint import TrainerState
+from vampo_core.config import OptimConfig, PretrainConfig
+from vampo_core.models.video_predictor import VideoPredictor
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, reward or gradient is NaN or infinite; the update it would have entered was not made."""
+
+
+class Trainable:
+    """Optimizer, learning-rate warm-up, gradient clipping and EMA around a predictor.
+
+    Args:
+        model: the predictor.
+        accelerator: places and wraps it.
+        config: of the optimizer.
+        ema_decay: of the running mean of the weights; 0 for none.
+        train_text: optimise a trainable text encoder too (pretraining), instead of the denoiser alone.
+    """
+
+    def __init__(
+        self,
+        model: VideoPredictor,
+        accelerator: Accelerator,
+        config: OptimConfig | PretrainConfig,
+        *,
+        ema_decay: float,
+        train_text: bool = False,
+    ) -> None:
+        self.model, self.accelerator, self.config = model, accelerator, config
+        if not train_text and isinstance(model.text_encoder, nn.Module):
+            model.text_encoder.requires_grad_(False)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names = list(trained)
+        self.parameters: list[nn.Parameter] = list(trained.values())
+        if not self.parameters:
+            raise ValueError("model has no parameters that require grad, expected at least one")
+        optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(getattr(config, "beta1", 0.9), getattr(config, "beta2", 0.999)),
+        )
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay > 0 else None
+        self.num_updates = 0
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        warmup = self.config.warmup_steps
+        return self.config.lr * (min(1.0, (self.num_updates + 1) / warmup) if warmup else 1.0)
+
+    def backward(self, loss: Tensor, *, what: str, sync: bool = True) -> None:
+        """Add the gradient of ``loss``; gradients are averaged over processes where ``sync`` is set.
+
+        Raises:
+            NonFiniteError: the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            self.optimizer.zero_grad()
+            raise NonFiniteError(f"{what}: the loss is {loss.item()}")
+        with contextlib.nullcontext() if sync else self.accelerator.no_sync(self.wrapped):
+            self.accelerator.backward(loss)
+
+    def step(self, *, what: str) -> float:
+        """One update from the gradients gathered since the last one; returns their norm before clipping.
+
+        Raises:
+            NonFiniteError: a gradient is not finite; names the first such parameter and leaves the weights as they are.
+        """
+        gradients = {name: p.grad for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        if not torch.isfinite(norms).all():  # looked at before clipping, which spreads NaN to every parameter
+            culprit = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]
+            self.optimizer.zero_grad()
+            raise NonFiniteError(f"{what}: the gradient of {culprit} is not finite")
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.num_updates += 1
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        return norm
+
+    @contextlib.contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """The running mean in place of the weights, for evaluation and saving."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def state_dict(self) -> TrainerState:
+        """Everything that an exact continuation needs: weights under training, optimizer, EMA, number of updates."""
+        counters: dict[str, Any] = {"num_updates": self.num_updates}
+        weights: dict[str, dict[str, Tensor]] = {
+            "policy": {name: p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
+        }
+        if self.ema is not None:
+            weights["ema"] = dict(zip(self.names, self.ema.shadow_params, strict=True))
+            counters["ema_steps"] = self.ema.optimization_step
+        return TrainerState(
+            step=self.num_updates, optimizer=self.optimizer.state_dict(), weights=weights, counters=counters
+        )
+
+    def load_state_dict(self, state: TrainerState) -> None:
+        """The inverse of :meth:`state_dict`.
+
+        Raises:
+            ValueError: the state is of another model.
+        """
+        policy = state.weights["policy"]
+        if policy.keys() != set(self.names):
+            odd = sorted(policy.keys() ^ set(self.names))[0]
+            raise ValueError(
+                f"the checkpoint holds {len(policy)} trained tensors, expected the {len(self.names)} of this model "
+                f"(they differ in {odd}): was it saved with other model.* settings?"
+            )
+        with torch.no_grad():
+            for name, parameter in zip(self.names, self.parameters, strict=True):
+                parameter.copy_(policy[name])
+            if self.ema is not None:
+                for name, mean in zip(self.names, self.ema.shadow_params, strict=True):
+                    mean.copy_(state.weights["ema"][name])
+                self.ema.optimization_step = state.counters["ema_steps"]
+        self.optimizer.load_state_dict(state.optimizer)
+        self.num_updates = state.counters["num_updates"]

@@ -1,0 +1,190 @@
+"""What pretraining and post-training share: run folder, metrics, checkpoints, evaluation, signals."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from tqdm import tqdm
+
+from vampo_core.checkpoint import TrainerState, read_state
+from vampo_core.config import VampoConfig
+from vampo_core.evaluation import EvalResult
+from vampo_core.graceful_stop import GracefulStop
+from vampo_core.rng import rng_state, set_rng_state
+from vampo_core.run_folder import RunFolder
+from vampo_core.trackers import Trackers
+from vampo_core.trainable import Trainable
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run leaves behind."""
+
+    checkpoint: Path  # the newest
+    best_checkpoint: Path  # the one with the highest held-out reward
+    history: list[dict[str, Any]]  # one per iteration
+    before: EvalResult
+    after: EvalResult
+    config: VampoConfig
+    interrupted: bool  # by SIGTERM or Ctrl-C; continue with resume_from
+
+
+class TrainingRun:
+    """A run in progress; use as a context and loop over :meth:`iterations`.
+
+    Args:
+        config: of the run.
+        trainable: what is trained.
+        accelerator: of the processes; the main one writes.
+        num_iterations: where the loop ends.
+        eval_every: iterations between evaluations, which also happen before the first and after the last one.
+        save_every: iterations between checkpoints; the best and the last one are saved in any case.
+        evaluate: held-out metrics of the model as it is.
+        resume_from: run folder or checkpoint to continue from.
+        name: of the work, for the progress bar.
+    """
+
+    def __init__(
+        self,
+        config: VampoConfig,
+        trainable: Trainable,
+        accelerator: Accelerator,
+        *,
+        num_iterations: int,
+        eval_every: int,
+        save_every: int,
+        evaluate: Callable[[], EvalResult],
+        resume_from: str | Path | None,
+        name: str,
+    ) -> None:
+        self.config, self.trainable, self.accelerator = config, trainable, accelerator
+        self.num_iterations, self.eval_every, self.save_every = num_iterations, eval_every, save_every
+        self.name, self._evaluate = name, evaluate
+        self.iteration = 0
+        self.before: EvalResult | None = None
+        self.last: EvalResult | None = None
+        self._best_reward = float("-inf")
+        self._folder = RunFolder(config, resume_from=resume_from) if accelerator.is_main_process else None
+        self._stop = GracefulStop()
+        checkpoint = [None if self._folder is None else self._folder.checkpoint]
+        broadcast_object_list(checkpoint)
+        if checkpoint[0] is not None:
+            self._load(checkpoint[0])
+        else:
+            set_seed(config.run.seed, device_specific=True)  # for what draws from the global generators: rewards
+
+    def __enter__(self) -> "TrainingRun":
+        self._stop.__enter__()
+        resume_at = None if self._folder is None or self._folder.checkpoint is None else self.iteration
+        self._trackers = Trackers(self.config, resume_at=resume_at) if self._folder is not None else None
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stop.__exit__(*error)
+        if self._trackers is not None:
+            self._trackers.close()
+        if self._folder is not None:
+            self._folder.close()
+
+    def iterations(self) -> Iterator[int]:
+        """Iteration numbers that are still to be done, from 1; ends early where a signal asks for it."""
+        if self.before is None:
+            self.before = self.last = self._evaluate()
+            self._best_reward = self.before.reward.mean
+            self._save(best=True)
+        bar = tqdm(
+            total=self.num_iterations, initial=self.iteration, desc=self.name, unit="it",
+            disable=not self.accelerator.is_main_process,
+        )  # fmt: skip
+        with bar:
+            while self.iteration < self.num_iterations and not self._stopping():
+                yield self.iteration + 1
+                self._show(bar)
+        if self.iteration < self.num_iterations:
+            self._save(best=False)  # a signal after the last `finish` found nothing to save
+
+    def finish(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the record of the iteration that is done: evaluate, log and save where it is time; return its row."""
+        self.iteration += 1
+        row: dict[str, Any] = {"iteration": self.iteration, **record}
+        ends = self.iteration == self.num_iterations or self._stopping()
+        is_best = False
+        if self.iteration % self.eval_every == 0 or self.iteration == self.num_iterations:
+            self.last = self._evaluate()
+            row |= {f"eval_{key}": getattr(self.last, key).mean for key in ("l1", "cosine", "reward")}
+            is_best = self.last.reward.mean > self._best_reward
+            self._best_reward = max(self._best_reward, self.last.reward.mean)
+        if self._folder is not None:
+            self._folder.metrics.append(row)
+            row = self._folder.metrics.rows[-1]
+            assert self._trackers is not None
+            self._trackers.log(row)
+        if is_best or ends or self.iteration % self.save_every == 0:
+            self._save(best=is_best)
+        return row
+
+    def result(self) -> TrainResult:
+        """What the run has come to."""
+        assert self.before is not None and self.last is not None
+        folder = Path(self.config.run.dir)
+        rows = [] if self._folder is None else self._folder.metrics.rows
+        return TrainResult(
+            checkpoint=(folder / "checkpoints" / "latest").resolve(),
+            best_checkpoint=(folder / "checkpoints" / "best").resolve(),
+            history=list(rows),
+            before=self.before,
+            after=self.last,
+            config=self.config,
+            interrupted=self.iteration < self.num_iterations,
+        )
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop."""
+        requested = torch.tensor([float(self._stop.requested)], device=self.accelerator.device)
+        return bool(self.accelerator.gather(requested).max())
+
+    def _show(self, bar: tqdm) -> None:
+        if self._folder is None:
+            return
+        row = self._folder.metrics.rows[-1]
+        shown = {key: row[key] for key in ("loss", "reward_mean", "eval_reward", "eval_l1") if row.get(key) is not None}
+        bar.set_postfix({key: f"{value:.4g}" for key, value in shown.items()})
+        bar.update(self.iteration - bar.n)
+
+    def _save(self, *, best: bool) -> None:
+        rng = gather_object([rng_state()])
+        if self._folder is None:
+            return
+        assert self.before is not None and self.last is not None
+        state = self.trainable.state_dict()
+        counters = {
+            **state.counters,
+            "before": self.before.to_dict(),
+            "last": self.last.to_dict(),
+            "best_reward": self._best_reward,
+        }
+        self._folder.checkpoints.save(
+            TrainerState(
+                step=self.iteration, optimizer=state.optimizer, weights=state.weights, counters=counters, rng=rng
+            ),
+            self._save_model,
+            best=best,
+        )
+
+    def _save_model(self, folder: Path) -> None:
+        # the mean stands in for the weights here alone: the trainer's state goes on from the weights
+        with self.trainable.ema_weights():
+            self.trainable.model.save_pretrained(folder)
+
+    def _load(self, checkpoint: Path) -> None:
+        state = read_state(checkpoint, self.accelerator.device)
+        self.trainable.load_state_dict(state)
+        self.iteration = state.step
+        self.before = EvalResult.from_dict(state.counters["before"])
+        self.last = EvalResult.from_dict(state.counters["last"])
+        self._best_reward = state.counters["best_reward"]
+        set_rng_state(state.rng[self.accelerator.process_index % len(state.rng)])
