@@ -100,7 +100,7 @@ def test_a_signal_between_iterations_loses_nothing(tmp_path):
 
 @pytest.mark.parametrize("kind", ["train", "pretrain"])
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, kind):
-    make = {"train": make_trainer, "pretrain": make_pretrainer}[kind]
+    make = make_pretrainer if kind == "pretrain" else make_trainer
     config, calls = make_config(tmp_path / "run"), []
     make(make_config(tmp_path / "expected")).train()
 
