@@ -84,7 +84,7 @@ def run_two(kind: str, folder: Path, *overrides: str) -> None:
         port = probe.getsockname()[1]
     processes = [start(kind, folder, *overrides, rank=rank, port=port) for rank in (0, 1)]
     for process in processes:
-        process.join(60)
+        process.join(120)
         process.kill()
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
