@@ -15,6 +15,7 @@ from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemp
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from safetensors import SafetensorError
 
+from vampo_core.models.clip import import_transformers
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text import ClipTextEncoder, InstructionEncoder
@@ -112,15 +113,15 @@ def load_text_encoder(
 def load_image_encoder(folder: Path, variant: str | None) -> "ClipImageEncoder":
     """SVD's CLIP image encoder."""
     # here, because these modules are slow to import and complain about a missing torchvision
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+    transformers = import_transformers()
 
     from vampo_core.models.image import ClipImageEncoder
 
     if not (folder / "feature_extractor" / "preprocessor_config.json").is_file():
         raise ValueError(f"{folder} has no feature_extractor/preprocessor_config.json, expected CLIP's image processor")
-    extractor = CLIPImageProcessor.from_pretrained(folder / "feature_extractor", local_files_only=True)
+    extractor = transformers.CLIPImageProcessor.from_pretrained(folder / "feature_extractor", local_files_only=True)
     return ClipImageEncoder(
-        extractor, load_model(CLIPVisionModelWithProjection, folder / "image_encoder", variant=variant)
+        extractor, load_model(transformers.CLIPVisionModelWithProjection, folder / "image_encoder", variant=variant)
     )
 
 

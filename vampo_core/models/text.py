@@ -4,16 +4,19 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from vampo_core.models.clip import import_transformers
 from vampo_core.ops._checks import check_int
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 _WORD = re.compile(r"\w+")
 
@@ -79,8 +82,8 @@ class ClipTextEncoder(nn.Module):
 
     def __init__(
         self,
-        tokenizer: CLIPTokenizer,
-        model: CLIPTextModelWithProjection,
+        tokenizer: "CLIPTokenizer",
+        model: "CLIPTextModelWithProjection",
         *,
         embedding_dim: int = 1024,
         max_length: int = 20,
@@ -107,11 +110,12 @@ class ClipTextEncoder(nn.Module):
         tokenizer_files = ("vocab.json", "tokenizer.json")
         if not any((Path(tokenizer_folder) / name).is_file() for name in tokenizer_files):
             raise ValueError(f"{tokenizer_folder} holds neither of {tokenizer_files}, expected a CLIP tokenizer")
+        transformers = import_transformers()
         try:
-            loaded: Any = CLIPTextModelWithProjection.from_pretrained(
+            loaded: Any = transformers.CLIPTextModelWithProjection.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-            tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder} holds no CLIP text model that can be loaded: {error}") from error
         model, info = loaded
