@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from training_runs import make_config, make_pretrainer, make_trainer
 
+import vampo_core
 import vampo_core.checkpoint
 from vampo_core.checkpoint import Checkpoints
 from vampo_core.metrics import MetricsLog
@@ -47,7 +48,7 @@ def start(
     """Start a run; exit code 3 means that it was interrupted and ended in order.
 
     Args:
-        kind: ``"train"``, ``"noisy"`` (with a random reward) or ``"pretrain"``.
+        kind: ``"train"``, ``"noisy"`` (with a random reward), ``"pretrain"``, or ``"preset"``, from data to report.
         folder: of the run.
         overrides: of :func:`training_runs.make_config`.
         resume_from: as in ``train``.
@@ -131,11 +132,15 @@ def _run(kind, folder, overrides, resume_from, kill, rank) -> None:
         _kill_in(*KILL_POINTS[kill[0]], kill[1])
     config = make_config(folder, *overrides)
     with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):  # progress bars
-        if kind == "pretrain":
-            trainer = make_pretrainer(config)
+        if kind == "preset":
+            result = vampo_core.train(config, resume_from=resume_from)
+        elif kind == "pretrain":
+            result = make_pretrainer(config).train(resume_from)
         else:
-            trainer = make_trainer(config, reward_funcs=[noisy_reward] if kind == "noisy" else None)
-        result = trainer.train(resume_from)
+            functions = [noisy_reward] if kind == "noisy" else None
+            result = make_trainer(config, reward_funcs=functions).train(resume_from)
+    if rank is not None:
+        assert result.checkpoint.name == "step-4"  # in both processes
     # without tearing down: PyTorch's Gloo thread and the one that destroys its group may wait for each other
     os._exit(3 if result.interrupted else 0)
 

@@ -1,10 +1,12 @@
 """The calls: ``train``, ``pretrain``, ``evaluate`` and ``sample``."""
 
+import contextlib
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import VampoConfig, load_config
@@ -52,7 +54,8 @@ def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | 
             raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
         source = str(base.checkpoint)
     model = load_predictor(config, source)
-    clips = prepare_clips(config, model.codec)
+    with _main_process_first():
+        clips = prepare_clips(config, model.codec)
     trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
     result, writes = trainer.train(resume_from), trainer.accelerator.is_main_process
     del model, clips, trainer  # the report loads two models of its own
@@ -136,9 +139,15 @@ def _report(config: VampoConfig) -> None:
         warnings.warn(f"the report could not be written ({error}); {again}", RuntimeWarning, stacklevel=3)
 
 
+def _main_process_first() -> contextlib.AbstractContextManager[None]:
+    """Of several processes the main one makes what is missing, and the others then find it."""
+    return Accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
+
+
 def _base(config: VampoConfig) -> TrainResult:
     """The base model of a configuration: pretrained now, continued where it was interrupted, or found complete."""
-    codec = prepare_codec(config)
+    with _main_process_first():
+        codec = prepare_codec(config)
     settings = base_config(config, codec)
     folder = Path(settings.run.dir)
     begun = Checkpoints(folder / "checkpoints").latest is not None
@@ -153,7 +162,9 @@ def _base(config: VampoConfig) -> TrainResult:
 def _pretrain(config: VampoConfig, resume_from: str | Path | None, model: VideoPredictor | None = None) -> TrainResult:
     if model is None:
         source = config.model.pretrained
-        model = load_predictor(config, source) if source else new_predictor(config, prepare_codec(config))
-    clips = prepare_clips(config, model.codec)
+        with _main_process_first():
+            model = load_predictor(config, source) if source else new_predictor(config, prepare_codec(config))
+    with _main_process_first():
+        clips = prepare_clips(config, model.codec)
     trainer = Pretrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
     return trainer.train(resume_from)

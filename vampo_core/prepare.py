@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, VampoConfig
@@ -60,7 +60,7 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
 
 def inference_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     """As :func:`load_predictor`, on the device of this process and ready to predict."""
-    return load_predictor(config, folder).to(PartialState().device).eval()
+    return load_predictor(config, folder).to(Accelerator().device).eval()
 
 
 def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VideoPredictor:

@@ -130,6 +130,7 @@ class TrainingRun:
     def result(self) -> TrainResult:
         """What the run has come to."""
         assert self.before is not None and self.last is not None
+        self.accelerator.wait_for_everyone()  # the main process may still be writing the checkpoint to go on from
         folder = Path(self.config.run.dir)
         rows = [] if self._folder is None else self._folder.metrics.rows
         return TrainResult(
