@@ -126,6 +126,7 @@ CHANGES = {
     "optim.weight_decay": ["optim.weight_decay=0.5"],
     "optim.max_grad_norm": ["optim.max_grad_norm=1e-9"],
     "optim.warmup_steps": ["optim.warmup_steps=4"],
+    "optim.decay_steps": ["optim.decay_steps=4"],
     "optim.beta1": ["optim.beta1=0.5"],
     "optim.beta2": ["optim.beta2=0.5"],
     "model.dtype": ["model.dtype=bfloat16"],

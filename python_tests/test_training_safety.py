@@ -152,10 +152,11 @@ def test_gradients_are_clipped_together(tmp_path):
     assert relative_distance(seen, {name: g / 4 for name, g in gradient.items()}) < 1e-4
 
 
-def test_warm_up_counts_updates(tmp_path):
-    trainer = make_trainer(make_config(tmp_path, "optim.warmup_steps=4", "grpo.num_inner_epochs=2"))
-    rates = [trainer.iterate(i, trainer._batches(i - 1))["lr"] for i in (1, 2, 3)]
-    assert rates == pytest.approx([0.25e-3, 0.75e-3, 1e-3])
+def test_learning_rate_rises_and_falls_by_updates(tmp_path):
+    settings = ["grpo.num_iterations=4", "grpo.num_inner_epochs=2", "optim.warmup_steps=4", "optim.decay_steps=4"]
+    trainer = make_trainer(make_config(tmp_path, *settings))
+    rates = [trainer.iterate(i, trainer._batches(i - 1))["lr"] for i in (1, 2, 3, 4)]
+    assert rates == pytest.approx([0.25e-3, 0.75e-3, 1e-3, 0.5e-3])  # of the first of two updates each
 
 
 # the preset's path: data, base, post-training

@@ -67,7 +67,12 @@ class Pretrainer:
         self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
         self.accelerator = Accelerator()
         self.trainable = Trainable(
-            model, self.accelerator, config.pretrain, ema_decay=config.pretrain.ema_decay, train_text=True
+            model,
+            self.accelerator,
+            config.pretrain,
+            num_updates=config.pretrain.num_steps,
+            ema_decay=config.pretrain.ema_decay,
+            train_text=True,
         )
         self.sampler = model.sampler(**config.sampler.overrides())
 

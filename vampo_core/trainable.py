@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from vampo_core.checkpoint import TrainerState
-from vampo_core.config import OptimConfig, PretrainConfig
+from vampo_core.config import AdamWConfig
 from vampo_core.models.video_predictor import VideoPredictor
 
 
@@ -19,12 +19,13 @@ class NonFiniteError(ArithmeticError):
 
 
 class Trainable:
-    """Optimizer, learning-rate warm-up, gradient clipping and EMA around a predictor.
+    """Optimizer, learning-rate schedule, gradient clipping and EMA around a predictor.
 
     Args:
         model: the predictor.
         accelerator: places and wraps it.
         config: of the optimizer.
+        num_updates: of the whole run.
         ema_decay: of the running mean of the weights; 0 for none.
         train_text: optimise a trainable text encoder too (pretraining), instead of the denoiser alone.
     """
@@ -33,8 +34,9 @@ class Trainable:
         self,
         model: VideoPredictor,
         accelerator: Accelerator,
-        config: OptimConfig | PretrainConfig,
+        config: AdamWConfig,
         *,
+        num_updates: int,
         ema_decay: float,
         train_text: bool = False,
     ) -> None:
@@ -50,17 +52,19 @@ class Trainable:
             self.parameters,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            betas=(getattr(config, "beta1", 0.9), getattr(config, "beta2", 0.999)),
+            betas=(config.beta1, config.beta2),
         )
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay > 0 else None
-        self.num_updates = 0
+        self.num_updates, self._last_update = 0, num_updates
 
     @property
     def lr(self) -> float:
         """Learning rate of the next update."""
-        warmup = self.config.warmup_steps
-        return self.config.lr * (min(1.0, (self.num_updates + 1) / warmup) if warmup else 1.0)
+        config = self.config
+        rise = (self.num_updates + 1) / config.warmup_steps if config.warmup_steps else 1.0
+        fall = (self._last_update - self.num_updates) / config.decay_steps if config.decay_steps else 1.0
+        return config.lr * max(0.0, min(1.0, rise, fall))
 
     def backward(self, loss: Tensor, *, what: str, sync: bool = True) -> None:
         """Add the gradient of ``loss``; gradients are averaged over processes where ``sync`` is set.

@@ -3,6 +3,7 @@
 from vampo_core.config.checks import ConfigError
 from vampo_core.config.load import load_config, presets
 from vampo_core.config.sections import (
+    AdamWConfig,
     DataConfig,
     EvaluationConfig,
     GRPOConfig,
@@ -16,6 +17,7 @@ from vampo_core.config.sections import (
 from vampo_core.config.vampo import VampoConfig
 
 __all__ = [
+    "AdamWConfig",
     "ConfigError",
     "DataConfig",
     "EvaluationConfig",

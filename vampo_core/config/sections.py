@@ -121,21 +121,29 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW of the post-training."""
+class AdamWConfig:
+    """The optimizer and its learning-rate schedule: up, flat, down."""
 
     lr: Above0 = 3e-5
-    """Learning rate after the warm-up."""
+    """Learning rate between warm-up and decay."""
     weight_decay: AtLeast0 = 0.0
     """Decoupled weight decay."""
     max_grad_norm: Above0 = 0.5
     """Gradients are scaled down to this norm."""
     warmup_steps: Count = 0
-    """Updates over which the learning rate rises from 0, linearly."""
+    """First updates, over which the learning rate rises from 0, linearly."""
+    decay_steps: Count = 0
+    """Last updates, over which the learning rate falls to 0, linearly."""
     beta1: Decay = 0.9
     """Decay of the gradient's running mean."""
     beta2: Decay = 0.999
     """Decay of the squared gradient's running mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(AdamWConfig):
+    """AdamW of the post-training."""
+
     gradient_accumulation_steps: Positive = 1
     """Parts that a batch is worked through in, to bound memory; they make one update together."""
 
@@ -234,7 +242,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(AdamWConfig):
     """Likelihood training (Karras et al. 2022, table 1) of the base model."""
 
     num_steps: Positive = 3000
@@ -242,13 +250,11 @@ class PretrainConfig:
     batch_size: Positive = 8
     """Clips per update, over all processes together."""
     lr: Above0 = 3e-4
-    """Learning rate after the warm-up."""
-    weight_decay: AtLeast0 = 0.0
-    """Decoupled weight decay."""
+    """Learning rate between warm-up and decay."""
     max_grad_norm: Above0 = 1.0
     """Gradients are scaled down to this norm."""
     warmup_steps: Count = 100
-    """Updates over which the learning rate rises from 0, linearly."""
+    """First updates, over which the learning rate rises from 0, linearly."""
     ema_decay: Decay = 0.999
     """Decay of the weights' running mean, which is then what is evaluated and saved; 0 for none."""
     p_mean: float = 0.7

@@ -62,7 +62,13 @@ class VampoTrainer:
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         self.accelerator = Accelerator()
         self.reference = _frozen_copy(model).to(self.accelerator.device) if config.grpo.kl_coef > 0 else None
-        self.trainable = Trainable(model, self.accelerator, config.optim, ema_decay=config.model.ema_decay)
+        self.trainable = Trainable(
+            model,
+            self.accelerator,
+            config.optim,
+            num_updates=config.grpo.num_iterations * config.grpo.num_inner_epochs,
+            ema_decay=config.model.ema_decay,
+        )
         self.sampler = model.sampler(**config.sampler.overrides())
         self.engine = RolloutEngine(
             model,
