@@ -14,6 +14,8 @@ from svd_folder import make_clip_text_folder, make_svd_pipeline
 from torch import nn
 
 from vampo_core.models import Condition, PatchCodec, PredictorSettings, VideoPredictor
+from vampo_core.models.codec import LatentCodec
+from vampo_core.models.default import default_scheduler
 
 TEXTS = ["open the drawer", "close the drawer"]
 SMALL = {"block_out_channels": (32, 32), "num_attention_heads": 2, "cross_attention_dim": 16}
@@ -97,6 +99,7 @@ def test_sampling_is_that_of_the_stock_pipeline(svd_folder, guidance_scale):
 
 
 def test_forward_is_the_preconditioned_unet(small):
+    small.settings = dataclasses.replace(small.settings, predict_change=False)
     sample, condition = inputs_for(small)
     sigma = torch.tensor([0.5, 20.0])
     output = small(sample, sigma, condition)
@@ -114,6 +117,32 @@ def test_forward_is_the_preconditioned_unet(small):
     torch.testing.assert_close(small(sample[1:].repeat(2, 1, 1, 1, 1), 20.0, rows)[0], output[1], rtol=1e-4, atol=1e-5)
     texts = small.condition(instructions=TEXTS[::-1], first_latents=small.codec.encode(torch.rand(2, 3, 32, 32)))
     assert not torch.allclose(texts.encoder_hidden_states, condition.encoder_hidden_states)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_predicting_the_change_from_the_first_frame(prediction_type):
+    """Denoised latents are the first frame's plus the denoised change, by diffusers' own step."""
+    torch.manual_seed(0)
+    predictor = VideoPredictor.create(LatentCodec(latent_channels=4, scaling_factor=0.2), num_frames=3, **SMALL)
+    predictor.scheduler = default_scheduler(prediction_type=prediction_type)
+    first, sample = torch.randn(2, 1, 4, 8, 8), 5 * torch.randn(2, 3, 4, 8, 8)
+    condition = predictor.condition(instructions=TEXTS, first_latents=first[:, 0])
+
+    def denoised(sample, sigma):
+        step = EulerDiscreteScheduler(prediction_type=prediction_type, timestep_type="continuous")
+        step.set_timesteps(1)
+        step.sigmas[0], step._step_index = sigma, 0
+        output = predictor(sample, sigma, condition)
+        per_clip = predictor(sample, torch.full((2,), sigma), condition)
+        torch.testing.assert_close(per_clip, output, rtol=1e-4, atol=1e-4)
+        return step.step(output, step.timesteps[0], sample).pred_original_sample
+
+    for sigma in (0.3, 40.0):
+        latents = denoised(sample, sigma)
+        predictor.settings = dataclasses.replace(predictor.settings, predict_change=False)
+        change = denoised(sample - first, sigma)
+        predictor.settings = dataclasses.replace(predictor.settings, predict_change=True)
+        torch.testing.assert_close(latents, first + change, rtol=1e-3, atol=1e-3)
 
 
 def test_condition_latents_are_not_scaled(svd_folder):

@@ -219,7 +219,7 @@ class DataConfig:
     """Clips by stride (robot data), or one per episode, evenly spaced (internet-style data)."""
     batch_size: Positive = 32
     """Frames that the codec encodes at once."""
-    held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.125
+    held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
     """Share of the episodes that is never trained on."""
     num_workers: Count = 0
     """Processes that read clips, and that record episodes; 0 for this one."""
@@ -227,7 +227,7 @@ class DataConfig:
     """An episode that cannot be read is an error instead of being skipped."""
     env: str | None = "pusht"
     """Simulator to record the dataset from where it does not exist; null for none."""
-    num_episodes: Annotated[int, Range(minimum=2)] = 64
+    num_episodes: Annotated[int, Range(minimum=2)] = 80
     """Episodes to record."""
     resolution: Positive = 64
     """Pixels along each side of a frame."""
@@ -245,17 +245,19 @@ class DataConfig:
 class PretrainConfig(AdamWConfig):
     """Likelihood training (Karras et al. 2022, table 1) of the base model."""
 
-    num_steps: Positive = 3000
+    num_steps: Positive = 1500
     """Updates."""
     batch_size: Positive = 8
     """Clips per update, over all processes together."""
-    lr: Above0 = 3e-4
+    lr: Above0 = 4e-3
     """Learning rate between warm-up and decay."""
     max_grad_norm: Above0 = 1.0
     """Gradients are scaled down to this norm."""
     warmup_steps: Count = 100
     """First updates, over which the learning rate rises from 0, linearly."""
-    ema_decay: Decay = 0.999
+    decay_steps: Count = 1000
+    """Last updates, over which the learning rate falls to 0, linearly."""
+    ema_decay: Decay = 0.99
     """Decay of the weights' running mean, which is then what is evaluated and saved; 0 for none."""
     p_mean: float = 0.7
     """Mean of ln sigma in training (SVD: 0.7, EDM: -1.2)."""

@@ -28,6 +28,8 @@ class PredictorSettings:
     """Default guidance of the last frame; 1 is none."""
     min_guidance_scale: float = 1.0
     """Default guidance of the first frame."""
+    predict_change: bool = False
+    """Whether the UNet denoises the change from the first frame, instead of the latents themselves."""
     text_max_length: int = 20
     """Tokens of a CLIP text encoder."""
     text_position_code: bool = True

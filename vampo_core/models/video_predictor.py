@@ -17,6 +17,7 @@ from vampo_core.diffusion.trajectory import Denoise
 from vampo_core.models import folder as parts
 from vampo_core.models import lora
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
+from vampo_core.models.change import first_frame_share
 from vampo_core.models.condition import Condition
 from vampo_core.models.default import default_scheduler, default_unet
 from vampo_core.models.settings import PredictorSettings
@@ -104,7 +105,8 @@ class VideoPredictor(nn.Module):
         unet = default_unet(codec.latent_channels, num_frames, sample_size, **unet_overrides)
         text_encoder = InstructionEncoder(embedding_dim=unet.config["cross_attention_dim"])
         scheduler = default_scheduler(sigma_max=sigma_max)
-        return cls(unet, codec, text_encoder=text_encoder, scheduler=scheduler, dtype=dtype)
+        settings = PredictorSettings(num_frames=num_frames, predict_change=True)
+        return cls(unet, codec, text_encoder=text_encoder, scheduler=scheduler, settings=settings, dtype=dtype)
 
     @classmethod
     def from_pretrained(
@@ -189,14 +191,18 @@ class VideoPredictor(nn.Module):
         """The denoiser's raw output at noise level ``sigma``, in the parameterisation of the scheduler.
 
         The input is scaled by ``1 / sqrt(sigma^2 + 1)``, model time is ``log(sigma) / 4`` and the first frame's
-        latents stand beside every frame on channels, as in SVD.
+        latents stand beside every frame on channels, as in SVD. With ``settings.predict_change`` the UNet denoises
+        the change from the first frame; what is returned is still the output for the latents themselves.
 
         Raises:
             ValueError: shapes of sample, sigma and condition do not belong together.
         """
         inputs = self._unet_inputs(sample, sigma, condition)
         with self._autocast(sample.device):
-            return self.unet(*inputs, return_dict=False)[0]
+            output = self.unet(*inputs, return_dict=False)[0]
+        if self.settings.predict_change:
+            output = output + first_frame_share(sigma, self.scheduler.config["prediction_type"]) * self._first(condition)
+        return output
 
     def condition(
         self,
@@ -365,9 +371,14 @@ class VideoPredictor(nn.Module):
         else:
             scale, time = 1 / math.sqrt(sigma * sigma + 1), sample.new_full((rows,), math.log(sigma) / 4)
         first = latents.unsqueeze(1).expand(-1, sample.shape[1], -1, -1, -1)
+        if self.settings.predict_change:
+            sample = sample - self._first(condition)
         stacked = torch.cat([sample * scale, first.to(sample.dtype)], dim=2)
         dtype = self.unet.conv_in.weight.dtype
         return stacked.to(dtype), time, condition.encoder_hidden_states.to(dtype), condition.added_time_ids
+
+    def _first(self, condition: Condition) -> Tensor:  # [N, 1, C, h, w]
+        return (condition.image_latents * self.codec.scaling_factor).unsqueeze(1)
 
     def _autocast(self, device: torch.device):
         if self.dtype == torch.float32:
