@@ -25,32 +25,20 @@ VAMPO_INLINE T euler_mean(T a, T x, T b, T m) {
   return a * x + b * m;
 }
 
-VAMPO_INLINE uint32_t float_bits(float value) {
-#ifdef __CUDA_ARCH__
-  return __float_as_uint(value);
-#else
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
+template <typename To, typename From>
+VAMPO_INLINE To bit_cast(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To bits;
+  memcpy(&bits, &value, sizeof(bits));
   return bits;
-#endif
-}
-
-VAMPO_INLINE float bits_float(uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(bits);
-#else
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-#endif
 }
 
 // ln u for u in (0, 1], relative error about 1e-7: u = 2^e m with m in [sqrt(1/2), sqrt(2)), then a minimax polynomial.
 VAMPO_INLINE float log_unit(float u) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3;
-  const uint32_t offset = float_bits(u) - kSqrtHalf;
+  const uint32_t offset = bit_cast<uint32_t>(u) - kSqrtHalf;
   const float exponent = static_cast<float>(static_cast<int32_t>(offset) >> 23);
-  const float f = bits_float((offset & 0x007fffff) + kSqrtHalf) - 1.0f;
+  const float f = bit_cast<float>((offset & 0x007fffff) + kSqrtHalf) - 1.0f;
   float q = 0.08734715729951859f;
   q = q * f - 0.14307469129562378f;
   q = q * f + 0.14917995035648346f;
@@ -86,10 +74,10 @@ VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, float& z0, float& z1) {
       t * (((-0.004602177068591118f * y + 0.07968022674322128f) * y - 0.6459634900093079f) * y + 1.5707963705062866f);
   const float cosine = ((-0.020408352836966515f * y + 0.2535986304283142f) * y - 1.2336970567703247f) * y + 1.0f;
   const bool swapped = quadrant & 1;
-  const uint32_t x = float_bits(swapped ? sine : cosine) ^ (((quadrant + 1) & 2) << 30);
-  const uint32_t s = float_bits(swapped ? cosine : sine) ^ ((quadrant & 2) << 30);
-  z0 = radius * bits_float(x);
-  z1 = radius * bits_float(s);
+  const uint32_t x = bit_cast<uint32_t>(swapped ? sine : cosine) ^ (((quadrant + 1) & 2) << 30);
+  const uint32_t s = bit_cast<uint32_t>(swapped ? cosine : sine) ^ ((quadrant & 2) << 30);
+  z0 = radius * bit_cast<float>(x);
+  z1 = radius * bit_cast<float>(s);
 }
 
 inline void box_muller(uint32_t x0, uint32_t x1, double& z0, double& z1) {

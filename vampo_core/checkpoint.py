@@ -11,6 +11,7 @@ It is written under a hidden name, flushed and renamed, so a folder ``step-N`` i
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from vampo_core.files import discard, point, publish, remove_leftovers, temporar
 TRAINER_STATE = "trainer_state"
 _STATE_FILE = "state.json"
 _FORMAT = 1
+_FILE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of the system, torch.save and torch.load, safetensors
 
 
 class CheckpointError(RuntimeError):
@@ -95,7 +98,7 @@ class Checkpoints:
                 save_model(temporary)
                 _write_state(temporary / TRAINER_STATE, state, best_step)
                 publish(temporary, path)
-            except Exception as error:
+            except _FILE_ERRORS as error:
                 shutil.rmtree(temporary, ignore_errors=True)
                 left = f"{self.latest} is whole" if self.latest else "there is no earlier one"
                 raise CheckpointError(f"checkpoint {path} could not be written ({_line(error)}); {left}") from error
@@ -169,7 +172,7 @@ def read_state(checkpoint: str | Path, device: str | torch.device = "cpu") -> Tr
     try:
         optimizer = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
         weights = {name: load_file(folder / f"{name}.safetensors", str(device)) for name in values["weights"]}
-    except Exception as error:  # zip, pickle, safetensors and system errors share no base class
+    except (*_FILE_ERRORS, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {_line(error)}") from error
     return TrainerState(
         step=values["step"], optimizer=optimizer, weights=weights, counters=values["counters"], rng=values["rng"]

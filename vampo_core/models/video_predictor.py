@@ -16,8 +16,8 @@ from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import Denoise
 from vampo_core.models import folder as parts
 from vampo_core.models import lora
-from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.change import first_frame_share
+from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.condition import Condition
 from vampo_core.models.default import default_scheduler, default_unet
 from vampo_core.models.settings import PredictorSettings
@@ -201,7 +201,8 @@ class VideoPredictor(nn.Module):
         with self._autocast(sample.device):
             output = self.unet(*inputs, return_dict=False)[0]
         if self.settings.predict_change:
-            output = output + first_frame_share(sigma, self.scheduler.config["prediction_type"]) * self._first(condition)
+            share = first_frame_share(sigma, self.scheduler.config["prediction_type"])
+            output = output + share * self._first(condition)
         return output
 
     def condition(

@@ -1,0 +1,212 @@
+"""What VAMPO does to held-out predictions on PushT, beside its controls and variants, for the same compute.
+
+    python benchmarks/posttraining.py [--seeds 0 1 2] [--arms NAME ...] [--folder runs/posttraining] [--results FOLDER]
+
+For each seed a base is pretrained as the preset says; every arm then goes on from it. Compute is counted in denoiser
+forwards, a backward as two, so that it does not depend on the machine: each arm gets what ``--iterations`` iterations
+of VAMPO take. Held-out clips, and the noise they are predicted from, are the same for every arm. What is done already
+is kept: a second call continues the first, and tables hold what there is.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from report import environment
+
+import vampo_core
+from vampo_core.checkpoint import Checkpoints
+from vampo_core.config import VampoConfig, load_config
+from vampo_core.data.clips import ClipDataset
+from vampo_core.evaluation import EvalResult, Metric, bootstrap, held_out_batch, paired_difference, score
+from vampo_core.prepare import base_config, prepare_clips, prepare_codec
+from vampo_core.training_run import TrainResult
+
+BASE, STILL = "base", "first frame repeated"
+METRICS = ("l1", "cosine", "reward")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the compute."""
+
+    meaning: str
+    overrides: tuple[str, ...] = ()
+    likelihood: bool = False  # continued pretraining instead of VAMPO
+
+
+ARMS = {
+    "vampo": Arm("the preset"),
+    "likelihood": Arm(
+        "pretraining continued at a fifth of its learning rate, falling to 0",
+        ("pretrain.lr=8e-4", "pretrain.warmup_steps=20"),
+        likelihood=True,
+    ),
+    "likelihood-full-lr": Arm(
+        "pretraining continued at its learning rate, falling to 0", ("pretrain.warmup_steps=20",), likelihood=True
+    ),
+    "all-steps": Arm("noise and gradient at every step", ("sampler.stochastic_steps=[0,1,2,3,4,5,6]",)),
+    "l1-only": Arm("reward: L1 alone", ("reward.cosine_weight=0",)),
+    "cosine-only": Arm("reward: cosine alone", ("reward.l1_weight=0",)),
+    "g2": Arm("2 generations", ("grpo.num_generations=2",)),
+    "g4": Arm("4 generations", ("grpo.num_generations=4",)),
+    "g16": Arm("16 generations", ("grpo.num_generations=16",)),
+    "antithetic": Arm("a group's noise in pairs z, -z", ("sampler.antithetic=true",)),
+    "own-noise": Arm("initial noise of each generation its own", ("sampler.shared_noise=false",)),
+    "sigma-700": Arm("SVD's largest noise level, against the base sampled so too", ("sampler.sigma_max=700",)),
+}
+
+
+def forwards_per_iteration(config: VampoConfig) -> int:
+    """Denoiser forwards of one VAMPO iteration; a forward and backward pass counts as three."""
+    generations, steps = config.grpo.num_generations, config.sampler.num_inference_steps
+    first, *later = config.sampler.stochastic_steps
+    rows = 1 if config.sampler.shared_noise else generations  # of the steps up to the split
+    per_clip = rows * (first + 3) + generations * (steps - first - 1) + 3 * generations * len(later)
+    return per_clip * config.grpo.batch_size
+
+
+def run(call: Callable[..., TrainResult], config: VampoConfig) -> TrainResult:
+    """Train, or go on where an earlier call was stopped."""
+    folder = Path(config.run.dir)
+    begun = Checkpoints(folder / "checkpoints").latest is not None
+    config = replace(config, run=replace(config.run, overwrite=folder.exists() and not begun))
+    return call(config, resume_from=folder if begun else None)
+
+
+def run_arm(arm: Arm, base: TrainResult, folder: Path, budget: int) -> TrainResult:
+    """Spend ``budget`` denoiser forwards on improving the base."""
+    config = load_config(base.config, *arm.overrides, f"run.dir={folder}", f"model.pretrained={base.checkpoint}")
+    if not arm.likelihood:
+        num_iterations = max(1, round(budget / forwards_per_iteration(config)))
+        return run(vampo_core.train, load_config(config, f"grpo.num_iterations={num_iterations}"))
+    steps = budget // (3 * config.pretrain.batch_size)
+    every = max(1, steps // 3)
+    settings = {"num_steps": steps, "decay_steps": steps, "eval_every": every, "save_every": every}
+    return run(vampo_core.pretrain, load_config(config, *(f"pretrain.{key}={settings[key]}" for key in settings)))
+
+
+def record(result: TrainResult) -> dict[str, object]:
+    """What an arm came to: seconds of training, the held-out curve, and both ends of it clip by clip."""
+    curve = [
+        {"iteration": row["iteration"], **{name: row[f"eval_{name}"] for name in METRICS}}
+        for row in result.history
+        if row.get("eval_l1") is not None
+    ]
+    timed = ("rollout_s", "reward_s", "update_s")
+    return {
+        "iterations": len(result.history),
+        "seconds": sum(row.get(name, 0.0) for row in result.history for name in timed),
+        "curve": curve,
+        "before": result.before.to_dict(),
+        "after": result.after.to_dict(),
+        "best": max((point["reward"] for point in curve), default=None),
+    }
+
+
+def still(clips: ClipDataset, num_clips: int) -> EvalResult:
+    """The prediction that nothing moves."""
+    batch = held_out_batch(clips, num_clips)
+    first = batch["latents"][:, None, :1]  # [B, 1, 1, C, h, w]
+    return score(first.expand_as(batch["latents"][:, None]).contiguous(), batch)
+
+
+def over_seeds(before: Sequence[EvalResult], after: Sequence[EvalResult], metric: str) -> Metric:
+    """Paired difference of the mean over seeds; every seed holds out the same clips, whose episodes are resampled."""
+    differences = [
+        [b - a for a, b in zip(x.per_clip[metric], y.per_clip[metric], strict=True)]
+        for x, y in zip(before, after, strict=True)
+    ]
+    return bootstrap([statistics.fmean(values) for values in zip(*differences, strict=True)], before[0].episode_ids)
+
+
+def markdown(records: dict[str, dict], first_frame: EvalResult, head: str) -> str:
+    """The table of all arms, then VAMPO seed by seed."""
+    seeds = sorted(records)
+    lines = [
+        head, "",
+        f"Seeds {', '.join(seeds)}; {first_frame.num_clips} held-out clips of {len(set(first_frame.episode_ids))} "
+        "episodes. Differences (Δ) from the base are paired by clip and means over seeds, with 95 % intervals over "
+        "episodes.",
+        "",
+        "| arm | seeds | iterations | seconds | L1 | cosine | reward | ΔL1 | Δcosine | Δreward |",
+        "| --- " * 10 + "|",
+        _row(STILL, [], [first_frame]),
+        _row(BASE, [], [_result(arms["vampo"]["before"]) for arms in records.values() if "vampo" in arms]),
+    ]  # fmt: skip
+    for name in ARMS:
+        done = [arms[name] for arms in records.values() if name in arms]
+        if done:
+            lines.append(_row(name, done, [_result(arm["after"]) for arm in done]))
+    lines += ["", "| seed | L1 of the base | of VAMPO | change | ΔL1 | Δcosine |", "| --- " * 6 + "|"]
+    for seed in seeds:
+        if "vampo" in records[seed]:
+            before, after = (_result(records[seed]["vampo"][key]) for key in ("before", "after"))
+            old, new = before.l1.mean, after.l1.mean
+            shifts = [_signed(paired_difference(before, after, metric)) for metric in ("l1", "cosine")]
+            lines.append(f"| {seed} | {old:.4f} | {new:.4f} | {(new - old) / old:+.1%} | {' | '.join(shifts)} |")
+    lines += ["", *(f"- **{name}**: {arm.meaning}." for name, arm in ARMS.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, arms: list[dict], results: list[EvalResult]) -> str:
+    means = [f"{statistics.fmean(getattr(result, metric).mean for result in results):.4f}" for metric in METRICS]
+    before = [_result(arm["before"]) for arm in arms]
+    shifts = [_signed(over_seeds(before, results, metric)) if arms else "" for metric in METRICS]
+    counts = [f"{statistics.fmean(arm[key] for arm in arms):.0f}" if arms else "" for key in ("iterations", "seconds")]
+    return "| " + " | ".join([name, str(len(arms) or ""), *counts, *means, *shifts]) + " |"
+
+
+def _signed(metric: Metric) -> str:
+    return f"{metric.mean:+.4f} [{metric.ci95[0]:+.4f}, {metric.ci95[1]:+.4f}]"
+
+
+def _result(values: dict) -> EvalResult:
+    return EvalResult.from_dict(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME", help=", ".join(ARMS))
+    parser.add_argument("--iterations", type=int, default=30, help="of VAMPO; other arms get the same compute")
+    parser.add_argument("--folder", type=Path, default=Path("runs/posttraining"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--config", default="pusht")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
+    args = parser.parse_args()
+
+    config = load_config(args.config, *args.overrides)
+    config = load_config(config, f"run.dir={args.folder / 'x'}")
+    budget = args.iterations * forwards_per_iteration(config)
+    codec = prepare_codec(config)
+    first_frame = still(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
+    for name in args.arms:  # arm by arm, so that the main comparison has all seeds first
+        for seed in args.seeds:
+            folder = args.folder / f"seed-{seed}"
+            seeded = load_config(config, f"run.seed={seed}", f"run.dir={folder / name}")
+            base = run(vampo_core.pretrain, base_config(seeded, codec))
+            print(f"seed {seed}: {name}", flush=True)
+            values = record(run_arm(ARMS[name], base, folder / name, budget))
+            (folder / f"{name}.json").write_text(json.dumps(values) + "\n")
+
+    records: dict[str, dict] = {}
+    for path in sorted(args.folder.glob("seed-*/*.json")):
+        records.setdefault(path.parent.name.removeprefix("seed-"), {})[path.stem] = json.loads(path.read_text())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = environment(device)
+    args.results.mkdir(parents=True, exist_ok=True)
+    result = {"environment": where, "config": config.to_dict(), "first_frame": asdict(first_frame), "seeds": records}
+    (args.results / f"posttraining-{device}.json").write_text(json.dumps(result) + "\n")
+    head = f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
+    table = markdown(records, first_frame, head)
+    (args.results / f"posttraining-{device}.md").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
