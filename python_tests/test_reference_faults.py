@@ -229,6 +229,8 @@ def test_peer_fault_kl_without_gradient(tmp_path):
     gradient = gradient_of(trainer)
     assert max(value.abs().max() for value in gradient.values()) > 0
     assert all(p.grad is None for p in trainer.reference.parameters())
+    row = trainer.iterate(1, trainer._batches(0))
+    assert row["loss"] == pytest.approx(row["kl"]) and row["kl"] > 0
 
 
 def test_peer_fault_resume_silently_skipped(tmp_path, monkeypatch):

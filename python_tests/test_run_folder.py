@@ -64,6 +64,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(config, finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {"config.yaml", "metrics.jsonl", "notes.txt", ".lock"}
     assert load_config(finished).run.seed == 1
+    assert not load_config(finished).run.overwrite  # or --config with this folder would delete the run
     assert len(read_metrics(finished / "metrics.jsonl")) == 1
 
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from vampo_core.checkpoint import Checkpoints, find_checkpoint, step_of
@@ -94,7 +95,8 @@ class RunFolder:
             resume_at = step_of(self.checkpoint)
         elif config.run.overwrite:
             self._delete()
-        config.save(self.path / "config.yaml")
+        # as a recipe the file shall not delete the run that it describes
+        replace(config, run=replace(config.run, overwrite=False)).save(self.path / "config.yaml")
         return MetricsLog(self.path / "metrics.jsonl", resume_at=resume_at)
 
     def _delete(self) -> None:

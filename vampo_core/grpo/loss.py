@@ -18,6 +18,7 @@ class PolicyLoss:
     approx_kl: Tensor  # [], Schulman's k3 estimate of KL(old || new)
     clip_fraction: Tensor  # [], share of ratios outside of the clip range
     num_ratios: int  # B * G * F
+    kl: Tensor | None = None  # [], from the base, where it is penalised; then part of the loss
 
 
 def clipped_surrogate(

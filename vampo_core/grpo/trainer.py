@@ -6,6 +6,7 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +183,11 @@ class VampoTrainer:
             # a pass that drew the group is the old policy: its ratio is 1 by construction, not by luck
             old = log_prob.detach() if output is rollout.output else step.log_prob[clips]
             loss = clipped_surrogate(log_prob, old, advantages[clips], clip_range=grpo.clip_range)
-            total = loss.loss
             if self.reference is not None:
-                total = total + grpo.kl_coef * self._kl(rollout, step.sample[clips], step.step_index, clips, output)
+                kl = self._kl(rollout, step.sample[clips], step.step_index, clips, output)
+                loss = replace(loss, loss=loss.loss + grpo.kl_coef * kl, kl=kl)
             weight = log_prob.numel() / (advantages.numel() * len(rollout.steps) * self.num_parts)
-            self.trainable.backward(total * weight, what=what, sync=sync and number == parts - 1)
+            self.trainable.backward(loss.loss * weight, what=what, sync=sync and number == parts - 1)
             losses.append(loss)
         return losses
 
@@ -223,6 +224,7 @@ class VampoTrainer:
             "zero_std_fraction": (spread == 0).float().mean(),
             **{name: torch.cat([score.parts[name] for score, _ in scores]).mean() for name in scores[0][0].parts},
             **{name: mean(name) for name in ("ratio_mean", "approx_kl", "clip_fraction")},
+            **({} if losses[0].kl is None else {"kl": mean("kl")}),
         }
         means = self.accelerator.reduce(torch.stack([v.float() for v in local.values()]), reduction="mean")
         deviation = torch.stack([loss.ratio_max_dev for loss in losses]).max()
