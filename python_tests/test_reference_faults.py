@@ -110,6 +110,7 @@ CHANGES = {
     "grpo.clip_range": ["grpo.clip_range=1e-6", "grpo.num_inner_epochs=2"],
     "grpo.adv_clip_max": ["grpo.adv_clip_max=0.3"],
     "grpo.kl_coef": ["grpo.kl_coef=10"],
+    "grpo.anchor_coef": ["grpo.anchor_coef=10"],
     "sampler.num_inference_steps": ["sampler.num_inference_steps=5"],
     "sampler.sigma_min": ["sampler.sigma_min=0.1"],
     "sampler.sigma_max": ["sampler.sigma_max=100"],

@@ -5,7 +5,7 @@ from training_processes import run, run_two
 from training_runs import metrics_of, relative_distance, tensors_of
 
 SETTINGS = {
-    "one part": [],
+    "one part": ["grpo.anchor_coef=1"],
     "two parts, every step": [
         "optim.gradient_accumulation_steps=2", "sampler.stochastic_steps=[0,1,2]", "sampler.sigma_min=1.0",
     ],

@@ -34,6 +34,9 @@ class GRPOConfig:
     """Advantages are clipped to ± this."""
     kl_coef: AtLeast0 = 0.0
     """Weight of the KL divergence from the base model; 0 needs no copy of it."""
+    anchor_coef: AtLeast0 = 0.0
+    """Weight of the squared distance from the base's output at noise levels of the ODE tail, which the policy gradient
+    does not visit; 0 for none."""
     reuse_first_step: bool = True
     """Use the forward pass that drew the group for the first update too, instead of repeating it."""
 
@@ -227,7 +230,7 @@ class DataConfig:
     """An episode that cannot be read is an error instead of being skipped."""
     env: str | None = "pusht"
     """Simulator to record the dataset from where it does not exist; null for none."""
-    num_episodes: Annotated[int, Range(minimum=2)] = 80
+    num_episodes: Annotated[int, Range(minimum=2)] = 120
     """Episodes to record."""
     resolution: Positive = 64
     """Pixels along each side of a frame."""
@@ -245,7 +248,7 @@ class DataConfig:
 class PretrainConfig(AdamWConfig):
     """Likelihood training (Karras et al. 2022, table 1) of the base model."""
 
-    num_steps: Positive = 1500
+    num_steps: Positive = 1200
     """Updates."""
     batch_size: Positive = 8
     """Clips per update, over all processes together."""
@@ -255,7 +258,7 @@ class PretrainConfig(AdamWConfig):
     """Gradients are scaled down to this norm."""
     warmup_steps: Count = 100
     """First updates, over which the learning rate rises from 0, linearly."""
-    decay_steps: Count = 1000
+    decay_steps: Count = 800
     """Last updates, over which the learning rate falls to 0, linearly."""
     ema_decay: Decay = 0.99
     """Decay of the weights' running mean, which is then what is evaluated and saved; 0 for none."""

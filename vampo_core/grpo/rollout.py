@@ -36,6 +36,8 @@ class GroupRollout:
     latents: Tensor  # [B, G, F, C, h, w], predicted
     steps: tuple[RolloutStep, ...]  # every stochastic step, in order
     output: ModelOutput | None  # of the first stochastic step, where the update reuses it
+    seed: int  # of the noise
+    first_clip: int  # index of the first clip within the global batch
 
     def without_graph(self) -> "GroupRollout":
         """What later epochs need: everything but the output of the first forward pass."""
@@ -103,7 +105,7 @@ class RolloutEngine:
                 chunk_size=self.chunk_size,
                 first_clip=first_clip,
             )
-            return GroupRollout(batch, condition, rollout.latents, rollout.steps, None)
+            return GroupRollout(batch, condition, rollout.latents, rollout.steps, None, seed, first_clip)
         sample = sampler.prefix(noise, frozen, chunk_size=self.chunk_size)
         output = self.forward(sample, sampler.first_sigma, condition)
         drawn = sampler.first_step(
@@ -120,7 +122,7 @@ class RolloutEngine:
         first = RolloutStep(
             index, sampler.sigmas[index], sampler.sigmas[index + 1], sample, drawn.prev_sample, drawn.log_prob
         )
-        return GroupRollout(batch, condition, tail.latents, (first, *tail.steps), output)
+        return GroupRollout(batch, condition, tail.latents, (first, *tail.steps), output, seed, first_clip)
 
     def forward(self, sample: Tensor, sigma: float, condition: Condition) -> ModelOutput:
         """The denoiser's output with gradient, through the distributed wrapper."""

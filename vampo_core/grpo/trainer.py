@@ -18,6 +18,7 @@ from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset, clip_loader
 from vampo_core.diffusion.noise import stream_seed
 from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
+from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.video_predictor import VideoPredictor
@@ -62,7 +63,8 @@ class VampoTrainer:
             reward_funcs = configured_rewards(config.reward, model.codec)
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         self.accelerator = Accelerator()
-        self.reference = _frozen_copy(model).to(self.accelerator.device) if config.grpo.kl_coef > 0 else None
+        compares = config.grpo.kl_coef > 0 or config.grpo.anchor_coef > 0
+        self.reference = _frozen_copy(model).to(self.accelerator.device) if compares else None
         self.trainable = Trainable(
             model,
             self.accelerator,
@@ -176,7 +178,7 @@ class VampoTrainer:
         return rewards
 
     def _backward(self, rollout: GroupRollout, advantages: Tensor, what: str, *, sync: bool) -> list[PolicyLoss]:
-        """Add the gradient of the clipped surrogate (and KL) on this part of the batch."""
+        """Add the gradient of the clipped surrogate (with KL and anchor) on this part of the batch."""
         grpo, losses = self.config.grpo, []
         parts = self.engine.num_parts(rollout)
         for number, (step, clips, log_prob, output) in enumerate(self.engine.log_probs(rollout)):
@@ -189,6 +191,11 @@ class VampoTrainer:
             weight = log_prob.numel() / (advantages.numel() * len(rollout.steps) * self.num_parts)
             self.trainable.backward(loss.loss * weight, what=what, sync=sync and number == parts - 1)
             losses.append(loss)
+        if grpo.anchor_coef > 0:
+            assert self.reference is not None
+            anchor = anchor_loss(self.trainable.wrapped, self.reference, self.sampler, rollout)
+            self.trainable.backward(grpo.anchor_coef * anchor / self.num_parts, what=what, sync=sync)
+            losses = [replace(loss, loss=loss.loss + grpo.anchor_coef * anchor, anchor=anchor) for loss in losses]
         return losses
 
     def _kl(self, rollout: GroupRollout, sample: Tensor, step_index: int, clips: slice, output: ModelOutput) -> Tensor:
@@ -224,7 +231,7 @@ class VampoTrainer:
             "zero_std_fraction": (spread == 0).float().mean(),
             **{name: torch.cat([score.parts[name] for score, _ in scores]).mean() for name in scores[0][0].parts},
             **{name: mean(name) for name in ("ratio_mean", "approx_kl", "clip_fraction")},
-            **({} if losses[0].kl is None else {"kl": mean("kl")}),
+            **{name: mean(name) for name in ("kl", "anchor") if getattr(losses[0], name) is not None},
         }
         means = self.accelerator.reduce(torch.stack([v.float() for v in local.values()]), reduction="mean")
         deviation = torch.stack([loss.ratio_max_dev for loss in losses]).max()
@@ -254,7 +261,7 @@ class _Clock:
 
 
 def _frozen_copy(model: VideoPredictor) -> VideoPredictor:
-    """The predictor as it is now: the reference of the KL penalty."""
+    """The predictor as it is now: the reference of KL penalty and anchor."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
