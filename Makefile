@@ -25,7 +25,7 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 
 # Records PushT episodes, pretrains a base, post-trains it and compares; what is done already is skipped.
 demo: install
-	$(VENV)/bin/vampo train --config pusht $(if $(wildcard runs/pusht/checkpoints/latest),--resume-from runs/pusht)
+	$(VENV)/bin/vampo train --config pusht data.num_workers=2 $(if $(wildcard runs/pusht/checkpoints/latest),--resume-from runs/pusht)
 
 test: install
 	$(PY) -m pytest python_tests

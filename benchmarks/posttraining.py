@@ -49,6 +49,10 @@ ARMS = {
     "likelihood-full-lr": Arm(
         "pretraining continued at its learning rate, falling to 0", ("pretrain.warmup_steps=20",), likelihood=True
     ),
+    "no-anchor": Arm("without the anchor of the ODE tail: the published loss", ("grpo.anchor_coef=0",)),
+    "no-anchor-3e-5": Arm(
+        "likewise, at a learning rate that it bears", ("grpo.anchor_coef=0", "optim.lr=3e-5", "optim.decay_steps=0")
+    ),
     "all-steps": Arm("noise and gradient at every step", ("sampler.stochastic_steps=[0,1,2,3,4,5,6]",)),
     "l1-only": Arm("reward: L1 alone", ("reward.cosine_weight=0",)),
     "cosine-only": Arm("reward: cosine alone", ("reward.l1_weight=0",)),
@@ -66,7 +70,8 @@ def forwards_per_iteration(config: VampoConfig) -> int:
     generations, steps = config.grpo.num_generations, config.sampler.num_inference_steps
     first, *later = config.sampler.stochastic_steps
     rows = 1 if config.sampler.shared_noise else generations  # of the steps up to the split
-    per_clip = rows * (first + 3) + generations * (steps - first - 1) + 3 * generations * len(later)
+    anchor = 4 if config.grpo.anchor_coef > 0 else 0
+    per_clip = rows * (first + 3) + generations * (steps - first - 1) + 3 * generations * len(later) + anchor
     return per_clip * config.grpo.batch_size
 
 
@@ -82,12 +87,18 @@ def run_arm(arm: Arm, base: TrainResult, folder: Path, budget: int) -> TrainResu
     """Spend ``budget`` denoiser forwards on improving the base."""
     config = load_config(base.config, *arm.overrides, f"run.dir={folder}", f"model.pretrained={base.checkpoint}")
     if not arm.likelihood:
-        num_iterations = max(1, round(budget / forwards_per_iteration(config)))
-        return run(vampo_core.train, load_config(config, f"grpo.num_iterations={num_iterations}"))
+        iterations = max(1, round(budget / forwards_per_iteration(config)))
+        decay = iterations if config.optim.decay_steps else 0
+        settings = {
+            "grpo.num_iterations": iterations,
+            "optim.decay_steps": decay,
+            "run.eval_every": -(-iterations // 3),
+        }
+        return run(vampo_core.train, load_config(config, *(f"{key}={settings[key]}" for key in settings)))
     steps = budget // (3 * config.pretrain.batch_size)
     every = max(1, steps // 3)
-    settings = {"num_steps": steps, "decay_steps": steps, "eval_every": every, "save_every": every}
-    return run(vampo_core.pretrain, load_config(config, *(f"pretrain.{key}={settings[key]}" for key in settings)))
+    likelihood = {"num_steps": steps, "decay_steps": steps, "eval_every": every, "save_every": every}
+    return run(vampo_core.pretrain, load_config(config, *(f"pretrain.{key}={likelihood[key]}" for key in likelihood)))
 
 
 def record(result: TrainResult) -> dict[str, object]:

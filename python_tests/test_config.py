@@ -42,8 +42,13 @@ def refusal(config, *overrides: str) -> str:
     return message
 
 
-def test_the_default_is_the_preset_pusht():
-    assert load_config("pusht") == VampoConfig()
+def test_the_preset_pusht_differs_from_the_default_in_how_fast_it_learns():
+    preset, default = load_config("pusht").to_dict(), VampoConfig().to_dict()
+    changed = {
+        f"{name}.{key}" for name, section in preset.items() for key in section if section[key] != default[name][key]
+    }
+    pretraining = {"pretrain.lr", "pretrain.decay_steps", "pretrain.ema_decay"}
+    assert changed == {"grpo.anchor_coef", "optim.lr", "optim.decay_steps", *pretraining}
 
 
 def test_every_preset_is_valid(monkeypatch):

@@ -1,7 +1,8 @@
 """Every setting of a run, with its default, range and meaning.
 
-Defaults post-train a small predictor on PushT. The classes are immutable and check themselves, so a configuration that
-exists is valid; ``load_config(config, "grpo.num_generations=16")`` makes a changed one.
+Defaults are careful enough for a model that was trained elsewhere; presets hold what differs. The classes are immutable
+and check themselves, so a configuration that exists is valid; ``load_config(config, "grpo.num_generations=16")`` makes
+a changed one.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ Decay = Annotated[float, Range(minimum=0, below=1)]
 class GRPOConfig:
     """The policy-gradient loop."""
 
-    num_iterations: Positive = 60
+    num_iterations: Positive = 30
     """Rollout, reward, update: how often."""
     batch_size: Positive = 8
     """Clips per iteration (B), over all processes together."""
@@ -252,23 +253,21 @@ class PretrainConfig(AdamWConfig):
     """Updates."""
     batch_size: Positive = 8
     """Clips per update, over all processes together."""
-    lr: Above0 = 4e-3
+    lr: Above0 = 3e-4
     """Learning rate between warm-up and decay."""
     max_grad_norm: Above0 = 1.0
     """Gradients are scaled down to this norm."""
     warmup_steps: Count = 100
     """First updates, over which the learning rate rises from 0, linearly."""
-    decay_steps: Count = 800
-    """Last updates, over which the learning rate falls to 0, linearly."""
-    ema_decay: Decay = 0.99
+    ema_decay: Decay = 0.999
     """Decay of the weights' running mean, which is then what is evaluated and saved; 0 for none."""
     p_mean: float = 0.7
     """Mean of ln sigma in training (SVD: 0.7, EDM: -1.2)."""
     p_std: Above0 = 1.6
     """Standard deviation of ln sigma in training (SVD: 1.6, EDM: 1.2)."""
-    eval_every: Positive = 500
+    eval_every: Positive = 400
     """Updates between evaluations on held-out clips."""
-    save_every: Positive = 500
+    save_every: Positive = 400
     """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
