@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vampo_core.data.clips import ClipItem, collate
+from vampo_core.data.clips import collate
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.image_metrics import psnr, ssim
 from vampo_core.models.codec import AnyCodec, LatentCodec
@@ -52,6 +52,15 @@ class EvalResult:
     def metrics(self) -> dict[str, Metric]:
         """Those that were measured, by name."""
         return {name: value for name in HIGHER_IS_BETTER if (value := getattr(self, name)) is not None}
+
+    @property
+    def score(self) -> float:
+        """What the best checkpoint is chosen by: the reward."""
+        return self.reward.mean
+
+    def row(self) -> dict[str, float]:
+        """What ``metrics.jsonl`` gets."""
+        return {name: self.metrics[name].mean for name in ("l1", "cosine", "reward")}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, for JSON."""
@@ -105,7 +114,7 @@ def outcome(before: EvalResult, after: EvalResult, metric: str) -> Literal["bett
     return "better" if (low > 0) == HIGHER_IS_BETTER[metric] else "worse"
 
 
-def held_out_batch(dataset: Dataset[ClipItem], num_clips: int) -> dict[str, Any]:
+def held_out_batch(dataset: Dataset[Any], num_clips: int) -> dict[str, Any]:
     """``num_clips`` clips spread evenly over a dataset, collated; all where it has fewer."""
     total = len(dataset)  # type: ignore[arg-type]
     indices = np.unique(np.linspace(0, total - 1, min(num_clips, total)).round().astype(int))
