@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -94,7 +94,21 @@ def bootstrap(values: Sequence[float], groups: Sequence[str], *, seed: int = 0) 
     return Metric(float(data.mean()), (float(low), float(high)))
 
 
-def paired_difference(before: EvalResult, after: EvalResult, metric: str) -> Metric:
+class PerClip(Protocol):
+    """A result that tells its metrics clip by clip."""
+
+    @property
+    def per_clip(self) -> dict[str, list[float]]:
+        """Metric to its values."""
+        ...
+
+    @property
+    def episode_ids(self) -> list[str]:
+        """Of each clip."""
+        ...
+
+
+def paired_difference(before: PerClip, after: PerClip, metric: str) -> Metric:
     """``after - before`` of a metric on the same clips, with its interval.
 
     Raises:
