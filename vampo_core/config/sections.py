@@ -288,13 +288,13 @@ class PolicyConfig(AdamWConfig):
     """Average all chunks that cover a step, the i-th oldest weighted exp(-i times this); null for the newest alone."""
     num_sampling_steps: Annotated[int, Range(minimum=2)] = 8
     """Denoising steps of a chunk."""
-    num_queries: Positive = 8
+    num_queries: Positive = 4
     """Tokens of each predicted frame (Q)."""
     former_depth: Positive = 2
     """Layers of the Video Former."""
     depth: Positive = 4
     """Layers of the action head."""
-    width: Annotated[int, MultipleOf(4)] = 128
+    width: Annotated[int, MultipleOf(4)] = 96
     """Channels of both."""
     num_attention_heads: Positive = 4
     """Heads of every attention of both."""
@@ -302,7 +302,7 @@ class PolicyConfig(AdamWConfig):
     """Train the predictor's UNet with the policy, instead of keeping it frozen and its features in a cache."""
     predictor_lr_scale: Above0 = 0.1
     """Learning rate of the predictor, in units of ``lr``."""
-    num_steps: Positive = 3000
+    num_steps: Positive = 2500
     """Updates."""
     batch_size: Positive = 32
     """Frames per update, over all processes together."""

@@ -15,7 +15,7 @@ from vampo_core.evaluation import decode_video
 from vampo_core.models.condition import Condition
 from vampo_core.models.features import FeatureExtractor
 from vampo_core.models.video_predictor import VideoPredictor
-from vampo_core.policy.action_head import ActionHead
+from vampo_core.policy.action_head import ActionCondition, ActionHead
 from vampo_core.policy.controller import Observation, PolicyController
 from vampo_core.policy.settings import SETTINGS_FILE, PolicySettings
 from vampo_core.policy.video_former import VideoFormer
@@ -125,7 +125,7 @@ class Policy(nn.Module):
         features: Tensor | None = None,  # [B, F, D, h, w], computed here by default
     ) -> Tensor:  # [B, H, A]
         """Denoised actions, normalised."""
-        return self.head(noisy, sigma, self._memory(states, condition, features))
+        return self.head(noisy, sigma, self._action_condition(states, condition, features))
 
     @torch.no_grad()
     def sample_actions(
@@ -136,8 +136,8 @@ class Policy(nn.Module):
         features: Tensor | None = None,  # [B, F, D, h, w], computed here by default
     ) -> Tensor:  # [B, H, A]
         """Chunks of actions in the data's units, clipped to the range of the training actions."""
-        memory = self._memory(states, condition, features)
-        chunk = self.head.sample(memory, noise, num_steps=self.settings.num_sampling_steps)
+        seen = self._action_condition(states, condition, features)
+        chunk = self.head.sample(seen, noise, num_steps=self.settings.num_sampling_steps)
         return unnormalize(chunk.clamp(-1, 1), self.action_range)
 
     @torch.no_grad()
@@ -178,10 +178,10 @@ class Policy(nn.Module):
             self._episode[1].begin(0, instruction, self._seed)
         return self._episode[1].act({0: observation})[0]
 
-    def _memory(self, states: Tensor, condition: Condition, features: Tensor | None) -> Tensor:
+    def _action_condition(self, states: Tensor, condition: Condition, features: Tensor | None) -> ActionCondition:
         features = self.features(condition) if features is None else features
         states = normalize(states, self.state_range)
-        return self.head.memory(self.former(features), condition.encoder_hidden_states, states)
+        return self.head.condition(self.former(features), condition.encoder_hidden_states, states)
 
     def _predictor_weights(self) -> dict[str, Tensor]:
         return {name: x for name, x in self.state_dict().items() if name.startswith(f"{_PREDICTOR}.")}
