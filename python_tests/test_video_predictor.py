@@ -214,6 +214,9 @@ def test_settings_of_published_folders(svd_folder, clip_folder, small):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_autocast(small, dtype):
     sample, condition = inputs_for(small)
+    small.dtype = getattr(torch, dtype)
+    assert small(sample, 3.0, condition).dtype == torch.float32  # the first frame is added without rounding
+    small.settings, small.dtype = dataclasses.replace(small.settings, predict_change=False), torch.float32
     expected = small(sample, 3.0, condition)
     small.dtype = getattr(torch, dtype)
     output = small(sample, 3.0, condition)

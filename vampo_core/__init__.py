@@ -7,13 +7,14 @@ from vampo_core import ops
 from vampo_core._extension import build_info, version
 
 if TYPE_CHECKING:
-    from vampo_core.api import evaluate, pretrain, sample, train
+    from vampo_core.api import evaluate, pretrain, sample, train, train_policy
     from vampo_core.config import VampoConfig, load_config
     from vampo_core.diffusion.sampler import EulerHybridSampler
     from vampo_core.diffusion.scheduler import EulerHybridScheduler
     from vampo_core.evaluation import EvalResult
     from vampo_core.grpo.trainer import VampoTrainer
     from vampo_core.models.video_predictor import VideoPredictor
+    from vampo_core.policy.policy import Policy
     from vampo_core.report import write_report
     from vampo_core.training_run import TrainResult
 
@@ -23,6 +24,7 @@ _LAZY = {
     "EulerHybridSampler": "vampo_core.diffusion.sampler",
     "EulerHybridScheduler": "vampo_core.diffusion.scheduler",
     "EvalResult": "vampo_core.evaluation",
+    "Policy": "vampo_core.policy.policy",
     "TrainResult": "vampo_core.training_run",
     "VampoConfig": "vampo_core.config",
     "VampoTrainer": "vampo_core.grpo.trainer",
@@ -32,6 +34,7 @@ _LAZY = {
     "pretrain": "vampo_core.api",
     "sample": "vampo_core.api",
     "train": "vampo_core.api",
+    "train_policy": "vampo_core.api",
     "write_report": "vampo_core.report",
 }
 """Names whose modules import diffusers and the like, which takes seconds: loaded on first use."""
@@ -40,6 +43,7 @@ __all__ = [
     "EulerHybridSampler",
     "EulerHybridScheduler",
     "EvalResult",
+    "Policy",
     "TrainResult",
     "VampoConfig",
     "VampoTrainer",
@@ -51,6 +55,7 @@ __all__ = [
     "pretrain",
     "sample",
     "train",
+    "train_policy",
     "write_report",
 ]
 

@@ -1,4 +1,4 @@
-"""The calls: ``train``, ``pretrain``, ``evaluate`` and ``sample``."""
+"""The calls: ``train``, ``pretrain``, ``train_policy``, ``evaluate`` and ``sample``."""
 
 import contextlib
 import warnings
@@ -13,6 +13,8 @@ from vampo_core.config import VampoConfig, load_config
 from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.prepare import (
     base_config,
     inference_predictor,
@@ -28,7 +30,9 @@ from vampo_core.sampling import sample_videos
 from vampo_core.training_run import TrainResult
 
 
-def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None) -> TrainResult:
+def train(
+    config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None
+) -> TrainResult[EvalResult]:
     """Post-train a video predictor with VAMPO.
 
     What a preset needs and is not there yet, data or base model, is made first; ``report.html`` is written last.
@@ -64,7 +68,9 @@ def train(config: VampoConfig | str | Path, *overrides: str, resume_from: str | 
     return result
 
 
-def pretrain(config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None) -> TrainResult:
+def pretrain(
+    config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None
+) -> TrainResult[EvalResult]:
     """Train a predictor on expert videos by denoising likelihood, from ``model.pretrained`` or from scratch.
 
     Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
@@ -72,6 +78,36 @@ def pretrain(config: VampoConfig | str | Path, *overrides: str, resume_from: str
     config = _configured(config, overrides)
     RunFolder.check(config, resume_from=resume_from)
     return _pretrain(config, resume_from)
+
+
+def train_policy(
+    config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None
+) -> TrainResult[PolicyEvalResult]:
+    """Train a policy to imitate the experts of ``data``, on the features of a video predictor.
+
+    The predictor is ``policy.predictor``, or the base that :func:`train` starts from, pretrained first where it is not
+    there. It is frozen unless ``policy.train_predictor`` is set; its features of all frames are then computed once.
+    Training and held-out episodes are those of the predictor. The run goes to ``run.dir``; arguments and errors are
+    those of :func:`train`.
+    """
+    config = _configured(config, overrides)
+    RunFolder.check(config, resume_from=resume_from)
+    source = config.policy.predictor or config.model.pretrained
+    if source is None:
+        base = _base(config)
+        if base.interrupted:
+            raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
+        source = str(base.checkpoint)
+    predictor = inference_predictor(config, source)
+    with _main_process_first():
+        clips = prepare_clips(config, predictor.codec)
+        train_dataset, eval_dataset = action_datasets(config, predictor, clips, config.data.root)
+    policy = new_policy(config, predictor, train_dataset)
+    trainer = PolicyTrainer(model=policy, config=config, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    result = trainer.train(resume_from)
+    if trainer.accelerator.is_main_process and not result.interrupted:
+        _report(config)
+    return result
 
 
 def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:
@@ -144,7 +180,7 @@ def _main_process_first() -> contextlib.AbstractContextManager[None]:
     return Accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
 
 
-def _base(config: VampoConfig) -> TrainResult:
+def _base(config: VampoConfig) -> TrainResult[EvalResult]:
     """The base model of a configuration: pretrained now, continued where it was interrupted, or found complete."""
     with _main_process_first():
         codec = prepare_codec(config)
@@ -159,7 +195,9 @@ def _base(config: VampoConfig) -> TrainResult:
     return _pretrain(settings, folder if begun else None, new_predictor(settings, codec))
 
 
-def _pretrain(config: VampoConfig, resume_from: str | Path | None, model: VideoPredictor | None = None) -> TrainResult:
+def _pretrain(
+    config: VampoConfig, resume_from: str | Path | None, model: VideoPredictor | None = None
+) -> TrainResult[EvalResult]:
     if model is None:
         source = config.model.pretrained
         with _main_process_first():

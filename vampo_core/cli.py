@@ -45,11 +45,14 @@ class Verb:
 
 
 _RESUME = Option("resume_from", "run folder or checkpoint to continue from")
+_GROUPS = {"policy": "the action model"}
+"""First words of verbs of two words, and what these are about."""
 VERBS = {
     "record": Verb("vampo_core.commands:record", "record expert episodes from a simulator"),
     "encode": Verb("vampo_core.commands:encode", "turn recorded videos into latents"),
     "pretrain": Verb("vampo_core.commands:pretrain", "train a base predictor on expert videos", (_RESUME,)),
     "train": Verb("vampo_core.commands:train", "post-train a predictor with VAMPO", (_RESUME,)),
+    "policy train": Verb("vampo_core.commands:train_policy", "train a policy on a predictor's features", (_RESUME,)),
     "evaluate": Verb(
         "vampo_core.commands:evaluate",
         "measure a predictor on held-out clips",
@@ -115,10 +118,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vampo_core {version()}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    groups = {"": verbs}
     for name, verb in VERBS.items():
-        sub = verbs.add_parser(
-            name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}.", allow_abbrev=False
+        first, _, second = name.rpartition(" ")
+        if first not in groups:
+            about = _GROUPS[first]
+            group = verbs.add_parser(first, help=about, description=f"{about[0].upper()}{about[1:]}.")
+            groups[first] = group.add_subparsers(required=True, metavar="VERB")
+        sub = groups[first].add_parser(
+            second, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}.", allow_abbrev=False
         )
+        sub.set_defaults(verb=name)
         sub.add_argument(
             "--config", required=True, metavar="FILE|PRESET",
             help=f"YAML file, run folder or preset ({', '.join(presets())})",

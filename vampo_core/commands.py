@@ -46,6 +46,18 @@ def train(config: VampoConfig, *, resume_from: str | None) -> int:
     return _report(api.train(config, resume_from=resume_from))
 
 
+def train_policy(config: VampoConfig, *, resume_from: str | None) -> int:
+    """Train a policy."""
+    from vampo_core import api
+
+    result = api.train_policy(config, resume_from=resume_from)
+    for name in ("action_l1", "action_mse"):
+        old, new = getattr(result.before, name), getattr(result.after, name)
+        low, high = new.ci95
+        print(f"  {name:10} {old.mean:9.4f} -> {new.mean:.4f}   [{low:.4f}, {high:.4f}]")
+    return _ending(result, "least held-out action error")
+
+
 def evaluate(config: VampoConfig, *, checkpoint: str, against: str | None, output: str | None) -> None:
     """Measure a predictor, and compare it with another on the same clips and noise."""
     from vampo_core import api
@@ -136,9 +148,13 @@ def _clips(result: EvalResult) -> str:
     return f"{result.num_clips} held-out clips of {episodes} episodes, {samples}; intervals over {what}"
 
 
-def _report(result: TrainResult) -> int:
+def _report(result: TrainResult[EvalResult]) -> int:
     print(comparison_table(result.before, result.after))
-    print(f"checkpoint: {_short(result.checkpoint)}, best by held-out reward: {_short(result.best_checkpoint)}")
+    return _ending(result, "best by held-out reward")
+
+
+def _ending(result: TrainResult[Any], best: str) -> int:
+    print(f"checkpoint: {_short(result.checkpoint)}, {best}: {_short(result.best_checkpoint)}")
     if result.interrupted:
         print(f"interrupted; continue with --resume-from {result.config.run.dir}")
         return INTERRUPTED

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vampo_core.data.clips import ClipItem, collate
+from vampo_core.data.clips import collate
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.image_metrics import psnr, ssim
 from vampo_core.models.codec import AnyCodec, LatentCodec
@@ -53,6 +53,15 @@ class EvalResult:
         """Those that were measured, by name."""
         return {name: value for name in HIGHER_IS_BETTER if (value := getattr(self, name)) is not None}
 
+    @property
+    def score(self) -> float:
+        """What the best checkpoint is chosen by: the reward."""
+        return self.reward.mean
+
+    def row(self) -> dict[str, float]:
+        """What ``metrics.jsonl`` gets."""
+        return {name: self.metrics[name].mean for name in ("l1", "cosine", "reward")}
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, for JSON."""
         return asdict(self)
@@ -85,7 +94,21 @@ def bootstrap(values: Sequence[float], groups: Sequence[str], *, seed: int = 0) 
     return Metric(float(data.mean()), (float(low), float(high)))
 
 
-def paired_difference(before: EvalResult, after: EvalResult, metric: str) -> Metric:
+class PerClip(Protocol):
+    """A result that tells its metrics clip by clip."""
+
+    @property
+    def per_clip(self) -> dict[str, list[float]]:
+        """Metric to its values."""
+        ...
+
+    @property
+    def episode_ids(self) -> list[str]:
+        """Of each clip."""
+        ...
+
+
+def paired_difference(before: PerClip, after: PerClip, metric: str) -> Metric:
     """``after - before`` of a metric on the same clips, with its interval.
 
     Raises:
@@ -105,7 +128,7 @@ def outcome(before: EvalResult, after: EvalResult, metric: str) -> Literal["bett
     return "better" if (low > 0) == HIGHER_IS_BETTER[metric] else "worse"
 
 
-def held_out_batch(dataset: Dataset[ClipItem], num_clips: int) -> dict[str, Any]:
+def held_out_batch(dataset: Dataset[Any], num_clips: int) -> dict[str, Any]:
     """``num_clips`` clips spread evenly over a dataset, collated; all where it has fewer."""
     total = len(dataset)  # type: ignore[arg-type]
     indices = np.unique(np.linspace(0, total - 1, min(num_clips, total)).round().astype(int))

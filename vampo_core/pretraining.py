@@ -73,11 +73,10 @@ class Pretrainer:
             config.pretrain,
             num_updates=config.pretrain.num_steps,
             ema_decay=config.pretrain.ema_decay,
-            train_text=True,
         )
         self.sampler = model.sampler(**config.sampler.overrides())
 
-    def train(self, resume_from: str | Path | None = None) -> TrainResult:
+    def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
         """Run the loop, from the start or from a checkpoint of this run."""
         settings = self.config.pretrain
         run = TrainingRun(
@@ -88,6 +87,7 @@ class Pretrainer:
             eval_every=settings.eval_every,
             save_every=settings.save_every,
             evaluate=self.evaluate,
+            result_type=EvalResult,
             resume_from=resume_from,
             name="pretraining",
         )

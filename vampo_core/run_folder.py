@@ -17,6 +17,7 @@ CONTENTS = ("config.yaml", "metrics.jsonl", "checkpoints", "samples", "report.ht
 
 CHANGEABLE = {
     *("grpo.num_iterations", "pretrain.num_steps", "pretrain.eval_every", "pretrain.save_every"),
+    *("policy.num_steps", "policy.eval_every", "policy.save_every"),
     *("run.dir", "run.eval_every", "run.save_every", "run.overwrite", "run.num_threads", "run.trackers"),
     *("data.root", "data.num_workers", "sampler.tail_chunk_size"),
 }

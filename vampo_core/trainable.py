@@ -1,8 +1,9 @@
-"""A predictor under training: what is optimised, by what, and its running mean."""
+"""A model under training: what is optimised, by what, and its running mean."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -11,49 +12,62 @@ from torch import Tensor, nn
 
 from vampo_core.checkpoint import TrainerState
 from vampo_core.config import AdamWConfig
-from vampo_core.models.video_predictor import VideoPredictor
 
 
 class NonFiniteError(ArithmeticError):
     """A loss, reward or gradient is NaN or infinite; the update it would have entered was not made."""
 
 
+class TrainedModel(Protocol):
+    """What is trained: an ``nn.Module`` that writes its checkpoint folder."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All of them; those that require grad are trained."""
+        ...
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint folder."""
+        ...
+
+
 class Trainable:
-    """Optimizer, learning-rate schedule, gradient clipping and EMA around a predictor.
+    """Optimizer, learning-rate schedule, gradient clipping and EMA around a model.
 
     Args:
-        model: the predictor.
+        model: every parameter that requires grad is optimised.
         accelerator: places and wraps it.
         config: of the optimizer.
         num_updates: of the whole run.
         ema_decay: of the running mean of the weights; 0 for none.
-        train_text: optimise a trainable text encoder too (pretraining), instead of the denoiser alone.
+        lr_scale: of a parameter by its name, in units of the learning rate; 1 by default.
     """
 
     def __init__(
         self,
-        model: VideoPredictor,
+        model: TrainedModel,
         accelerator: Accelerator,
         config: AdamWConfig,
         *,
         num_updates: int,
         ema_decay: float,
-        train_text: bool = False,
+        lr_scale: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         self.model, self.accelerator, self.config = model, accelerator, config
-        if not train_text and isinstance(model.text_encoder, nn.Module):
-            model.text_encoder.requires_grad_(False)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names = list(trained)
         self.parameters: list[nn.Parameter] = list(trained.values())
         if not self.parameters:
             raise ValueError("model has no parameters that require grad, expected at least one")
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in trained.items():
+            groups.setdefault(lr_scale(name), []).append(parameter)
         optimizer = torch.optim.AdamW(
-            self.parameters,
+            [{"params": parameters} for parameters in groups.values()],
             lr=config.lr,
             weight_decay=config.weight_decay,
             betas=(config.beta1, config.beta2),
         )
+        self._lr_scales = list(groups)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay > 0 else None
         self.num_updates, self._last_update = 0, num_updates
@@ -91,8 +105,8 @@ class Trainable:
             self.optimizer.zero_grad()
             raise NonFiniteError(f"{what}: the gradient of {culprit} is not finite")
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+        for group, scale in zip(self.optimizer.param_groups, self._lr_scales, strict=True):
+            group["lr"] = scale * self.lr
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_updates += 1

@@ -1,9 +1,9 @@
-"""What pretraining and post-training share: run folder, metrics, checkpoints, evaluation, signals."""
+"""What every training shares: run folder, metrics, checkpoints, evaluation, signals."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from vampo_core.checkpoint import TrainerState, read_state
 from vampo_core.config import VampoConfig
-from vampo_core.evaluation import EvalResult
 from vampo_core.graceful_stop import GracefulStop
 from vampo_core.rng import rng_state, set_rng_state
 from vampo_core.run_folder import RunFolder
@@ -20,20 +19,45 @@ from vampo_core.trackers import Trackers
 from vampo_core.trainable import Trainable
 
 
+class Evaluation(Protocol):
+    """Held-out metrics of a model, as a run logs and keeps them."""
+
+    @property
+    def score(self) -> float:
+        """What the best checkpoint has the highest of."""
+        ...
+
+    def row(self) -> dict[str, float]:
+        """Metrics by name; ``eval_<name>`` in ``metrics.jsonl``."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as values that JSON can hold."""
+        ...
+
+    @classmethod
+    def from_dict(cls: "type[E]", values: Mapping[str, Any]) -> "E":
+        """The inverse of :meth:`to_dict`."""
+        ...
+
+
+E = TypeVar("E", bound=Evaluation)
+
+
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Generic[E]):
     """What a training run leaves behind."""
 
     checkpoint: Path  # the newest
-    best_checkpoint: Path  # the one with the highest held-out reward
+    best_checkpoint: Path  # the one with the highest held-out score: reward, or for a policy the least action error
     history: list[dict[str, Any]]  # one per iteration
-    before: EvalResult
-    after: EvalResult
+    before: E
+    after: E
     config: VampoConfig
     interrupted: bool  # by SIGTERM or Ctrl-C; continue with resume_from
 
 
-class TrainingRun:
+class TrainingRun(Generic[E]):
     """A run in progress; use as a context and loop over :meth:`iterations`.
 
     Args:
@@ -44,6 +68,7 @@ class TrainingRun:
         eval_every: iterations between evaluations, which also happen before the first and after the last one.
         save_every: iterations between checkpoints; the best and the last one are saved in any case.
         evaluate: held-out metrics of the model as it is.
+        result_type: what ``evaluate`` returns.
         resume_from: run folder or checkpoint to continue from.
         name: of the work, for the progress bar.
     """
@@ -57,17 +82,18 @@ class TrainingRun:
         num_iterations: int,
         eval_every: int,
         save_every: int,
-        evaluate: Callable[[], EvalResult],
+        evaluate: Callable[[], E],
+        result_type: type[E],
         resume_from: str | Path | None,
         name: str,
     ) -> None:
         self.config, self.trainable, self.accelerator = config, trainable, accelerator
         self.num_iterations, self.eval_every, self.save_every = num_iterations, eval_every, save_every
-        self.name, self._evaluate = name, evaluate
+        self.name, self._evaluate, self._result_type = name, evaluate, result_type
         self.iteration = 0
-        self.before: EvalResult | None = None
-        self.last: EvalResult | None = None
-        self._best_reward = float("-inf")
+        self.before: E | None = None
+        self.last: E | None = None
+        self._best_score = float("-inf")
         self._folder = RunFolder(config, resume_from=resume_from) if accelerator.is_main_process else None
         self._stop = GracefulStop()
         checkpoint = [None if self._folder is None else self._folder.checkpoint]
@@ -77,7 +103,7 @@ class TrainingRun:
         else:
             set_seed(config.run.seed, device_specific=True)  # for what draws from the global generators: rewards
 
-    def __enter__(self) -> "TrainingRun":
+    def __enter__(self) -> "TrainingRun[E]":
         self._stop.__enter__()
         resume_at = None if self._folder is None or self._folder.checkpoint is None else self.iteration
         self._trackers = Trackers(self.config, resume_at=resume_at) if self._folder is not None else None
@@ -94,7 +120,7 @@ class TrainingRun:
         """Iteration numbers that are still to be done, from 1; ends early where a signal asks for it."""
         if self.before is None:
             self.before = self.last = self._evaluate()
-            self._best_reward = self.before.reward.mean
+            self._best_score = self.before.score
             self._save(best=True)
         bar = tqdm(
             total=self.num_iterations, initial=self.iteration, desc=self.name, unit="it",
@@ -115,9 +141,9 @@ class TrainingRun:
         is_best = False
         if self.iteration % self.eval_every == 0 or self.iteration == self.num_iterations:
             self.last = self._evaluate()
-            row |= {f"eval_{key}": getattr(self.last, key).mean for key in ("l1", "cosine", "reward")}
-            is_best = self.last.reward.mean > self._best_reward
-            self._best_reward = max(self._best_reward, self.last.reward.mean)
+            row |= {f"eval_{key}": value for key, value in self.last.row().items()}
+            is_best = self.last.score > self._best_score
+            self._best_score = max(self._best_score, self.last.score)
         if self._folder is not None:
             self._folder.metrics.append(row)
             row = self._folder.metrics.rows[-1]
@@ -127,7 +153,7 @@ class TrainingRun:
             self._save(best=is_best)
         return row
 
-    def result(self) -> TrainResult:
+    def result(self) -> TrainResult[E]:
         """What the run has come to."""
         assert self.before is not None and self.last is not None
         self.accelerator.wait_for_everyone()  # the main process may still be writing the checkpoint to go on from
@@ -152,7 +178,8 @@ class TrainingRun:
         if self._folder is None:
             return
         row = self._folder.metrics.rows[-1]
-        shown = {key: row[key] for key in ("loss", "reward_mean", "eval_reward", "eval_l1") if row.get(key) is not None}
+        keys = ("loss", "reward_mean", "eval_reward", "eval_l1", "eval_action_l1")
+        shown = {key: row[key] for key in keys if row.get(key) is not None}
         bar.set_postfix({key: f"{value:.4g}" for key, value in shown.items()})
         bar.update(self.iteration - bar.n)
 
@@ -166,7 +193,7 @@ class TrainingRun:
             **state.counters,
             "before": self.before.to_dict(),
             "last": self.last.to_dict(),
-            "best_reward": self._best_reward,
+            "best_reward": self._best_score,  # its name in format 1
         }
         self._folder.checkpoints.save(
             TrainerState(
@@ -185,7 +212,7 @@ class TrainingRun:
         state = read_state(checkpoint, self.accelerator.device)
         self.trainable.load_state_dict(state)
         self.iteration = state.step
-        self.before = EvalResult.from_dict(state.counters["before"])
-        self.last = EvalResult.from_dict(state.counters["last"])
-        self._best_reward = state.counters["best_reward"]
+        self.before = self._result_type.from_dict(state.counters["before"])
+        self.last = self._result_type.from_dict(state.counters["last"])
+        self._best_score = state.counters["best_reward"]
         set_rng_state(state.rng[self.accelerator.process_index % len(state.rng)])

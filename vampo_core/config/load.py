@@ -10,7 +10,13 @@ from vampo_core.config.checks import ConfigError, nearest
 from vampo_core.config.vampo import VampoConfig, check_section, keys
 from vampo_core.config.yaml_text import parse
 
-PATH_KEYS = (("model", "pretrained"), ("model", "text_encoder"), ("data", "root"), ("run", "dir"))
+PATH_KEYS = (
+    ("model", "pretrained"),
+    ("model", "text_encoder"),
+    ("policy", "predictor"),
+    ("data", "root"),
+    ("run", "dir"),
+)
 
 
 def load_config(config: VampoConfig | str | Path, *overrides: str) -> VampoConfig:

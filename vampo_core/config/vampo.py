@@ -12,6 +12,7 @@ from vampo_core.config.sections import (
     GRPOConfig,
     ModelConfig,
     OptimConfig,
+    PolicyConfig,
     PretrainConfig,
     RewardConfig,
     RunConfig,
@@ -39,6 +40,8 @@ class VampoConfig:
     """Episodes and clips."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """Likelihood training of the base."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """The action model and its training."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measurement on held-out clips."""
     run: RunConfig = field(default_factory=RunConfig)

@@ -1,7 +1,7 @@
 """Clips: windows of a fixed number of frames over episodes, as a torch dataset."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -167,7 +167,7 @@ class ClipDataset(Dataset[ClipItem]):
         warnings.warn(f"{error}; {count}", RuntimeWarning, stacklevel=3)
 
 
-def collate(items: Sequence[ClipItem]) -> dict[str, Any]:
+def collate(items: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     """Stack clips into a batch: tensors get an axis B in front, texts become lists.
 
     Actions and states stay lists of tensors where their widths differ, as when robots are mixed.
@@ -177,7 +177,7 @@ def collate(items: Sequence[ClipItem]) -> dict[str, Any]:
     """
     batch: dict[str, Any] = {}
     for key in items[0]:
-        values: Any = [item[key] for item in items]  # type: ignore[literal-required]
+        values: Any = [item[key] for item in items]
         if isinstance(values[0], Tensor):
             odd = next((i for i, value in enumerate(values) if value.shape != values[0].shape), None)
             if odd is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset, clip_loader
@@ -65,6 +65,8 @@ class VampoTrainer:
         self.accelerator = Accelerator()
         compares = config.grpo.kl_coef > 0 or config.grpo.anchor_coef > 0
         self.reference = _frozen_copy(model).to(self.accelerator.device) if compares else None
+        if isinstance(model.text_encoder, nn.Module):
+            model.text_encoder.requires_grad_(False)  # no part of the policy
         self.trainable = Trainable(
             model,
             self.accelerator,
@@ -89,7 +91,7 @@ class VampoTrainer:
                 f"optim.gradient_accumulation_steps = {self.num_parts} times {self.accelerator.num_processes} processes"
             )
 
-    def train(self, resume_from: str | Path | None = None) -> TrainResult:
+    def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
         """Run the loop, from the start or from a checkpoint of this run."""
         run = TrainingRun(
             self.config,
@@ -99,6 +101,7 @@ class VampoTrainer:
             eval_every=self.config.run.eval_every,
             save_every=self.config.run.save_every,
             evaluate=self.evaluate,
+            result_type=EvalResult,
             resume_from=resume_from,
             name="VAMPO",
         )

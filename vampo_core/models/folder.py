@@ -146,3 +146,13 @@ def write_model_index(folder: Path) -> None:
     }
     index |= {name: list(kind) for name, kind in _PIPELINE_PARTS.items()}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def published_settings(
+    folder: Path, unet: UNetSpatioTemporalConditionModel, text_encoder: str | Path | None
+) -> PredictorSettings:
+    """What SVD (image condition, fps - 1) and VPP (text condition) were trained with."""
+    num_frames = unet.config["num_frames"]
+    if text_encoder is None and not (folder / "text_encoder").is_dir():
+        return PredictorSettings(num_frames=num_frames, fps=6, num_inference_steps=25, guidance_scale=3.0)
+    return PredictorSettings(num_frames=num_frames, num_inference_steps=30)

@@ -5,7 +5,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 SETTINGS_FILE = "vampo.json"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +56,16 @@ class PredictorSettings:
             return cls(**json.loads(path.read_text()))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def as_dtype(value: str | torch.dtype) -> torch.dtype:
+    """The precision of autocast that a name stands for.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    dtype = _DTYPES.get(value) if isinstance(value, str) else value
+    if dtype not in _DTYPES.values():
+        raise ValueError(f"dtype is {value!r}, expected one of {', '.join(_DTYPES)}")
+    assert dtype is not None
+    return dtype

@@ -20,13 +20,12 @@ from vampo_core.models.change import first_frame_share
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.condition import Condition
 from vampo_core.models.default import default_scheduler, default_unet
-from vampo_core.models.settings import PredictorSettings
+from vampo_core.models.features import DEFAULT_LAYERS, FeatureExtractor
+from vampo_core.models.settings import PredictorSettings, as_dtype
 from vampo_core.models.text import ClipTextEncoder, InstructionEncoder
 
 if TYPE_CHECKING:
     from vampo_core.models.image import ClipImageEncoder
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class VideoPredictor(nn.Module):
@@ -62,7 +61,7 @@ class VideoPredictor(nn.Module):
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
         self.scheduler = default_scheduler() if scheduler is None else scheduler
         self.settings = PredictorSettings(num_frames=unet.config["num_frames"]) if settings is None else settings
-        self.dtype = _dtype(dtype)
+        self.dtype = as_dtype(dtype)
         self.dropout_active = False
         self._adapter: tuple[Any, ...] = ()  # in a tuple, or the UNet would be registered twice
         self._source: Path | None = None
@@ -133,7 +132,7 @@ class VideoPredictor(nn.Module):
         folder = Path(folder)
         parts.check_folder(folder)
         unet = parts.load_unet(folder, variant)
-        settings = settings or PredictorSettings.load(folder) or _published_settings(folder, unet, text_encoder)
+        settings = settings or PredictorSettings.load(folder) or parts.published_settings(folder, unet, text_encoder)
         clip_folder = None if text_encoder is None else Path(text_encoder)
         text = parts.load_text_encoder(folder, clip_folder, unet.config["cross_attention_dim"], settings)
         predictor = cls(
@@ -187,22 +186,22 @@ class VideoPredictor(nn.Module):
         sample: Tensor,  # [N, F, C, h, w], noisy latents
         sigma: float | Tensor,  # one noise level, or [N]
         condition: Condition,  # of N clips
-    ) -> Tensor:  # [N, F, C, h, w], in the autocast dtype
+    ) -> Tensor:  # [N, F, C, h, w], in the autocast dtype, or float32 with predict_change
         """The denoiser's raw output at noise level ``sigma``, in the parameterisation of the scheduler.
 
-        The input is scaled by ``1 / sqrt(sigma^2 + 1)``, model time is ``log(sigma) / 4`` and the first frame's
-        latents stand beside every frame on channels, as in SVD. With ``settings.predict_change`` the UNet denoises
-        the change from the first frame; what is returned is still the output for the latents themselves.
+        The input is scaled by ``1 / sqrt(sigma^2 + 1)``, model time is ``log(sigma) / 4`` and the first frame's latents
+        stand beside every frame on channels, as in SVD. With ``settings.predict_change`` the UNet denoises the change
+        from the first frame; what is returned is still the output for the latents themselves.
 
         Raises:
             ValueError: shapes of sample, sigma and condition do not belong together.
         """
-        inputs = self._unet_inputs(sample, sigma, condition)
-        with self._autocast(sample.device):
+        inputs = self.unet_inputs(sample, sigma, condition)
+        with self.autocast(sample.device):
             output = self.unet(*inputs, return_dict=False)[0]
         if self.settings.predict_change:
-            share = first_frame_share(sigma, self.scheduler.config["prediction_type"])
-            output = output + share * self._first(condition)
+            share = self.codec.scaling_factor * first_frame_share(sigma, self.scheduler.config["prediction_type"])
+            output = output + share * condition.image_latents.unsqueeze(1)
         return output
 
     def condition(
@@ -240,6 +239,23 @@ class VideoPredictor(nn.Module):
             encoder_hidden_states=states.to(device),
             added_time_ids=torch.tensor(ids, device=device).repeat(first_latents.shape[0], 1),
         )
+
+    def features(
+        self,
+        first_frames: Tensor | None = None,  # [B, 3, H, W] in [0, 1]
+        instructions: Sequence[str] | None = None,
+        *,
+        first_latents: Tensor | None = None,  # [B, C, h, w], as codec.encode gives them
+        layers: Sequence[int] = DEFAULT_LAYERS,
+        seed: int = 0,
+    ) -> Tensor:  # [B, F, D, h, w], in the autocast dtype
+        """Predictive features for a policy from one denoiser forward; see :class:`FeatureExtractor`.
+
+        Differentiable in what is trainable; nothing is decoded. Errors are those of :meth:`condition` and of the
+        extractor.
+        """
+        condition = self.condition(instructions=instructions, first_frames=first_frames, first_latents=first_latents)
+        return FeatureExtractor(self, layers=layers, seed=seed)(condition)
 
     def denoiser(self, condition: Condition, *, guidance: bool = False, model: nn.Module | None = None) -> Denoise:
         """The callable that :class:`EulerHybridSampler` wants, for these clips.
@@ -350,11 +366,11 @@ class VideoPredictor(nn.Module):
         if base_dtype is not None:
             for name, parameter in self.unet.named_parameters():
                 if "lora_" not in name:
-                    parameter.data = parameter.data.to(_dtype(base_dtype))
+                    parameter.data = parameter.data.to(as_dtype(base_dtype))
         self._adapter = (model,)
         self.train(self.training)
 
-    def _unet_inputs(
+    def unet_inputs(
         self, sample: Tensor, sigma: float | Tensor, condition: Condition
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Arguments of the UNet: input, model time, cross-attention states, added time ids."""
@@ -371,35 +387,15 @@ class VideoPredictor(nn.Module):
             scale, time = (sigma.square() + 1).rsqrt().view(-1, 1, 1, 1, 1), sigma.log() / 4
         else:
             scale, time = 1 / math.sqrt(sigma * sigma + 1), sample.new_full((rows,), math.log(sigma) / 4)
-        first = latents.unsqueeze(1).expand(-1, sample.shape[1], -1, -1, -1)
+        first = latents.unsqueeze(1).expand_as(sample).to(sample.dtype)
         if self.settings.predict_change:
-            sample = sample - self._first(condition)
-        stacked = torch.cat([sample * scale, first.to(sample.dtype)], dim=2)
+            sample = sample - first * self.codec.scaling_factor
+        stacked = torch.cat([sample * scale, first], dim=2)
         dtype = self.unet.conv_in.weight.dtype
         return stacked.to(dtype), time, condition.encoder_hidden_states.to(dtype), condition.added_time_ids
 
-    def _first(self, condition: Condition) -> Tensor:  # [N, 1, C, h, w]
-        return (condition.image_latents * self.codec.scaling_factor).unsqueeze(1)
-
-    def _autocast(self, device: torch.device):
+    def autocast(self, device: torch.device):
+        """Autocast in the predictor's ``dtype``; nothing for float32."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.dtype)
-
-
-def _dtype(value: str | torch.dtype) -> torch.dtype:
-    dtype = _DTYPES.get(value) if isinstance(value, str) else value
-    if dtype not in _DTYPES.values():
-        raise ValueError(f"dtype is {value!r}, expected one of {', '.join(_DTYPES)}")
-    assert dtype is not None
-    return dtype
-
-
-def _published_settings(
-    folder: Path, unet: UNetSpatioTemporalConditionModel, text_encoder: str | Path | None
-) -> PredictorSettings:
-    """What SVD (image condition, fps - 1) and VPP (text condition) were trained with."""
-    num_frames = unet.config["num_frames"]
-    if text_encoder is None and not (folder / "text_encoder").is_dir():
-        return PredictorSettings(num_frames=num_frames, fps=6, num_inference_steps=25, guidance_scale=3.0)
-    return PredictorSettings(num_frames=num_frames, num_inference_steps=30)

@@ -7,15 +7,22 @@ from vampo_core.files import write_text
 from vampo_core.panels import save_video, side_by_side
 from vampo_core.report.gather import gather
 from vampo_core.report.page import render
+from vampo_core.report.policy import is_policy_run, render_policy
 
 
 def write_report(config: VampoConfig) -> Path:
-    """Write ``report.html`` and ``samples/clip-NN.mp4`` of the run in ``run.dir``; returns the report's path.
+    """Write ``report.html`` of the run in ``run.dir``; returns its path.
+
+    A video predictor's run gets ``samples/clip-NN.mp4`` too.
 
     Raises:
         ValueError: there is no run with a checkpoint.
     """
-    run, folder = gather(config), Path(config.run.dir)
+    folder = Path(config.run.dir)
+    if is_policy_run(folder):
+        write_text(folder / "report.html", render_policy(config))
+        return folder / "report.html"
+    run = gather(config)
     for number, video in enumerate(run.videos, start=1):
         frames = side_by_side([list(video.panels.values())], list(video.panels))
         save_video(folder / "samples" / f"clip-{number:02d}.mp4", frames)

@@ -1,0 +1,94 @@
+"""Control latency of a policy: one observation to one action, features included.
+
+python benchmarks/policy_latency.py                       the sizes of the preset "pusht", random weights
+python benchmarks/policy_latency.py --policy runs/policy  a trained policy
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from vampo_core import Policy, load_config
+from vampo_core.models import PatchCodec, VideoPredictor
+from vampo_core.models.features import FeatureExtractor
+from vampo_core.policy.controller import PolicyController
+from vampo_core.policy.policy import Ranges
+from vampo_core.policy.settings import PolicySettings
+
+
+def main() -> None:
+    """Print milliseconds of a prediction, of its parts, and the control rates that they allow."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", help="policy folder, checkpoint or run folder")
+    parser.add_argument("--num-predictions", type=int, default=20)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 8], help="episodes in one batch")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile of the features")
+    arguments = parser.parse_args()
+    policy = default_policy() if arguments.policy is None else Policy.from_pretrained(arguments.policy)
+    if arguments.compiled:
+        policy.compile_features()
+    executed = policy.settings.num_executed_steps
+    print(f"{torch.get_num_threads()} threads, {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters")
+    print("slots  features ms  prediction ms (p50, p99)  control rate with a prediction every step, every", executed)
+    for slots in arguments.slots:
+        features = median(lambda slots=slots: run_features(policy, slots), arguments.num_predictions)[0]
+        p50, p99 = median(predictions(policy, slots), arguments.num_predictions)
+        print(
+            f"{slots:5}  {features:11.1f}  {p50:10.1f} {p99:8.1f}  {1e3 / p50:14.1f} Hz {executed * 1e3 / p50:14.1f} Hz"
+        )
+
+
+def default_policy() -> Policy:
+    """The policy that ``vampo policy train --config pusht`` trains, before its training."""
+    config = load_config("pusht")
+    options, model = config.policy, config.model
+    frames = torch.rand(64, 3, config.data.resolution, config.data.resolution)
+    codec = PatchCodec.fit(frames, patch_size=model.patch_size, latent_channels=model.latent_channels)
+    predictor = VideoPredictor.create(codec, num_frames=config.data.num_frames, **model.unet_options())
+    names = PolicySettings.__dataclass_fields__.keys() & vars(options).keys()
+    size = config.data.resolution
+    with torch.no_grad():
+        features = predictor.features(frames[:1], ["push"], layers=options.feature_layers)
+    settings = PolicySettings(
+        feature_size=tuple(features.shape[1:]), image_size=(size, size), state_dim=2, action_dim=2, text_dim=64,
+        **{name: getattr(options, name) for name in names},
+    )  # fmt: skip
+    limits = torch.tensor([[0.0, 0.0], [512.0, 512.0]])
+    return Policy(predictor, settings, Ranges(limits, limits)).eval()
+
+
+@torch.no_grad()
+def run_features(policy: Policy, slots: int) -> None:
+    """The predictor's share of a prediction."""
+    height, width = policy.settings.image_size
+    frames = torch.zeros(slots, 3, height, width)
+    condition = policy.predictor.condition(instructions=["push"] * slots, first_frames=frames)
+    if policy.settings.features == "predictive":
+        FeatureExtractor(policy.predictor, layers=policy.settings.feature_layers)(condition)
+
+
+def predictions(policy: Policy, slots: int):
+    """A call that predicts a chunk for every slot and executes its first action."""
+    controller = PolicyController(policy, num_executed_steps=1)
+    height, width = policy.settings.image_size
+    state = np.zeros(policy.settings.state_dim, np.float32)
+    observation = {"pixels": np.zeros((height, width, 3), np.uint8), "state": state}
+    for slot in range(slots):
+        controller.begin(slot, "push", slot)
+    return lambda: controller.act({slot: observation for slot in range(slots)})
+
+
+def median(call, repeats: int) -> tuple[float, float]:
+    """Milliseconds of a call, p50 and p99, after two to warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return tuple(np.percentile(times[2:], [50, 99]))
+
+
+if __name__ == "__main__":
+    main()

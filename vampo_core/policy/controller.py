@@ -1,0 +1,107 @@
+"""From chunks of actions to one action per control step: receding horizon and temporal ensembling."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vampo_core.diffusion.noise import stream_seed
+from vampo_core.ops.philox import philox_normal
+
+if TYPE_CHECKING:
+    from vampo_core.policy.policy import Policy
+
+Observation = Mapping[str, np.ndarray]
+"""``pixels`` uint8 [H, W, 3] and ``state`` float32 [S], what a simulator or a robot shows."""
+
+
+@dataclass
+class _Slot:
+    """An episode in progress."""
+
+    instruction: str
+    seed: int
+    step: int = 0
+    """Control steps done."""
+    chunks: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    """Chunks [H, A] that reach the present step, oldest first, each with the step it begins at."""
+
+
+class PolicyController:
+    """Runs a policy in several episodes at once: what is due for a new chunk is predicted in one batch.
+
+    Every ``num_executed_steps`` control steps a chunk is predicted; the noise it is drawn from follows from the
+    episode's seed and the step alone, so that an episode does not depend on those beside it (but for the rounding of
+    floats, which differs between batch sizes).
+
+    Args:
+        policy: in eval mode, on the device where it should run.
+        num_executed_steps: in place of the policy's setting.
+        temporal_ensemble: in place of the policy's setting; a negative number for none.
+
+    Raises:
+        ValueError: ``num_executed_steps`` is not between 1 and the policy's action horizon.
+    """
+
+    def __init__(
+        self, policy: "Policy", *, num_executed_steps: int | None = None, temporal_ensemble: float | None = None
+    ) -> None:
+        settings = policy.settings
+        self.policy = policy
+        self.num_executed_steps = settings.num_executed_steps if num_executed_steps is None else num_executed_steps
+        decay = settings.temporal_ensemble if temporal_ensemble is None else temporal_ensemble
+        self.temporal_ensemble = None if decay is None or decay < 0 else decay
+        if not 1 <= self.num_executed_steps <= settings.action_horizon:
+            raise ValueError(
+                f"num_executed_steps is {self.num_executed_steps}, expected 1 to {settings.action_horizon}, the "
+                "policy's action horizon"
+            )
+        self._slots: dict[int, _Slot] = {}
+
+    def begin(self, slot: int, instruction: str, seed: int) -> None:
+        """Begin an episode in a slot; what was there before is forgotten."""
+        self._slots[slot] = _Slot(instruction, seed)
+
+    def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:  # slot -> [A] float32
+        """One control step of every slot that is observed.
+
+        Raises:
+            ValueError: a slot has not begun, or an observation does not fit the policy.
+        """
+        unknown = [slot for slot in observations if slot not in self._slots]
+        if unknown:
+            raise ValueError(f"observations holds slot {unknown[0]}, expected begin({unknown[0]}, …) before")
+        due = [slot for slot in observations if self._slots[slot].step % self.num_executed_steps == 0]
+        if due:
+            noise = torch.cat([self._noise(self._slots[slot]) for slot in due])
+            chunks = self.policy.predict(
+                [observations[slot] for slot in due], [self._slots[slot].instruction for slot in due], noise
+            )
+            for slot, chunk in zip(due, chunks, strict=True):
+                self._slots[slot].chunks.append((self._slots[slot].step, chunk))
+        return {slot: self._next_action(self._slots[slot]) for slot in observations}
+
+    def _noise(self, slot: _Slot) -> Tensor:  # [1, H, A]
+        shape = self.policy.head.chunk_shape
+        return philox_normal((1, 1, 1, 1, *shape), seed=stream_seed(slot.seed, slot.step))[0, 0, 0]
+
+    def _next_action(self, slot: _Slot) -> np.ndarray:  # [A]
+        horizon = self.policy.settings.action_horizon
+        slot.chunks = [(start, chunk) for start, chunk in slot.chunks if slot.step - start < horizon]
+        if self.temporal_ensemble is None:
+            slot.chunks = slot.chunks[-1:]
+        action = ensemble(np.stack([c[slot.step - start] for start, c in slot.chunks]), self.temporal_ensemble or 0.0)
+        slot.step += 1
+        return action
+
+
+def ensemble(
+    actions: np.ndarray,  # [N, A], predictions for one step, oldest first
+    decay: float,
+) -> np.ndarray:  # [A]
+    """Temporal ensembling of ACT (Zhao et al. 2023, arXiv 2304.13705): weights ``exp(-decay * i)``, oldest i = 0."""
+    weights = np.exp(-decay * np.arange(len(actions)))
+    return ((weights / weights.sum()) @ actions).astype(np.float32)

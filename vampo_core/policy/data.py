@@ -1,0 +1,125 @@
+"""Frames of expert episodes with the chunk of actions that begins there."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vampo_core.data.clips import collate
+from vampo_core.data.episode import Episode, EpisodeError, Skipped, reason_of, report_skipped
+from vampo_core.data.sampler import ClipSampler
+from vampo_core.policy.feature_cache import FeatureCache
+from vampo_core.policy.policy import Ranges
+
+
+class ActionItem(TypedDict, total=False):
+    """What an ActionDataset gives."""
+
+    latents: Tensor  # [C, h, w] float32, of frame t
+    features: Tensor  # [F, D, h, w] float16, of frame t, where there is a cache
+    actions: Tensor  # [H, A] float32, of frames t to t + H - 1, the last one repeated past the end
+    valid: Tensor  # [H] bool, false past the end
+    state: Tensor  # [S] float32, at frame t
+    instruction: str
+    clip_id: str
+    episode_id: str
+
+
+class ActionDataset(Dataset[ActionItem]):
+    """Every frame that an action was taken at, of some episodes.
+
+    Actions and states are kept in memory; latents and features are read when asked for.
+
+    Args:
+        episodes: with latents.
+        horizon: H, actions of a chunk.
+        cache: features of the episodes' frames.
+        strict: an episode whose actions cannot be read is an error instead of being left out with a warning.
+
+    Raises:
+        ValueError: episodes have no actions, or actions or states of different widths.
+        EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
+    """
+
+    def __init__(
+        self, episodes: Sequence[Episode], *, horizon: int, cache: FeatureCache | None = None, strict: bool = False
+    ) -> None:
+        self.horizon, self.cache = horizon, cache
+        self._tables: list[tuple[Episode, Tensor, Tensor]] = []  # actions [T, A] and states [T, S]
+        skipped: list[Skipped] = []
+
+        def read(episode: Episode) -> None:
+            try:
+                self._tables.append((episode, episode.actions, episode.states))
+            except EpisodeError as error:
+                skipped.append(Skipped(episode.episode_id, reason_of(error)))
+
+        for episode in episodes:
+            read(episode)
+        report_skipped(episodes[0].dataset, skipped, len(episodes), strict)
+        widths = {(actions.shape[1], states.shape[1]) for _, actions, states in self._tables}
+        if len(widths) > 1 or next(iter(widths))[0] == 0:
+            raise ValueError(
+                f"episodes have actions and states of widths {sorted(widths)}, expected one width of each and at "
+                "least one action"
+            )
+        self.action_dim, self.state_dim = widths.pop()
+        # the last frame shows where the last action has led: nothing is done there any more
+        self._frames = [(n, t) for n, (episode, _, _) in enumerate(self._tables) for t in range(episode.length - 1)]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> ActionItem:
+        number, t = self._frames[index]
+        episode, actions, states = self._tables[number]
+        steps = torch.arange(t, t + self.horizon)
+        last = episode.length - 2
+        item = ActionItem(
+            latents=episode.latents([t])[0],
+            actions=actions[steps.clamp_max(last)],
+            valid=steps <= last,
+            state=states[t],
+            instruction=episode.instruction,
+            clip_id=f"{episode.dataset}/{episode.episode_id}@{t}",
+            episode_id=episode.episode_id,
+        )
+        if self.cache is not None:
+            item["features"] = self.cache.read(episode, t)
+        return item
+
+    def ranges(self) -> Ranges:
+        """Smallest and largest action and state."""
+        actions = torch.cat([rows[:-1] for _, rows, _ in self._tables])
+        states = torch.cat([rows[:-1] for _, _, rows in self._tables])
+        return Ranges(*(torch.stack([x.amin(0), x.amax(0)]) for x in (actions, states)))
+
+
+def action_loader(
+    dataset: ActionDataset,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    start_batch: int = 0,
+) -> DataLoader:
+    """Endless loader of training batches; arguments as in :class:`ClipSampler`.
+
+    Raises:
+        ValueError: an argument is wrong.
+    """
+    sampler = ClipSampler(
+        [len(dataset)], batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, start_batch=start_batch
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),  # of the workers' seeds: the global one is left as it is
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )

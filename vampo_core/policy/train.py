@@ -1,0 +1,183 @@
+"""Training of a policy on expert episodes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from vampo_core.config import PolicyConfig, VampoConfig
+from vampo_core.diffusion.noise import stream_seed
+from vampo_core.evaluation import held_out_batch
+from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.ops.philox import philox_normal
+from vampo_core.policy.action_head import P_MEAN, P_STD, SIGMA_MAX, SIGMA_MIN, action_loss
+from vampo_core.policy.data import ActionDataset, action_loader
+from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
+from vampo_core.policy.feature_cache import FeatureCache
+from vampo_core.policy.policy import Policy, feature_extractor, normalize, observed_condition, observed_features
+from vampo_core.policy.settings import PolicySettings
+from vampo_core.prepare import Clips
+from vampo_core.trainable import Trainable
+from vampo_core.training_run import TrainingRun, TrainResult
+
+_SIGMA_STREAM, _NOISE_STREAM = 1 << 43, 1 << 44  # of the run's seed; step n draws from stream _STREAM + n
+
+
+_COPIED = {field.name for field in fields(PolicySettings)} & {field.name for field in fields(PolicyConfig)}
+
+
+class PolicyTrainer:
+    """Trains Video Former and action head, and on request the predictor below them, to imitate experts.
+
+    Args:
+        model: the policy; what it trains requires grad.
+        config: settings of the run; ``config.policy`` above all.
+        train_dataset: frames of training episodes.
+        eval_dataset: frames of held-out episodes.
+    """
+
+    def __init__(
+        self, *, model: Policy, config: VampoConfig, train_dataset: ActionDataset, eval_dataset: ActionDataset
+    ) -> None:
+        self.model, self.config, self.train_dataset = model, config, train_dataset
+        self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
+        self.accelerator = Accelerator()
+        self.trainable = Trainable(
+            model,
+            self.accelerator,
+            config.policy,
+            num_updates=config.policy.num_steps,
+            ema_decay=config.policy.ema_decay,
+            lr_scale=lambda name: config.policy.predictor_lr_scale if name.startswith("predictor.") else 1.0,
+        )
+
+    def train(self, resume_from: str | Path | None = None) -> TrainResult[PolicyEvalResult]:
+        """Run the loop, from the start or from a checkpoint of this run."""
+        settings = self.config.policy
+        run = TrainingRun(
+            self.config,
+            self.trainable,
+            self.accelerator,
+            num_iterations=settings.num_steps,
+            eval_every=settings.eval_every,
+            save_every=settings.save_every,
+            evaluate=self.evaluate,
+            result_type=PolicyEvalResult,
+            resume_from=resume_from,
+            name="policy",
+        )
+        with run:
+            batches = self._batches(run.iteration)
+            for iteration in run.iterations():
+                run.finish(self.iterate(iteration, batches))
+        return run.result()
+
+    def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+        """One update; returns what there is to log."""
+        what, lr = f"step {iteration}", self.trainable.lr
+        self.model.train()
+        loss = self.loss(iteration, next(batches))
+        self.trainable.backward(loss, what=what)
+        grad_norm = self.trainable.step(what=what)
+        mean = self.accelerator.reduce(loss.detach(), reduction="mean")
+        return {"loss": mean.item(), "grad_norm": grad_norm, "lr": lr}
+
+    def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:
+        """The denoising loss of a batch, whose noise follows from seed, iteration and process alone."""
+        device = self.accelerator.device
+        actions = normalize(batch["actions"].to(device), self.model.action_range)
+        num_clips, first_clip = len(actions), self.accelerator.process_index * len(actions)
+        draws = [
+            philox_normal(
+                (num_clips, 1, 1, 1, *shape),
+                seed=stream_seed(self.config.run.seed, stream + iteration),
+                first_clip=first_clip,
+                device=device,
+            )[:, 0, 0, 0]
+            for stream, shape in ((_SIGMA_STREAM, (1, 1)), (_NOISE_STREAM, actions.shape[1:]))
+        ]
+        sigma = (P_MEAN + P_STD * draws[0].flatten()).exp().clamp(SIGMA_MIN, SIGMA_MAX)
+        features = batch["features"].to(device).float() if "features" in batch else None
+        denoised = self.trainable.wrapped(
+            actions + sigma.view(-1, 1, 1) * draws[1],
+            sigma,
+            batch["state"].to(device),
+            observed_condition(self.model.predictor, batch["latents"].to(device), batch["instruction"]),
+            features,
+        )
+        return action_loss(denoised, actions, sigma, batch["valid"].to(device))
+
+    def evaluate(self) -> PolicyEvalResult:
+        """Held-out error of the running mean of the weights."""
+        settings = self.config.evaluation
+        with self.trainable.ema_weights():
+            return evaluate_policy(
+                self.model,
+                self.eval_batch,
+                num_samples=settings.num_samples,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+            )
+
+    def _batches(self, done: int) -> Iterator[Mapping[str, Any]]:
+        loader = action_loader(
+            self.train_dataset,
+            batch_size=self.config.policy.batch_size,
+            seed=self.config.run.seed,
+            num_workers=self.config.data.num_workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            start_batch=done,
+        )
+        return iter(loader)
+
+
+def action_datasets(
+    config: VampoConfig, predictor: VideoPredictor, clips: Clips, root: str | Path
+) -> tuple[ActionDataset, ActionDataset]:
+    """Frames of the training and of the held-out episodes that the predictor has too.
+
+    A frozen predictor's features are computed first, where they are not in the cache under ``root`` yet.
+    """
+    settings, cache = config.policy, None
+    episodes = (clips.train.episodes, clips.held_out.episodes)
+    if settings.features == "predictive" and not settings.train_predictor:
+        cache = FeatureCache(root, predictor, settings.feature_layers)
+        cache.fill([episode for part in episodes for episode in part])
+    train, held_out = (
+        ActionDataset(part, horizon=settings.action_horizon, cache=cache, strict=config.data.strict)
+        for part in episodes
+    )
+    return train, held_out
+
+
+def new_policy(config: VampoConfig, predictor: VideoPredictor, dataset: ActionDataset) -> Policy:
+    """An untrained policy for a dataset; its weights follow from ``run.seed``, and what it trains requires grad."""
+    options, item = config.policy, dataset[0]
+    latents = item["latents"].unsqueeze(0).to(next(predictor.unet.parameters()).device)
+    extractor = feature_extractor(predictor, options.features, options.feature_layers)
+    with torch.no_grad():
+        condition = observed_condition(predictor, latents, [item["instruction"]])
+        num_frames, channels, height, width = observed_features(predictor, extractor, condition).shape[1:]
+    ratio = predictor.codec.spatial_ratio
+    settings = PolicySettings(
+        feature_size=(num_frames, channels, height, width),
+        image_size=(latents.shape[-2] * ratio, latents.shape[-1] * ratio),
+        state_dim=dataset.state_dim,
+        action_dim=dataset.action_dim,
+        text_dim=condition.encoder_hidden_states.shape[-1],
+        **{name: getattr(options, name) for name in _COPIED},
+    )
+    trained = []
+    if extractor is not None and options.train_predictor:
+        trained = [p for p in extractor.unet.parameters() if p.requires_grad]  # of an adapted UNet the adapters alone
+    predictor.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.run.seed)
+        return Policy(predictor, settings, dataset.ranges())
