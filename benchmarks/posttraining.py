@@ -19,11 +19,12 @@ import torch
 from report import environment
 
 import vampo_core
+from vampo_core.api import pretrain_base
 from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.data.clips import ClipDataset
 from vampo_core.evaluation import EvalResult, Metric, bootstrap, held_out_batch, paired_difference, score
-from vampo_core.prepare import base_config, prepare_clips, prepare_codec
+from vampo_core.prepare import prepare_clips, prepare_codec
 from vampo_core.training_run import TrainResult
 
 BASE, STILL = "base", "first frame repeated"
@@ -83,9 +84,9 @@ def run(call: Callable[..., TrainResult], config: VampoConfig) -> TrainResult:
     return call(config, resume_from=folder if begun else None)
 
 
-def run_arm(arm: Arm, base: TrainResult, folder: Path, budget: int) -> TrainResult:
+def run_arm(arm: Arm, config: VampoConfig, base: Path, budget: int) -> TrainResult:
     """Spend ``budget`` denoiser forwards on improving the base."""
-    config = load_config(base.config, *arm.overrides, f"run.dir={folder}", f"model.pretrained={base.checkpoint}")
+    config = load_config(config, *arm.overrides, f"model.pretrained={base}")
     if not arm.likelihood:
         iterations = max(1, round(budget / forwards_per_iteration(config)))
         decay = iterations if config.optim.decay_steps else 0
@@ -200,9 +201,9 @@ def main() -> None:
         for seed in args.seeds:
             folder = args.folder / f"seed-{seed}"
             seeded = load_config(config, f"run.seed={seed}", f"run.dir={folder / name}")
-            base = run(vampo_core.pretrain, base_config(seeded, codec))
+            base = pretrain_base(seeded).checkpoint
             print(f"seed {seed}: {name}", flush=True)
-            values = record(run_arm(ARMS[name], base, folder / name, budget))
+            values = record(run_arm(ARMS[name], seeded, base, budget))
             (folder / f"{name}.json").write_text(json.dumps(values) + "\n")
 
     records: dict[str, dict] = {}

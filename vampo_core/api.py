@@ -53,7 +53,7 @@ def train(
     RunFolder.check(config, resume_from=resume_from)
     source = config.model.pretrained
     if source is None:
-        base = _base(config)
+        base = pretrain_base(config)
         if base.interrupted:
             raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
         source = str(base.checkpoint)
@@ -94,7 +94,7 @@ def train_policy(
     RunFolder.check(config, resume_from=resume_from)
     source = config.policy.predictor or config.model.pretrained
     if source is None:
-        base = _base(config)
+        base = pretrain_base(config)
         if base.interrupted:
             raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
         source = str(base.checkpoint)
@@ -180,7 +180,7 @@ def _main_process_first() -> contextlib.AbstractContextManager[None]:
     return Accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
 
 
-def _base(config: VampoConfig) -> TrainResult[EvalResult]:
+def pretrain_base(config: VampoConfig) -> TrainResult[EvalResult]:
     """The base model of a configuration: pretrained now, continued where it was interrupted, or found complete."""
     with _main_process_first():
         codec = prepare_codec(config)
