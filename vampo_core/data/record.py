@@ -156,6 +156,8 @@ def _record_episode(task: tuple[str, dict[str, Any], str, int, int]) -> bool:
     try:
         with borrowed_env(name, env_kwargs) as env:
             return _rollout(env, name, episode_folder(Path(root), index), seed)
+    except ImportError:  # says what to install
+        raise
     except Exception as error:
         raise RuntimeError(f"episode {index} of {name!r} (seed {seed}) could not be recorded: {error}") from error
 
