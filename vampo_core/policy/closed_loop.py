@@ -16,7 +16,7 @@ from vampo_core.data.video import resize_frames, write_video
 from vampo_core.files import publish, remove_leftovers, temporary_beside
 from vampo_core.panels import side_by_side
 from vampo_core.policy.closed_loop_results import ClosedLoopResult, EpisodeLog, EpisodeResult
-from vampo_core.policy.workers import Lost, Reply, Reset, Step, Workers
+from vampo_core.policy.workers import InProcess, Lost, Reply, Reset, Step, Workers
 
 MAX_ATTEMPTS = 3
 """How often an episode is begun before the death of its worker is taken to be its own doing."""
@@ -87,8 +87,8 @@ def evaluate_closed_loop(
         env: an environment (see :func:`vampo_core.envs.make`), or several with commas between them.
         num_episodes: of each environment.
         seed: of the episodes; the same seed gives the same episodes to every controller.
-        num_workers: processes.
-        num_envs: simulators at once, and so the largest batch; ``num_workers`` by default, and never fewer.
+        num_workers: processes; 0 for this one, which a crashing simulator then takes with it.
+        num_envs: simulators at once, and so the largest batch; by default, and at least, one per process.
         env_kwargs: passed to every environment, e.g. ``{"image_size": 64}``.
         output: folder that keeps finished episodes; those already in it are not run again. None keeps nothing.
         controller_id: says what the controller is (a hash of its weights, for example), so that ``output`` never mixes
@@ -102,11 +102,11 @@ def evaluate_closed_loop(
         ImportError: a simulator is not installed or cannot render.
         RuntimeError: a simulator raised an error, or a worker died three times in one episode.
     """
-    for name, value in (("num_episodes", num_episodes), ("num_workers", num_workers), ("num_envs", num_envs or 1)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    if seed < 0 or num_videos < 0:
-        raise ValueError(f"seed is {seed} and num_videos is {num_videos}, expected both at least 0")
+    least = {"num_episodes": 1, "num_envs": 1, "seed": 0, "num_workers": 0, "num_videos": 0}
+    given = (num_episodes, 1 if num_envs is None else num_envs, seed, num_workers, num_videos)
+    for (name, minimum), value in zip(least.items(), given, strict=True):
+        if value < minimum:
+            raise ValueError(f"{name} is {value}, expected at least {minimum}")
     if num_videos and output is None:
         raise ValueError(f"num_videos is {num_videos} with output = None, expected a folder for them")
     env_kwargs = dict(env_kwargs or {})
@@ -121,9 +121,15 @@ def evaluate_closed_loop(
     missing = [key for key in wanted if key not in done]
     if missing:
         loop = _Loop(controller, tasks, panel, folder, num_videos, log, done)
-        loop.run(
-            missing, num_workers, num_envs or 0, env_kwargs, progress=progress, num_done=len(wanted) - len(missing)
-        )
+        num_workers = min(num_workers, len(missing))
+        num_slots = min(max(num_workers, num_envs or 1), len(missing))
+        workers = Workers(num_workers, num_slots, env_kwargs) if num_workers else InProcess(env_kwargs)
+        bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="closed loop", disable=not progress)
+        try:
+            with bar:
+                loop.run(workers, missing, num_slots, bar)
+        finally:
+            workers.close()
     return ClosedLoopResult([done[key] for key in wanted])
 
 
@@ -152,34 +158,18 @@ class _Loop:
         self._running: dict[int, _Running] = {}
 
     def run(
-        self,
-        episodes: Sequence[tuple[str, int]],
-        num_workers: int,
-        num_envs: int,
-        env_kwargs: Mapping[str, Any],
-        *,
-        progress: bool,
-        num_done: int,
+        self, workers: Workers | InProcess, episodes: Sequence[tuple[str, int]], num_slots: int, bar: "tqdm[Any]"
     ) -> None:
+        self._workers = workers
         pending = deque(_Running(name, seed) for name, seed in episodes)
-        num_workers = min(num_workers, len(pending))
-        num_slots = min(max(num_workers, num_envs), len(pending))
-        self._workers = Workers(num_workers, num_slots, env_kwargs)
-        bar = tqdm(
-            total=num_done + len(pending), initial=num_done, desc="closed loop", unit="episode", disable=not progress
-        )
         num_successes = 0
-        try:
-            with bar:
-                for slot in range(num_slots):
-                    self._begin(slot, pending.popleft())
-                while self._running:
-                    for result in self._round(pending):
-                        num_successes += result.success
-                        bar.set_postfix(successes=num_successes)
-                        bar.update()
-        finally:
-            self._workers.close()
+        for slot in range(num_slots):
+            self._begin(slot, pending.popleft())
+        while self._running:
+            for result in self._round(pending):
+                num_successes += result.success
+                bar.set_postfix(successes=num_successes)
+                bar.update()
 
     def _round(self, pending: deque[_Running]) -> list[EpisodeResult]:
         """One control step of the slots that are ready, which are all of them where a controller acts."""

@@ -1,4 +1,4 @@
-"""Processes that step simulators on command; one that dies is replaced and says whose episodes were lost."""
+"""Processes that step simulators on command; one that dies is replaced, and its episodes are reported as lost."""
 
 import multiprocessing
 from collections.abc import Mapping
@@ -104,15 +104,9 @@ class Workers:
                 except (EOFError, ConnectionResetError):
                     replies |= self._replace(worker)
                     continue
-                if isinstance(reply, _Failure):
-                    raise (ImportError if reply.is_import_error else RuntimeError)(reply.message)
                 self._waiting[worker].discard(slot)
-                replies[slot] = reply
+                replies[slot] = _checked(reply)
         return dict(sorted(replies.items()))
-
-    def process_ids(self) -> list[int]:
-        """Of the workers alive."""
-        return [process.pid for process in self._processes]
 
     def close(self) -> None:
         """End the workers."""
@@ -137,6 +131,34 @@ class Workers:
         self._waiting[worker].clear()
         self._pipes[worker], self._processes[worker] = self._start()
         return dict.fromkeys(self._slots[worker], lost)
+
+
+class InProcess:
+    """Slots in this process, with the methods of :class:`Workers`; each has stepped when ``send`` returns."""
+
+    def __init__(self, env_kwargs: Mapping[str, Any]) -> None:
+        self._env_kwargs = dict(env_kwargs)
+        self._slots: dict[int, _Slot] = {}
+        self._replies: dict[int, Reply | Lost] = {}
+
+    def send(self, slot: int, command: Reset | Step) -> None:
+        """Reset or step."""
+        self._replies[slot] = _checked(_obey(self._slots, slot, command, self._env_kwargs))
+
+    def receive(self, *, every: bool) -> dict[int, Reply | Lost]:
+        """All replies by slot, in the order of slots."""
+        replies, self._replies = self._replies, {}
+        return dict(sorted(replies.items()))
+
+    def close(self) -> None:
+        """Close the simulators that are not in an episode."""
+        close_envs()
+
+
+def _checked(reply: Reply | _Failure) -> Reply:
+    if isinstance(reply, _Failure):
+        raise (ImportError if reply.is_import_error else RuntimeError)(reply.message)
+    return reply
 
 
 def _work(pipe: connection.Connection, env_kwargs: dict[str, Any]) -> None:
