@@ -230,9 +230,9 @@ class DataConfig:
     strict: bool = False
     """An episode that cannot be read is an error instead of being skipped."""
     env: str | None = "pusht"
-    """Simulator to record the dataset from where it does not exist; null for none."""
+    """Simulator to record the dataset from where it does not exist, or several with commas between; null for none."""
     num_episodes: Annotated[int, Range(minimum=2)] = 120
-    """Episodes to record."""
+    """Episodes to record, over all simulators."""
     resolution: Positive = 64
     """Pixels along each side of a frame."""
 

@@ -2,17 +2,13 @@
 
 import json
 import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from vampo_core import envs
@@ -26,6 +22,7 @@ from vampo_core.data.recorded import (
     read_info,
     write_episode,
 )
+from vampo_core.env_workers import borrowed_env, close_envs, start_worker
 from vampo_core.files import remove_leftovers, write_text
 
 
@@ -43,14 +40,16 @@ def record(
     """Record expert episodes; those already there are kept, so a second call continues or extends the first.
 
     Episode i depends on ``seed`` and i alone, whatever the number of workers and whichever order they finish in.
+    Several environments take turns: episode i is of environment i modulo their number.
 
     Args:
-        env: name of an environment, see :func:`vampo_core.envs.make`.
+        env: name of an environment, see :func:`vampo_core.envs.make`, or several with commas between them, which then
+            share frame size, frame rate and actions.
         root: the dataset's folder, made where it does not exist.
-        num_episodes: how many episodes the dataset shall have at least.
+        num_episodes: how many episodes the dataset shall have at least, over all environments.
         seed: of the dataset; datasets with different seeds share no episode.
         num_workers: processes; 1 records in this one.
-        env_kwargs: passed to the environment, e.g. ``{"image_size": 64}``.
+        env_kwargs: passed to every environment, e.g. ``{"image_size": 64}``.
         overwrite: delete a dataset at ``root`` first.
         progress: show a progress bar.
 
@@ -69,12 +68,12 @@ def record(
         raise ValueError(f"seed is {seed}, expected at least 0")
     root = Path(root)
     env_kwargs = env_kwargs or {}
-    probe = envs.make(env, **env_kwargs)  # wrong arguments fail here, before anything is deleted or started
-    info = {"format": FORMAT, "version": VERSION, "env": env, "env_kwargs": env_kwargs, "seed": seed, "fps": probe.fps}
-    probe.close()
+    names = envs.split_names(env)
+    fps = _probe(names, env_kwargs)  # wrong arguments fail here, before anything is deleted or started
+    info = {"format": FORMAT, "version": VERSION, "env": env, "env_kwargs": env_kwargs, "seed": seed, "fps": fps}
     _prepare(root, info, overwrite)
     missing = [i for i in range(num_episodes) if not is_whole(episode_folder(root, i))]
-    tasks = [(env, env_kwargs, str(root), i, episode_seed(seed, i)) for i in missing]
+    tasks = [(names[i % len(names)], env_kwargs, str(root), i, episode_seed(seed, i)) for i in missing]
     bar = tqdm(
         total=num_episodes,
         initial=num_episodes - len(missing),
@@ -93,6 +92,27 @@ def record(
 def episode_seed(seed: int, index: int) -> int:
     """Seed of one episode, from the dataset's seed and the episode's number."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _probe(names: list[str], env_kwargs: dict[str, Any]) -> float:
+    """The environments' common frame rate.
+
+    Raises:
+        ValueError: they differ in frame rate or in the shape of actions.
+    """
+    found = {}
+    for name in names:
+        env = envs.make(name, **env_kwargs)
+        found[name] = (env.fps, env.action_space.shape)
+        env.close()
+    fps, shape = found[names[0]]
+    for name, (other_fps, other_shape) in found.items():
+        if (other_fps, other_shape) != (fps, shape):
+            raise ValueError(
+                f"env {name!r} has {other_fps} frames a second and actions of shape {other_shape}, expected {fps} and "
+                f"{shape} as of {names[0]!r}: episodes of one dataset are alike"
+            )
+    return fps
 
 
 def _prepare(root: Path, info: dict[str, Any], overwrite: bool) -> None:
@@ -115,11 +135,14 @@ def _prepare(root: Path, info: dict[str, Any], overwrite: bool) -> None:
 
 def _run(tasks: list[tuple], num_workers: int) -> Iterator[bool]:
     if num_workers <= 1:
-        yield from map(_record_episode, tasks)
+        try:
+            yield from map(_record_episode, tasks)
+        finally:
+            close_envs()
         return
     # spawn: forking a process in which torch already runs threads can hang
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker)
     try:
         for future in as_completed([pool.submit(_record_episode, task) for task in tasks]):
             yield future.result()
@@ -127,33 +150,19 @@ def _run(tasks: list[tuple], num_workers: int) -> Iterator[bool]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent stops handing out work
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()  # a killed parent would leave the pool's workers waiting for ever
-    os._exit(1)
-
-
 def _record_episode(task: tuple[str, dict[str, Any], str, int, int]) -> bool:
     """Record one episode and return whether the expert succeeded."""
     name, env_kwargs, root, index, seed = task
     try:
-        env = envs.make(name, **env_kwargs)
-        try:
-            return _rollout(env, episode_folder(Path(root), index), seed)
-        finally:
-            env.close()
+        with borrowed_env(name, env_kwargs) as env:
+            return _rollout(env, name, episode_folder(Path(root), index), seed)
+    except ImportError:  # says what to install
+        raise
     except Exception as error:
         raise RuntimeError(f"episode {index} of {name!r} (seed {seed}) could not be recorded: {error}") from error
 
 
-def _rollout(env: envs.TaskEnv, folder: Path, seed: int) -> bool:
+def _rollout(env: envs.TaskEnv, name: str, folder: Path, seed: int) -> bool:
     pixels, info = env.reset(seed=seed)
     expert = env.expert()
     frames, infos, actions = [pixels], [info], []
@@ -171,6 +180,7 @@ def _rollout(env: envs.TaskEnv, folder: Path, seed: int) -> bool:
         seed=seed,
         instruction=env.instruction,
         fps=env.fps,
+        env=name,
     )
     arrays = {
         "actions": np.stack(actions),

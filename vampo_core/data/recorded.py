@@ -6,7 +6,8 @@
     <root>/episodes/000000/video.mp4        T frames, H.264 in RGB, without loss
     <root>/episodes/000000/episode.safetensors
         actions [T-1, A], states [T, S], privileged_states [T, P], all float32;
-        header "vampo_core": JSON of episode_id, length (T), success, seed, instruction, fps, video_crc32
+        header "vampo_core": JSON of episode_id, length (T), success, seed, instruction, fps, video_crc32,
+        env
     <root>/latents/<name>/000000.safetensors
         latents [T, C, h, w], written by vampo_core.data.encode
 
@@ -55,6 +56,8 @@ class EpisodeHeader:
     fps: float
     video_crc32: int = 0
     """Set on writing: decoders make something up from a damaged video rather than complain."""
+    env: str = ""
+    """The environment's name; datasets of one environment recorded before there were several leave it empty."""
 
 
 @dataclass(frozen=True)

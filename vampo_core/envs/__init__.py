@@ -1,6 +1,8 @@
 """Simulators with an expert and an instruction, made by name; they know nothing of the rest of the library.
 
-A new simulator is one file with a class that satisfies :class:`TaskEnv`, and one line in ``_ENVIRONMENTS``.
+A new simulator is one file with a class that satisfies :class:`TaskEnv`, and one line in ``_ENVIRONMENTS``. One that
+lives elsewhere needs no line: ``make("my_module:my_factory")`` imports it; see
+:mod:`vampo_core.envs.gymnasium_env` for environments that were not written for this.
 """
 
 import difflib
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 _ENVIRONMENTS = {
+    "metaworld": "vampo_core.envs.metaworld:MetaWorld",
     "pusht": "vampo_core.envs.pusht:PushT",
 }
 
@@ -22,6 +25,8 @@ class TaskEnv(Protocol):
     ``privileged_state`` float32 [P] (the whole simulator state) and ``success`` (bool).
     """
 
+    action_space: Any
+    """A ``gymnasium.spaces.Box`` of shape [A]."""
     fps: float
     """Control steps, and so frames, per second."""
     instruction: str
@@ -47,7 +52,8 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
     """Make an environment by name.
 
     Args:
-        name: ``"pusht"``; a family of tasks takes the task after a slash (``"family/task"``).
+        name: ``"pusht"``; a family of tasks takes the task after a slash (``"metaworld/reach"``); a factory outside of
+            the library goes by module and name (``"my_module:my_factory"``), also with a task.
         kwargs: passed to the environment, e.g. ``image_size=64``.
 
     Raises:
@@ -55,13 +61,29 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
         ImportError: the simulator is not installed; the message names the extra to install.
     """
     family, _, task = name.partition("/")
-    if family not in _ENVIRONMENTS:
+    if ":" not in family and family not in _ENVIRONMENTS:
         near = difflib.get_close_matches(family, _ENVIRONMENTS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"env is {name!r}, expected one of {', '.join(sorted(_ENVIRONMENTS))}{hint}")
-    module, _, attribute = _ENVIRONMENTS[family].partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
+        raise ValueError(
+            f"env is {name!r}, expected one of {', '.join(sorted(_ENVIRONMENTS))} or 'module:factory'{hint}"
+        )
+    module, _, attribute = _ENVIRONMENTS.get(family, family).partition(":")
+    factory = getattr(importlib.import_module(module), attribute, None)
+    if factory is None:
+        raise ValueError(f"env is {name!r}, expected {attribute!r} in module {module!r}")
     return factory(task, **kwargs) if task else factory(**kwargs)
+
+
+def split_names(env: str) -> list[str]:
+    """The environments of a comma-separated list, such as ``"metaworld/reach,metaworld/drawer-open"``.
+
+    Raises:
+        ValueError: one is empty or repeated.
+    """
+    names = [name.strip() for name in env.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"env is {env!r}, expected a name, or different names with commas between them")
+    return names
 
 
 def available() -> list[str]:

@@ -1,0 +1,79 @@
+"""A simulator made for tests: a point that moves on a line, in any gymnasium's form, with faults on demand."""
+
+import os
+import signal
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+from vampo_core.envs.gymnasium_env import GymnasiumTask
+
+
+class Line(gymnasium.Env):
+    """The point is to come within 0.1 of 0; an action moves it by at most 0.2."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode="rgb_array"):
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-0.2, 0.2, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = float(self.np_random.uniform(0.5, 1) * self.np_random.choice([-1, 1]))
+        return self._observe(), {}
+
+    def step(self, action):
+        self.position += float(action[0])
+        return self._observe(), -abs(self.position), False, False, {"is_success": abs(self.position) < 0.1}
+
+    def render(self):
+        frame = np.zeros((32, 64, 3), np.uint8)
+        column = int(np.clip((self.position + 2) * 16, 0, 63))
+        frame[:, max(0, column - 2) : column + 3] = 255
+        return frame
+
+    def _observe(self):
+        return np.array([self.position], np.float32)
+
+
+def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=False, fail=False):
+    """The environment ``simulators:line``; the faults strike in an episode's third step."""
+    env = _Faulty(Line(), Path(kill_once) if kill_once else None, kill_always, fail)
+    return GymnasiumTask(
+        env,
+        instruction=f"move the point to the middle {task}".strip(),
+        image_size=image_size,
+        max_steps=max_steps,
+        expert=lambda wrapped: lambda: np.clip([-wrapped.unwrapped.position], -0.2, 0.2),
+    )
+
+
+class _Faulty(gymnasium.Wrapper):
+    def __init__(self, env, kill_once, kill_always, fail):
+        super().__init__(env)
+        self._kill_once, self._kill_always, self._fail = kill_once, kill_always, fail
+
+    def reset(self, **kwargs):
+        self._num_steps = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self._num_steps += 1
+        if self._num_steps == 3:
+            if self._fail:
+                raise ValueError("the motor is hot")
+            if self._kill_always:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self._kill_once is not None and self._claim():
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+    def _claim(self):
+        try:
+            self._kill_once.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True

@@ -1,0 +1,232 @@
+"""Closed-loop evaluation: every episode once, the same in one process and in four, whatever dies on the way."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vampo_core.data.video import count_frames
+from vampo_core.policy import closed_loop
+from vampo_core.policy.closed_loop import evaluate_closed_loop, evaluation_seeds
+from vampo_core.policy.closed_loop_results import (
+    ClosedLoopResult,
+    EpisodeResult,
+    compare,
+    mcnemar_exact,
+    wilson_interval,
+)
+
+pytest.importorskip("gymnasium", reason="closed-loop tests need `pip install gymnasium`")
+
+LINE = "simulators:line"
+
+
+class Proportional:
+    """Moves towards the middle, with a different pace in every episode."""
+
+    def __init__(self, gain=0.5):
+        self.gain, self.begun, self.batches = gain, [], []
+        self.paces = {}
+
+    def begin(self, slot, instruction, seed):
+        self.begun.append((slot, instruction, seed))
+        self.paces[slot] = 1 + seed % 7 / 10
+
+    def act(self, observations):
+        self.batches.append(sorted(observations))
+        return {slot: -self.gain * self.paces[slot] * o["state"] for slot, o in observations.items()}
+
+
+def evaluate(controller=None, env=LINE, num_episodes=6, num_workers=0, **kwargs):
+    """In this process unless said otherwise: a new one takes seconds to import torch."""
+    return evaluate_closed_loop(
+        controller, env, num_episodes=num_episodes, num_workers=num_workers, progress=False, **kwargs
+    )
+
+
+def test_same_episodes_in_one_process_and_in_four_with_batches_of_slots():
+    alone, several = Proportional(), Proportional()
+    one = evaluate(alone, num_workers=1)
+    four = evaluate(several, num_workers=4, num_envs=5)
+    assert one.episodes == four.episodes
+    assert [e.seed for e in one.episodes] == evaluation_seeds(0, 6)
+    assert len({e.length for e in one.episodes}) > 1 and one.success.mean == 1
+    assert alone.batches[0] == [0] and several.batches[0] == [0, 1, 2, 3, 4]
+    assert one.episodes == evaluate(Proportional(), num_envs=3).episodes
+    assert {i for _, i, _ in several.begun} == {"move the point to the middle"}
+    assert evaluate(Proportional(), seed=1).episodes != one.episodes
+    assert all(len(e.latencies_ms) == e.length for e in one.episodes)
+    assert 0 < one.latency.p50_ms <= one.latency.p99_ms and one.latency.hz > 0
+
+
+def test_an_episode_is_what_the_simulator_alone_would_show():
+    from simulators import line
+
+    result = evaluate(Proportional(), num_episodes=1).episodes[0]
+    env, controller = line(), Proportional()
+    _, info = env.reset(seed=result.seed)
+    controller.begin(0, env.instruction, result.seed)
+    total, length, done = 0.0, 0, False
+    while not done:
+        _, reward, terminated, truncated, info = env.step(controller.act({0: {"state": info["state"]}})[0])
+        total, length, done = total + reward, length + 1, terminated or truncated
+    assert (result.length, result.episode_return, result.success) == (length, total, info["success"])
+
+
+def test_expert_acts_in_the_workers_and_tasks_are_told_apart():
+    result = evaluate(None, f"{LINE}, {LINE}/twice", num_episodes=2, num_envs=3)
+    assert [e.env for e in result.episodes] == [LINE, LINE, f"{LINE}/twice", f"{LINE}/twice"]
+    assert {name: rate.mean for name, rate in result.success_by_env.items()} == {LINE: 1, f"{LINE}/twice": 1}
+    assert result.latency is None
+
+
+def test_killed_worker_is_replaced_and_its_episodes_repeated_once(tmp_path):
+    kill = {"kill_once": str(tmp_path / "killed")}
+    controller = Proportional()
+    result = evaluate(controller, num_workers=1, num_envs=3, env_kwargs=kill, output=tmp_path / "out")
+    assert (tmp_path / "killed").exists()
+    assert len(controller.begun) == 6 + 3, "the three episodes of the worker begin again"
+    assert result.episodes == evaluate(Proportional()).episodes
+    lines = (tmp_path / "out" / "episodes.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["seed"] for line in lines) == sorted(evaluation_seeds(0, 6))
+
+
+def test_a_worker_that_dies_every_time_is_an_error(monkeypatch):
+    monkeypatch.setattr(closed_loop, "MAX_ATTEMPTS", 1)
+    with pytest.raises(RuntimeError, match=r"with seed \d+: its worker died 1 times \(exit code -9\)"):
+        evaluate(num_episodes=1, num_workers=1, env_kwargs={"kill_always": True})
+
+
+def test_resumes_after_the_episodes_that_are_there(tmp_path):
+    whole = evaluate(Proportional(), output=tmp_path / "whole", num_episodes=5)
+    evaluate(Proportional(), output=tmp_path / "part", num_episodes=3)
+    path = tmp_path / "part" / "episodes.jsonl"
+    path.write_text(path.read_text() + '{"env": "simulators:li')  # killed while it wrote
+    controller = Proportional()
+    assert evaluate(controller, output=tmp_path / "part", num_episodes=5).episodes == whole.episodes
+    assert [seed for _, _, seed in controller.begun] == evaluation_seeds(0, 5)[3:]
+    assert len(path.read_text().splitlines()) == 5
+    again = Proportional()
+    resumed = evaluate(again, output=tmp_path / "part", num_episodes=5)
+    assert again.begun == [] and resumed.latency is not None
+    with pytest.raises(ValueError, match=r"controller_id is 'other', but .*part holds episodes with ''"):
+        evaluate(Proportional(), output=tmp_path / "part", num_episodes=5, controller_id="other")
+    path.write_text("damaged\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"line 1 is 'damaged', expected an episode as JSON"):
+        evaluate(Proportional(), output=tmp_path / "part", num_episodes=5)
+
+
+def test_videos_of_successes_and_failures_with_what_was_imagined(tmp_path):
+    class Lazy(Proportional):
+        def act(self, observations):
+            return {slot: a * (self.paces[slot] < 1.3) for slot, a in super().act(observations).items()}
+
+    result = evaluate(
+        Lazy(),
+        num_envs=2,
+        output=tmp_path,
+        num_videos=1,
+        panel=lambda slot: np.full((16, 16, 3), 40 * slot, np.uint8),
+    )
+    shown = [e for e in result.episodes if e.video]
+    assert sorted(e.success for e in shown) == [False, True]
+    for episode in shown:
+        assert count_frames(tmp_path / "videos" / episode.video) == episode.length + 1
+    assert len(list((tmp_path / "videos").iterdir())) == 2
+
+
+class Wrong(Proportional):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def act(self, observations):
+        return self.change(super().act(observations))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda actions: {slot: a * np.nan for slot, a in actions.items()}, r"act returned array\(\[nan\]"),
+        (lambda actions: {slot: np.zeros(3) for slot in actions}, r"act returned array\(\[0., 0., 0.\]\)"),
+        (lambda actions: {}, "act returned None for slot 0"),
+    ],
+)
+def test_wrong_actions(change, message):
+    with pytest.raises(ValueError, match=message + r".*'simulators:line', seed \d+\), expected finite .* shape \(1,\)"):
+        evaluate(Wrong(change), num_episodes=1)
+
+
+def test_an_error_of_the_simulator_names_the_episode():
+    seed = evaluation_seeds(0, 1)[0]
+    with pytest.raises(RuntimeError, match=rf"'simulators:line' with seed {seed} failed: the motor is hot"):
+        evaluate(num_episodes=1, env_kwargs={"fail": True})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_episodes": 0}, "num_episodes is 0, expected at least 1"),
+        ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
+        ({"num_envs": 0}, "num_envs is 0, expected at least 1"),
+        ({"seed": -1}, "seed is -1, expected at least 0"),
+        ({"num_videos": 1}, "num_videos is 1 with output = None, expected a folder"),
+        ({"env": f"{LINE},{LINE}"}, "expected a name, or different names with commas"),
+        ({"env": "simulators:circle"}, "expected 'circle' in module 'simulators'"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(**kwargs)
+
+
+def test_evaluation_shares_no_episode_with_recording():
+    from vampo_core.data.record import episode_seed
+
+    recorded = {episode_seed(seed, i) for seed in range(3) for i in range(500)}
+    evaluated = {s for seed in range(3) for s in evaluation_seeds(seed, 500)}
+    assert len(recorded | evaluated) == 3000
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (7, 10), (100, 100), (1, 1)])
+def test_wilson_interval_is_scipys(successes, trials):
+    expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 8), (5, 5), (12, 3), (0, 6)])
+def test_mcnemar_is_the_binomial_test(before, after):
+    expected = stats.binomtest(before, before + after).pvalue if before + after else 1.0
+    assert mcnemar_exact(before, after) == pytest.approx(expected, abs=1e-12)
+
+
+def made_up(successes, coverage=None):
+    coverage = coverage or [None] * len(successes)
+    return ClosedLoopResult(
+        [
+            EpisodeResult("pusht", i, bool(s), 10, 0.0, c)
+            for i, (s, c) in enumerate(zip(successes, coverage, strict=True))
+        ]
+    )
+
+
+def test_comparison_pairs_episodes():
+    before = made_up([1, 1, 0, 0, 0, 0, 0, 0], [0.9] * 8)
+    after = made_up([0, 1, 1, 1, 1, 1, 1, 1], [0.9 + i / 100 for i in range(8)])
+    after = ClosedLoopResult(after.episodes[::-1])  # the order does not matter
+    found = compare(before, after)
+    assert (found.num_only_before, found.num_only_after, found.num_episodes) == (1, 6, 8)
+    assert found.p_value == pytest.approx(stats.binomtest(1, 7).pvalue)
+    assert found.success.mean == pytest.approx(5 / 8) and found.success.ci95[0] < 5 / 8 < found.success.ci95[1]
+    assert found.max_coverage.mean == pytest.approx(0.035) and 0 < found.max_coverage.ci95[0] < 0.035
+    assert compare(made_up([1, 0]), made_up([1, 0])).max_coverage is None
+    with pytest.raises(ValueError, match=r"before has 8 episodes and after 2, 2 of them the same"):
+        compare(before, made_up([1, 0]))
+
+
+def test_pusht_expert_passes_through_the_harness():
+    pytest.importorskip("gym_pusht", reason="needs `pip install vampo_core[pusht]`")
+    result = evaluate(None, "pusht", num_episodes=3)
+    assert result.success.mean == 1
+    assert all(e.max_coverage > 0.95 and e.length < 300 for e in result.episodes)
