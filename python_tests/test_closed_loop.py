@@ -122,15 +122,18 @@ def test_videos_of_successes_and_failures_with_what_was_imagined(tmp_path):
         def act(self, observations):
             return {slot: a * (self.paces[slot] < 1.3) for slot, a in super().act(observations).items()}
 
+    seen = []
     result = evaluate(
         Lazy(),
         num_envs=2,
         output=tmp_path,
         num_videos=1,
-        panel=lambda slot: np.full((16, 16, 3), 40 * slot, np.uint8),
+        imagine=lambda frames, instruction: seen.append((frames, instruction)) or 1 - frames,
     )
     shown = [e for e in result.episodes if e.video]
     assert sorted(e.success for e in shown) == [False, True]
+    assert sorted(len(frames) for frames, _ in seen) == sorted(e.length + 1 for e in shown)
+    assert {instruction for _, instruction in seen} == {"move the point to the middle"}
     for episode in shown:
         assert count_frames(tmp_path / "videos" / episode.video) == episode.length + 1
     assert len(list((tmp_path / "videos").iterdir())) == 2

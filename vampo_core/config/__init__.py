@@ -2,6 +2,7 @@
 
 from vampo_core.config.checks import ConfigError
 from vampo_core.config.load import load_config, presets
+from vampo_core.config.policy_sections import ClosedLoopConfig, PolicyConfig
 from vampo_core.config.sections import (
     AdamWConfig,
     DataConfig,
@@ -9,7 +10,6 @@ from vampo_core.config.sections import (
     GRPOConfig,
     ModelConfig,
     OptimConfig,
-    PolicyConfig,
     PretrainConfig,
     RewardConfig,
     RunConfig,
@@ -19,6 +19,7 @@ from vampo_core.config.vampo import VampoConfig
 
 __all__ = [
     "AdamWConfig",
+    "ClosedLoopConfig",
     "ConfigError",
     "DataConfig",
     "EvaluationConfig",

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from vampo_core.config.checks import ConfigError, nearest
+from vampo_core.config.policy_sections import ClosedLoopConfig, PolicyConfig
 from vampo_core.config.sections import (
     DataConfig,
     EvaluationConfig,
     GRPOConfig,
     ModelConfig,
     OptimConfig,
-    PolicyConfig,
     PretrainConfig,
     RewardConfig,
     RunConfig,
@@ -42,6 +42,8 @@ class VampoConfig:
     """Likelihood training of the base."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """The action model and its training."""
+    closed_loop: ClosedLoopConfig = field(default_factory=ClosedLoopConfig)
+    """A policy's episodes in simulators."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measurement on held-out clips."""
     run: RunConfig = field(default_factory=RunConfig)

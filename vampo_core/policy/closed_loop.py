@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vampo_core import envs
-from vampo_core.data.video import resize_frames, write_video
+from vampo_core.data.video import write_video
 from vampo_core.files import publish, remove_leftovers, temporary_beside
 from vampo_core.panels import side_by_side
 from vampo_core.policy.closed_loop_results import ClosedLoopResult, EpisodeLog, EpisodeResult
@@ -32,6 +33,10 @@ class Controller(Protocol):
     def act(self, observations: Mapping[int, Mapping[str, np.ndarray]]) -> Mapping[int, np.ndarray]:
         """Actions [A] of the slots observed: ``{"pixels": uint8 [H, W, 3], "state": float32 [S]}`` each."""
         ...
+
+
+Imagine = Callable[[Tensor, str], Tensor]
+"""From an episode's frames [T, 3, H, W] in [0, 1] and its instruction to as many pictures of that size."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,6 @@ class _Running:
     max_coverage: float | None = None
     latencies_ms: list[float] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)  # each [H, W, 3] uint8
-    panels: list[np.ndarray] = field(default_factory=list)  # one per action, each [H', W', 3] uint8
 
 
 def evaluation_seeds(seed: int, num_episodes: int) -> list[int]:
@@ -75,7 +79,7 @@ def evaluate_closed_loop(
     output: str | Path | None = None,
     controller_id: str = "",
     num_videos: int = 0,
-    panel: Callable[[int], np.ndarray] | None = None,
+    imagine: Imagine | None = None,
     progress: bool = True,
 ) -> ClosedLoopResult:
     """Run seeded episodes, the simulators in worker processes, the controller here and in batches.
@@ -94,7 +98,7 @@ def evaluate_closed_loop(
         controller_id: says what the controller is (a hash of its weights, for example), so that ``output`` never mixes
             two.
         num_videos: of successes and of failures, of each environment, as mp4 under ``<output>/videos``.
-        panel: from a slot, after ``act``, to a picture uint8 [H', W', 3] shown beside the simulator's frame.
+        imagine: makes what is shown beside an episode's frames, where its video is kept.
         progress: show a progress bar.
 
     Raises:
@@ -120,7 +124,7 @@ def evaluate_closed_loop(
     done = {episode.key: episode for episode in (log.episodes if log else [])}
     missing = [key for key in wanted if key not in done]
     if missing:
-        loop = _Loop(controller, tasks, panel, folder, num_videos, log, done)
+        loop = _Loop(controller, tasks, imagine, folder, num_videos, log, done)
         num_workers = min(num_workers, len(missing))
         num_slots = min(max(num_workers, num_envs or 1), len(missing))
         workers = Workers(num_workers, num_slots, env_kwargs) if num_workers else InProcess(env_kwargs)
@@ -147,13 +151,13 @@ class _Loop:
         self,
         controller: Controller | None,
         tasks: Mapping[str, _Task],
-        panel: Callable[[int], np.ndarray] | None,
+        imagine: Imagine | None,
         folder: Path | None,
         num_videos: int,
         log: EpisodeLog | None,
         done: dict[tuple[str, int], EpisodeResult],
     ) -> None:
-        self._controller, self._tasks, self._panel = controller, tasks, panel
+        self._controller, self._tasks, self._imagine = controller, tasks, imagine
         self._folder, self._num_videos, self._log, self._done = folder, num_videos, log, done
         self._running: dict[int, _Running] = {}
 
@@ -227,8 +231,6 @@ class _Loop:
                 self._running[slot].latencies_ms.append(latency)
         for slot in observed:
             episode = self._running[slot]
-            if self._panel is not None and self._num_videos:
-                episode.panels.append(self._panel(slot))
             episode.length += 1
             self._workers.send(slot, Step(actions[slot]))
 
@@ -266,9 +268,8 @@ class _Loop:
         name = f"{episode.env.replace('/', '-').replace(':', '-')}-{outcome}-{episode.seed}.mp4"
         frames = _frames(episode.frames)
         columns = {"simulator": frames}
-        if episode.panels:
-            panels = _frames([*episode.panels, episode.panels[-1]])  # the last frame asked for no action
-            columns["imagined"] = resize_frames(panels, (frames.shape[-2], frames.shape[-1]))
+        if self._imagine is not None:
+            columns["imagined"] = self._imagine(frames, self._tasks[episode.env].instruction)
         path = self._folder / "videos" / name
         path.parent.mkdir(exist_ok=True)
         temporary = temporary_beside(path)
@@ -278,5 +279,5 @@ class _Loop:
         return name
 
 
-def _frames(pictures: Sequence[np.ndarray]) -> torch.Tensor:  # [T, 3, H, W] in [0, 1]
+def _frames(pictures: Sequence[np.ndarray]) -> Tensor:  # [T, 3, H, W] in [0, 1]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,97 @@
+"""Settings of policies: their training, and their episodes in simulators."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from vampo_core.config.checks import ConfigError, MultipleOf, Range, check_fields
+from vampo_core.config.sections import Above0, AdamWConfig, AtLeast0, Count, Decay, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(AdamWConfig):
+    """The action model and its training; ``evaluation`` says on how many held-out frames its error is measured."""
+
+    predictor: str | None = None
+    """Run folder, checkpoint or model folder of the video predictor; null for the base that ``train`` starts from."""
+    features: Literal["predictive", "latents"] = "predictive"
+    """What the policy sees: the predictor's features, or as a control the current frame's latents alone."""
+    feature_layers: tuple[Count, ...] = (0, 1)
+    """Up blocks of the UNet whose outputs are the predictive features, in ascending order."""
+    action_horizon: Positive = 16
+    """Actions predicted at once, a chunk (H)."""
+    num_executed_steps: Positive = 8
+    """Control steps from one prediction to the next."""
+    temporal_ensemble: AtLeast0 | None = None
+    """Average all chunks that cover a step, the i-th oldest weighted exp(-i times this); null for the newest alone."""
+    num_sampling_steps: Annotated[int, Range(minimum=2)] = 8
+    """Denoising steps of a chunk."""
+    num_queries: Positive = 4
+    """Tokens of each predicted frame (Q)."""
+    former_depth: Positive = 2
+    """Layers of the Video Former."""
+    depth: Positive = 4
+    """Layers of the action head."""
+    width: Annotated[int, MultipleOf(4)] = 96
+    """Channels of both."""
+    num_attention_heads: Positive = 4
+    """Heads of every attention of both."""
+    train_predictor: bool = False
+    """Train the predictor's UNet with the policy, instead of keeping it frozen and its features in a cache."""
+    predictor_lr_scale: Above0 = 0.1
+    """Learning rate of the predictor, in units of ``lr``."""
+    num_steps: Positive = 2500
+    """Updates."""
+    batch_size: Positive = 32
+    """Frames per update, over all processes together."""
+    lr: Above0 = 3e-4
+    """Learning rate between warm-up and decay."""
+    weight_decay: AtLeast0 = 1e-4
+    """Decoupled weight decay."""
+    max_grad_norm: Above0 = 1.0
+    """Gradients are scaled down to this norm."""
+    warmup_steps: Count = 100
+    """First updates, over which the learning rate rises from 0, linearly."""
+    decay_steps: Count = 1000
+    """Last updates, over which the learning rate falls to 0, linearly."""
+    ema_decay: Decay = 0.995
+    """Decay of the weights' running mean, which is then what is evaluated and saved; 0 for none."""
+    eval_every: Positive = 500
+    """Updates between evaluations on held-out frames."""
+    save_every: Positive = 500
+    """Updates between checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "policy")
+        if self.num_executed_steps > self.action_horizon:
+            raise ConfigError(
+                f"policy.num_executed_steps is {self.num_executed_steps}, expected at most policy.action_horizon = "
+                f"{self.action_horizon}"
+            )
+        if self.width % self.num_attention_heads:
+            raise ConfigError(
+                f"policy.num_attention_heads is {self.num_attention_heads}, expected a divisor of policy.width = "
+                f"{self.width}"
+            )
+        if self.train_predictor and self.features == "latents":
+            raise ConfigError(
+                "policy.train_predictor is True with policy.features = latents, expected false: its forward is not run"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopConfig:
+    """Episodes in the simulators of ``data.env``, in which a policy acts."""
+
+    num_episodes: Positive = 50
+    """Episodes in each simulator."""
+    seed: Count = 0
+    """Of the episodes; none is one that was recorded."""
+    num_workers: Count = 2
+    """Processes that run the simulators; 0 for this one."""
+    num_envs: Positive = 8
+    """Simulators at once, and so the policy's batch."""
+    num_videos: Count = 2
+    """Videos kept of successes and of failures, in each simulator."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "closed_loop")
