@@ -55,6 +55,14 @@ def test_options_reach_the_handler(calls, tmp_path):
     assert calls.calls.pop()[1] == {"checkpoint": "runs/a", "against": "runs/b", "output": None}
 
 
+def test_a_verb_of_two_words(calls, capsys):
+    assert main(["policy", "train", "policy.lr=1e-4", "--config", "pusht", "--resume-from", "runs/a"]) == 0
+    assert calls.calls.pop() == (load_config("pusht", "policy.lr=1e-4"), {"resume_from": "runs/a"})
+    calls.then = lambda: int("x")
+    assert main(["policy", "train", "--config", "pusht"]) == 1
+    assert capsys.readouterr().err.startswith("vampo policy train: ")
+
+
 def test_the_handler_may_choose_the_exit_code(calls):
     calls.then = lambda: 7
     assert main(["train", "--config", "pusht"]) == 7
@@ -66,6 +74,8 @@ def test_the_handler_may_choose_the_exit_code(calls):
         ([], "VERB"),
         (["trian", "--config", "pusht"], "'trian'"),
         (["train"], "--config"),
+        (["policy"], "VERB"),
+        (["policy", "tarin", "--config", "pusht"], "'tarin'"),
         (["train", "--config", "pusht", "--resume_from", "runs/a"], "--resume_from"),
         (["train", "--conf", "pusht"], "--conf"),
         (["evaluate", "--config", "pusht"], "--checkpoint"),
@@ -128,15 +138,17 @@ def test_a_bug_keeps_its_traceback(calls):
         main(["train", "--config", "pusht"])
 
 
-@pytest.mark.parametrize("verb", [[], *([name] for name in cli.VERBS)])
+@pytest.mark.parametrize("verb", [[], ["policy"], *(name.split() for name in cli.VERBS)])
 def test_help(capsys, verb):
     with pytest.raises(SystemExit) as caught:
         main([*verb, "--help"])
     assert caught.value.code == 0
     printed = capsys.readouterr().out
-    assert (
-        ("key=value" in printed and "bridge, pusht" in printed) if verb else all(name in printed for name in cli.VERBS)
-    )
+    if " ".join(verb) in cli.VERBS:
+        assert "key=value" in printed and "bridge, pusht" in printed
+    else:
+        words = [name.split() for name in cli.VERBS]
+        assert all(name[len(verb)] in printed for name in words if name[: len(verb)] == verb)
 
 
 def test_python_m_vampo_core_imports_no_handler_before_the_configuration_is_right():

@@ -90,7 +90,7 @@ class VampoConfig:
             for key in entries:
                 if key not in known:
                     elsewhere = [k for k in keys() if k.endswith(f".{key}")]
-                    hint = nearest(f"{name}.{key}", elsewhere or keys(), cutoff=0.0 if elsewhere else 0.6)
+                    hint = f"; did you mean {_listed(elsewhere)}?" if elsewhere else nearest(f"{name}.{key}", keys())
                     raise ConfigError(f"unknown key {name}.{key}, expected one of {', '.join(known)}{hint}")
             given[name] = section(**entries)
         return cls(**given)
@@ -124,6 +124,12 @@ def check_section(name: object) -> None:
     if name not in _sections():
         known = list(_sections())
         raise ConfigError(f"unknown section {name}, expected one of {', '.join(known)}{nearest(name, known)}")
+
+
+def _listed(names: list[str]) -> str:
+    """``'a', 'b' or 'c'``."""
+    quoted = [repr(name) for name in names]
+    return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
 
 
 def _sections() -> dict[str, Any]:
