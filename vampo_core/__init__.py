@@ -7,7 +7,7 @@ from vampo_core import ops
 from vampo_core._extension import build_info, version
 
 if TYPE_CHECKING:
-    from vampo_core.api import evaluate, pretrain, sample, train, train_policy
+    from vampo_core.api import evaluate, evaluate_policy, pretrain, sample, train, train_policy
     from vampo_core.config import VampoConfig, load_config
     from vampo_core.diffusion.sampler import EulerHybridSampler
     from vampo_core.diffusion.scheduler import EulerHybridScheduler
@@ -35,6 +35,7 @@ _LAZY = {
     "sample": "vampo_core.api",
     "train": "vampo_core.api",
     "train_policy": "vampo_core.api",
+    "evaluate_policy": "vampo_core.api",
     "write_report": "vampo_core.report",
 }
 """Names whose modules import diffusers and the like, which takes seconds: loaded on first use."""
@@ -50,6 +51,7 @@ __all__ = [
     "VideoPredictor",
     "build_info",
     "evaluate",
+    "evaluate_policy",
     "load_config",
     "ops",
     "pretrain",

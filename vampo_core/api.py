@@ -1,4 +1,4 @@
-"""The calls: ``train``, ``pretrain``, ``train_policy``, ``evaluate`` and ``sample``."""
+"""The calls: ``train``, ``pretrain``, ``train_policy``, ``evaluate``, ``evaluate_policy`` and ``sample``."""
 
 import contextlib
 import warnings
@@ -9,11 +9,17 @@ import torch
 from accelerate import Accelerator
 
 from vampo_core.checkpoint import Checkpoints
-from vampo_core.config import VampoConfig, load_config
+from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.grpo.trainer import VampoTrainer
+from vampo_core.models.codec import LatentCodec
 from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.policy.closed_loop import evaluate_closed_loop
+from vampo_core.policy.closed_loop_results import ClosedLoopResult
+from vampo_core.policy.controller import PolicyController
 from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.policy.imagination import Imagination
+from vampo_core.policy.policy import Policy
 from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.prepare import (
     base_config,
@@ -132,6 +138,48 @@ def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *override
         seed=config.evaluation.seed,
         batch_size=config.evaluation.batch_size,
         decode=True,
+    )
+
+
+def evaluate_policy(
+    checkpoint: str | Path | None, config: VampoConfig | str | Path, *overrides: str, output: str | Path | None = None
+) -> ClosedLoopResult:
+    """Let a policy act in the simulators of ``data.env``: success, coverage, length and latency of seeded episodes.
+
+    Call it from under ``if __name__ == "__main__":``, as the simulators run in processes of their own.
+
+    Args:
+        checkpoint: policy folder, checkpoint or run folder; None for the simulators' own experts.
+        config: ``closed_loop`` says how many episodes, ``data`` which simulators at which resolution.
+        overrides: settings to change.
+        output: folder in which each controller gets one of its own, for finished episodes and videos; a second call
+            goes on where the first was stopped. ``<run.dir>/closed_loop`` by default.
+
+    Raises:
+        ConfigError: there is no simulator.
+        ValueError: there is no policy at ``checkpoint``, or it does not fit the simulator.
+        ImportError: a simulator is not installed or cannot render.
+    """
+    config = _configured(config, overrides)
+    if config.data.env is None:
+        raise ConfigError("data.env is None, expected the simulator to act in")
+    policy, settings = None, config.closed_loop
+    if checkpoint is not None:
+        policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(Accelerator().device).eval()
+    name = "expert" if policy is None else policy.fingerprint()
+    decodes = policy is not None and not isinstance(policy.predictor.codec, LatentCodec)
+    return evaluate_closed_loop(
+        None if policy is None else PolicyController(policy),
+        config.data.env,
+        num_episodes=settings.num_episodes,
+        seed=settings.seed,
+        num_workers=settings.num_workers,
+        num_envs=settings.num_envs,
+        env_kwargs={"image_size": config.data.resolution},
+        output=Path(config.run.dir) / "closed_loop" / name if output is None else Path(output) / name,
+        controller_id=name,
+        num_videos=settings.num_videos,
+        imagine=Imagination(policy.predictor, stride=config.data.stride) if policy is not None and decodes else None,
     )
 
 

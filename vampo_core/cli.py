@@ -53,6 +53,15 @@ VERBS = {
     "pretrain": Verb("vampo_core.commands:pretrain", "train a base predictor on expert videos", (_RESUME,)),
     "train": Verb("vampo_core.commands:train", "post-train a predictor with VAMPO", (_RESUME,)),
     "policy train": Verb("vampo_core.commands:train_policy", "train a policy on a predictor's features", (_RESUME,)),
+    "policy eval": Verb(
+        "vampo_core.commands:evaluate_policy",
+        "let a policy act in the simulator and count what it gets done",
+        (
+            Option("checkpoint", "run folder, checkpoint or policy folder; without it the simulator's expert acts"),
+            Option("against", "another policy, compared with it episode by episode"),
+            Option("output", "folder of episodes and videos (default: <run.dir>/closed_loop)"),
+        ),
+    ),
     "evaluate": Verb(
         "vampo_core.commands:evaluate",
         "measure a predictor on held-out clips",

@@ -1,14 +1,18 @@
 """What the verbs of the command line do: the calls of :mod:`vampo_core.api`, with tables for people."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.evaluation import EvalResult, outcome, paired_difference
 from vampo_core.files import write_text
 from vampo_core.training_run import TrainResult
+
+if TYPE_CHECKING:
+    from vampo_core.policy.closed_loop_results import ClosedLoopResult, Comparison
 
 INTERRUPTED = 130
 
@@ -56,6 +60,19 @@ def train_policy(config: VampoConfig, *, resume_from: str | None) -> int:
         low, high = new.ci95
         print(f"  {name:10} {old.mean:9.4f} -> {new.mean:.4f}   [{low:.4f}, {high:.4f}]")
     return _ending(result, "least held-out action error")
+
+
+def evaluate_policy(config: VampoConfig, *, checkpoint: str | None, against: str | None, output: str | None) -> None:
+    """Let a policy act, and compare it with another on the same episodes."""
+    from vampo_core import api
+    from vampo_core.policy.closed_loop_results import compare
+
+    result = api.evaluate_policy(checkpoint, config, output=output)
+    print(closed_loop_table({"expert" if checkpoint is None else checkpoint: result}))
+    if against is not None:
+        before = api.evaluate_policy(against, config, output=output)
+        print(closed_loop_table({against: before}))
+        print(comparison_line(compare(before, result)))
 
 
 def evaluate(config: VampoConfig, *, checkpoint: str, against: str | None, output: str | None) -> None:
@@ -130,6 +147,33 @@ def comparison_table(before: EvalResult, after: EvalResult) -> str:
             f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict if verdict != 'unclear' else ''}".rstrip()
         )
     return "\n".join(lines)
+
+
+def closed_loop_table(results: Mapping[str, "ClosedLoopResult"]) -> str:
+    """Success, coverage, length and control rate of controllers, each with its simulators."""
+    lines = []
+    for name, result in results.items():
+        lines.append(f"{name}: {len(result.episodes)} episodes")
+        for env, rate in result.success_by_env.items():
+            lines.append(f"  {env:32} success {rate.mean:6.1%}   [{rate.ci95[0]:.1%}, {rate.ci95[1]:.1%}]")
+        if (coverage := result.max_coverage) is not None:
+            low, high = coverage.ci95
+            lines.append(f"  {'largest coverage':32} {coverage.mean:14.3f}   [{low:.3f}, {high:.3f}]")
+        lines.append(f"  {'control steps':32} {result.length.mean:14.1f}")
+        if (latency := result.latency) is not None:
+            times = f"p50 {latency.p50_ms:.1f} ms, p99 {latency.p99_ms:.1f} ms, {latency.hz:.0f} Hz"
+            lines.append(f"  {'an action, of all slots at once':32} {times}")
+    return "\n".join(lines)
+
+
+def comparison_line(comparison: "Comparison") -> str:
+    """A paired comparison in words."""
+    low, high = comparison.success.ci95
+    return (
+        f"success {comparison.success.mean:+.1%} [{low:+.1%}, {high:+.1%}] on the same {comparison.num_episodes} "
+        f"episodes; {comparison.num_only_after} solved by the first alone, {comparison.num_only_before} by the second "
+        f"alone, McNemar p = {comparison.p_value:.2g}"
+    )
 
 
 def evaluation_record(result: EvalResult, before: EvalResult | None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ predictor's weights and settings and from what is taken out of it. Files are map
 deleted at any time: a later run makes them again.
 """
 
-import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from vampo_core.data.episode import Episode, reading
 from vampo_core.files import publish, remove_leftovers, temporary_beside
 from vampo_core.models.features import FeatureExtractor
+from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.policy.policy import observed_condition, observed_features
 
@@ -107,12 +107,8 @@ def _header(path: Path) -> dict[str, object] | None:
 
 
 def _key(predictor: VideoPredictor, extractor: FeatureExtractor, layers: Sequence[int]) -> str:
-    """16 hexadecimal digits of SHA-256 over everything that the features depend on."""
+    """Changes with everything that the features depend on."""
     scheduler = {key: str(value) for key, value in dict(predictor.scheduler.config).items()}
     settings = [vars(predictor.settings), scheduler, list(layers), extractor.seed, str(predictor.dtype)]
-    digest = hashlib.sha256(json.dumps([settings, predictor.codec.fingerprint()], sort_keys=True).encode())
-    for name, value in predictor.state_dict().items():
-        if not name.startswith("codec."):
-            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    weights = {name: value for name, value in predictor.state_dict().items() if not name.startswith("codec.")}
+    return fingerprint([settings, predictor.codec.fingerprint()], weights)

@@ -1,7 +1,7 @@
 """A policy: video predictor, Video Former, action head and the statistics of the data, as one checkpoint folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.evaluation import decode_video
 from vampo_core.models.condition import Condition
 from vampo_core.models.features import FeatureExtractor
+from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.policy.action_head import ActionCondition, ActionHead
 from vampo_core.policy.controller import Observation, PolicyController
@@ -106,6 +107,10 @@ class Policy(nn.Module):
         self.settings.save(folder)
         ours = {name: x.contiguous() for name, x in self.state_dict().items() if not name.startswith(f"{_PREDICTOR}.")}
         save_file(ours, folder / _WEIGHTS)
+
+    def fingerprint(self) -> str:
+        """Changes with any weight or setting, the predictor's included."""
+        return fingerprint([asdict(self.settings), asdict(self.predictor.settings)], self.state_dict())
 
     def compile_features(self) -> None:
         """Run the predictor's UNet through ``torch.compile``; the first prediction of each batch size is slow."""

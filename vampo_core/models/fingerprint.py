@@ -1,0 +1,17 @@
+"""What identifies a model: its settings and weights."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def fingerprint(settings: object, tensors: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of SHA-256 over settings that JSON can hold and tensors with their names."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
