@@ -1,7 +1,5 @@
 """Codecs between video frames and the latents that a predictor works on."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import Autoen
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.patch_fit import fit_patch_transform
 from vampo_core.ops._checks import check_int
 
@@ -244,10 +243,5 @@ def _check_latents(latents: Tensor, channels: int) -> None:
 
 
 def _fingerprint(model: ModelMixin) -> str:
-    """First 16 hexadecimal digits of SHA-256 over settings and weights."""
     settings = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps([type(model).__name__, settings], sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return fingerprint([type(model).__name__, settings], model.state_dict())
