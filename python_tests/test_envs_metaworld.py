@@ -83,6 +83,10 @@ def test_expert_solves_and_the_episode_stops(make, task):
     assert env.instruction == INSTRUCTIONS[task] and env.fps == 40
 
 
+def test_door_is_opened_where_metaworlds_own_expert_fails(make):
+    assert run(make("door-open"), 1192758757)[2]["success"]
+
+
 def test_same_seed_same_pixels_in_a_fresh_environment_and_in_a_used_one(make):
     env = make("drawer-open-v3", pictures=True)
     run(env, 1, 5)
