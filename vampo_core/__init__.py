@@ -8,6 +8,7 @@ from vampo_core._extension import build_info, version
 
 if TYPE_CHECKING:
     from vampo_core.api import evaluate, evaluate_policy, pretrain, sample, train, train_policy
+    from vampo_core.chain import run_chain
     from vampo_core.config import VampoConfig, load_config
     from vampo_core.diffusion.sampler import EulerHybridSampler
     from vampo_core.diffusion.scheduler import EulerHybridScheduler
@@ -30,12 +31,13 @@ _LAZY = {
     "VampoTrainer": "vampo_core.grpo.trainer",
     "VideoPredictor": "vampo_core.models.video_predictor",
     "evaluate": "vampo_core.api",
+    "evaluate_policy": "vampo_core.api",
     "load_config": "vampo_core.config",
     "pretrain": "vampo_core.api",
+    "run_chain": "vampo_core.chain",
     "sample": "vampo_core.api",
     "train": "vampo_core.api",
     "train_policy": "vampo_core.api",
-    "evaluate_policy": "vampo_core.api",
     "write_report": "vampo_core.report",
 }
 """Names whose modules import diffusers and the like, which takes seconds: loaded on first use."""
@@ -55,6 +57,7 @@ __all__ = [
     "load_config",
     "ops",
     "pretrain",
+    "run_chain",
     "sample",
     "train",
     "train_policy",

@@ -84,6 +84,9 @@ VERBS = {
             Option("num_clips", "held-out clips, without --image and --video (default: 4)", type=int, default=4),
         ),
     ),
+    "chain": Verb(
+        "vampo_core.commands:chain", "record, pretrain, post-train, train policies and try them, on one page"
+    ),
     "report": Verb("vampo_core.commands:report", "write report.html of the run in run.dir"),
 }
 

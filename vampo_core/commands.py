@@ -62,6 +62,19 @@ def train_policy(config: VampoConfig, *, resume_from: str | None) -> int:
     return _ending(result, "least held-out action error")
 
 
+def chain(config: VampoConfig) -> None:
+    """Run the chain and write its page."""
+    from vampo_core.chain import run_chain
+    from vampo_core.report.chain import render_chain
+
+    result = run_chain(config)
+    page = Path(config.run.dir).parent / f"{Path(config.run.dir).name}-chain.html"
+    write_text(page, render_chain(config, result))
+    print(comparison_table(result.base, result.vampo))
+    print(closed_loop_table(result.closed_loop))
+    print(f"report: {_short(page)}")
+
+
 def evaluate_policy(config: VampoConfig, *, checkpoint: str | None, against: str | None, output: str | None) -> None:
     """Let a policy act, and compare it with another on the same episodes."""
     from vampo_core import api

@@ -28,6 +28,8 @@ from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec
 from vampo_core.models.video_predictor import VideoPredictor
 
 SVD_SCALING_FACTOR = 0.18215
+_DATA_KEYS = ("root", "env", "num_episodes", "resolution", "held_out_fraction", "num_frames", "stride", "sampling")
+"""What decides on the clips."""
 _CODEC_FRAMES = 2000
 
 
@@ -107,7 +109,7 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     train, _ = _split(config, dataset)
     names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for episode in train]
     settings = [config.model.patch_size, config.model.latent_channels, config.data.resolution, _CODEC_FRAMES]
-    folder = Path(config.run.dir).parent / f"codec-{_digest([names, settings])}"
+    folder = Path(config.run.dir).parent / f"codec-{digest([names, settings])}"
     if not folder.is_dir():
         print(f"fitting a codec to {len(train)} episodes: {folder}")
         frames = torch.cat([episode.frames(range(0, episode.length, 2)) for episode in train])
@@ -133,14 +135,19 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
         "codec": codec.fingerprint(),
         "data": {
             key: getattr(config.data, key)
-            for key in ("root", "num_frames", "stride", "sampling", "held_out_fraction", "num_episodes", "resolution")
+            for key in (
+                *("root", "env", "num_episodes", "resolution", "held_out_fraction"),
+                "num_frames",
+                "stride",
+                "sampling",
+            )
         },
         "model": config.model.unet_options(),
         "pretrain": config.to_dict()["pretrain"],
         "sigma_max": config.sampler.sigma_max,
         "seed": config.run.seed,
     }
-    folder = Path(config.run.dir).parent / f"base-{_digest(depends_on)}"
+    folder = Path(config.run.dir).parent / f"base-{digest(depends_on)}"
     plain = replace(config.model, lora=0, gradient_checkpointing=False)
     return replace(config, model=plain, run=replace(config.run, dir=str(folder), overwrite=False))
 
@@ -191,5 +198,6 @@ def _clips(config: VampoConfig, episodes: list[Episode]) -> ClipDataset:
     return ClipDataset(episodes, num_frames=data.num_frames, mode=data.sampling, stride=data.stride, strict=data.strict)
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """Twelve hexadecimal digits that name a folder after everything that its content depends on."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()[:12]

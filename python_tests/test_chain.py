@@ -1,0 +1,79 @@
+"""The whole chain on a tiny simulator, found again stage by stage."""
+
+import pytest
+import simulators  # noqa: F401 (the environment's module)
+from tiny_run import settings
+
+from vampo_core import api, chain
+from vampo_core.cli import main
+from vampo_core.config import ConfigError, load_config
+
+TINY = [
+    "data.env=simulators:line", "model.latent_channels=4", "data.num_episodes=4", "data.stride=1", "data.held_out_fraction=0.25",
+    "grpo.num_iterations=1", "policy.action_horizon=4", "policy.num_executed_steps=2", "policy.num_sampling_steps=2",
+    "policy.num_queries=2", "policy.former_depth=1", "policy.depth=1", "policy.width=16",
+    "policy.num_attention_heads=2", "policy.num_steps=2", "policy.warmup_steps=0", "policy.decay_steps=0",
+    "policy.batch_size=2", "closed_loop.num_episodes=2", "closed_loop.num_workers=0", "closed_loop.num_videos=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = settings(tmp_path_factory.mktemp("chain"), *TINY)
+    return config, chain.run_chain(config)
+
+
+def test_every_stage_has_its_result(finished):
+    _, result = finished
+    assert set(result.folders) == {"vampo", "policy-base", "policy-vampo", "policy-latents"}
+    assert len({folder.name for folder in result.folders.values()}) == 4
+    assert list(result.closed_loop) == ["base", "vampo", "latents", "expert"]
+    seeds = {tuple(episode.seed for episode in loop.episodes) for loop in result.closed_loop.values()}
+    assert len(seeds) == 1 and len(seeds.pop()) == 2
+    assert result.closed_loop["expert"].success.mean == 1
+    saw = {name: load_config(result.folders[f"policy-{name}"]).policy for name in chain.POLICIES}
+    assert saw["vampo"].predictor != saw["base"].predictor == saw["latents"].predictor
+    assert saw["latents"].features == "latents" != saw["vampo"].features
+
+
+def test_what_is_done_is_not_done_again(finished, monkeypatch):
+    config, before = finished
+    for name in ("train", "train_policy"):
+        monkeypatch.setattr(api, name, lambda *_, **__: pytest.fail("a stage was run again"))
+    again = chain.run_chain(config)
+    assert again.folders == before.folders
+    assert again.closed_loop["vampo"].episodes == before.closed_loop["vampo"].episodes
+
+
+def test_a_change_makes_its_stage_and_what_follows_anew(finished, monkeypatch):
+    config, before = finished
+    made = []
+
+    def called(name):
+        real = getattr(api, name)
+        return lambda config, **options: made.append(config.run.dir) or real(config, **options)
+
+    for name in ("train", "train_policy"):
+        monkeypatch.setattr(api, name, called(name))
+    after = chain.run_chain(load_config(config, "policy.lr=1e-5"))
+    assert len(made) == 3 and after.folders["vampo"] == before.folders["vampo"]
+    made.clear()
+    after = chain.run_chain(load_config(config, "grpo.clip_range=1e-2"))
+    assert made == [str(after.folders["vampo"]), str(after.folders["policy-vampo"])]
+
+
+def test_by_command_with_its_page(finished, capsys):
+    config, result = finished
+    result.folders["vampo"].parent.mkdir(exist_ok=True)
+    config.save(result.folders["vampo"].parent / "chain.yaml")
+    assert main(["chain", "--config", str(result.folders["vampo"].parent / "chain.yaml")]) == 0
+    page = (result.folders["vampo"].parent / "tiny-chain.html").read_text()
+    for text in ("features after VAMPO", "the simulator's expert", "McNemar", result.folders["policy-vampo"].name):
+        assert text in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "expert: 2 episodes" in capsys.readouterr().out
+
+
+def test_without_a_simulator(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.env is None"):
+        chain.run_chain(settings(tmp_path))

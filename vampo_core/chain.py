@@ -1,0 +1,101 @@
+"""The whole chain: expert episodes, base predictor, VAMPO, policies on both, and what each gets done in the simulator.
+
+Every stage has a folder beside ``run.dir`` that is named after all it depends on: what is there and complete is found
+again, what is there in part is continued, and a changed setting makes new folders from that stage on.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vampo_core import api
+from vampo_core.checkpoint import Checkpoints, read_counters, step_of
+from vampo_core.config import ConfigError, VampoConfig, load_config
+from vampo_core.evaluation import EvalResult
+from vampo_core.policy.closed_loop_results import ClosedLoopResult
+from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.prepare import digest
+from vampo_core.training_run import TrainResult
+
+CONTROL, EXPERT = "latents", "expert"
+POLICIES: dict[str, Literal["predictive", "latents"]] = {
+    "base": "predictive",
+    "vampo": "predictive",
+    CONTROL: "latents",
+}
+"""Policies by name, each with what it sees: features of the base, of the post-trained predictor, or no prediction."""
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """What the chain has come to."""
+
+    folders: dict[str, Path]  # of runs, by stage
+    base: EvalResult
+    vampo: EvalResult
+    policies: dict[str, PolicyEvalResult]  # by name, as in POLICIES
+    closed_loop: dict[str, ClosedLoopResult]  # by name, and the expert's
+
+
+def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
+    """Run what is missing of the chain.
+
+    Call it from under ``if __name__ == "__main__":``, as simulators run in processes of their own.
+
+    Args:
+        config: a configuration, the path of one, or a preset's name, such as ``"pusht"``.
+        overrides: settings to change, such as ``"policy.num_steps=1000"``.
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no simulator.
+        KeyboardInterrupt: a stage was interrupted; the same call continues there.
+    """
+    config = load_config(config, *overrides)
+    if config.data.env is None:
+        raise ConfigError("data.env is None, expected the simulator that episodes are recorded and policies tried in")
+    settings = config.to_dict()
+    common = {"evaluation": settings["evaluation"], "seed": config.run.seed}
+    base = Path(config.model.pretrained) if config.model.pretrained else _complete(api.pretrain_base(config)).checkpoint
+    started = replace(config, model=replace(config.model, pretrained=str(base)))
+    sections = {name: settings[name] for name in ("grpo", "sampler", "reward", "optim", "model")}
+    folders = {"vampo": _stage("vampo", api.train, started, config.grpo.num_iterations, [str(base), sections, common])}
+    seen = {"base": base, "vampo": (folders["vampo"] / "checkpoints" / "best").resolve(), CONTROL: base}
+    for name, features in POLICIES.items():
+        policy = replace(config.policy, predictor=str(seen[name]), features=features)
+        stage, depends_on = f"policy-{name}", [asdict(policy), common]
+        folders[stage] = _stage(stage, api.train_policy, replace(config, policy=policy), policy.num_steps, depends_on)
+    closed_loop = {}
+    for name in (*POLICIES, EXPERT):
+        print(f"closed loop: {name}")
+        checkpoint = folders.get(f"policy-{name}")
+        output = Path(config.run.dir).parent / f"closed_loop-{digest([settings['data'], settings['closed_loop']])}"
+        closed_loop[name] = api.evaluate_policy(checkpoint, config, output=output)
+    before, after = (EvalResult.from_dict(_counters(folders["vampo"])[key]) for key in ("before", "last"))
+    policies = {name: PolicyEvalResult.from_dict(_counters(folders[f"policy-{name}"])["last"]) for name in POLICIES}
+    return ChainResult(folders, before, after, policies, closed_loop)
+
+
+def _stage(
+    name: str, call: Callable[..., TrainResult[Any]], config: VampoConfig, num_steps: int, depends_on: object
+) -> Path:
+    """The folder of a training run, which is begun, continued, or found complete."""
+    folder = Path(config.run.dir).parent / f"{name}-{digest(depends_on)}"
+    latest = Checkpoints(folder / "checkpoints").latest
+    if latest is not None and step_of(latest) >= num_steps:
+        print(f"{name}: {folder} (found)")
+        return folder
+    print(f"{name}: {folder}" + (" (continued)" if latest else ""))
+    run = replace(config.run, dir=str(folder), overwrite=folder.exists() and latest is None)
+    _complete(call(replace(config, run=run), resume_from=folder if latest else None))
+    return folder
+
+
+def _complete(result: TrainResult[Any]) -> TrainResult[Any]:
+    if result.interrupted:
+        raise KeyboardInterrupt(f"interrupted in {result.config.run.dir}; the same call continues there")
+    return result
+
+
+def _counters(folder: Path) -> dict[str, Any]:
+    return read_counters(folder / "checkpoints" / "latest")
