@@ -9,7 +9,8 @@ from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
 
 TINY = [
-    "data.env=simulators:line", "model.latent_channels=4", "data.num_episodes=4", "data.stride=1", "data.held_out_fraction=0.25",
+    "data.env=simulators:line", "data.num_episodes=4", "data.stride=1", "data.held_out_fraction=0.25",
+    "model.latent_channels=4",
     "grpo.num_iterations=1", "policy.action_horizon=4", "policy.num_executed_steps=2", "policy.num_sampling_steps=2",
     "policy.num_queries=2", "policy.former_depth=1", "policy.depth=1", "policy.width=16",
     "policy.num_attention_heads=2", "policy.num_steps=2", "policy.warmup_steps=0", "policy.decay_steps=0",

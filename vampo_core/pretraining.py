@@ -2,23 +2,20 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from vampo_core.config import VampoConfig
-from vampo_core.data.clips import ClipDataset, clip_loader
+from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.noise import stream_seed
-from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.models.condition import Condition
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
 from vampo_core.ops.philox import philox_normal
+from vampo_core.predictor_trainer import PredictorTrainer, Schedule
 from vampo_core.trainable import Trainable
-from vampo_core.training_run import TrainingRun, TrainResult
 
 _SIGMA_STREAM, _NOISE_STREAM = 1 << 41, 1 << 42  # of the run's seed; step n draws from stream _STREAM + n
 
@@ -45,7 +42,7 @@ def edm_loss(
     return (output.float() - (latents - c_skip * noisy) / c_out).square().mean()
 
 
-class Pretrainer:
+class Pretrainer(PredictorTrainer):
     """Trains a predictor, its instruction encoder included, to denoise expert videos.
 
     Args:
@@ -63,39 +60,20 @@ class Pretrainer:
         train_dataset: ClipDataset | Sequence[ClipDataset],
         eval_dataset: ClipDataset,
     ) -> None:
-        self.model, self.config = model, config
-        self.train_datasets = [train_dataset] if isinstance(train_dataset, ClipDataset) else list(train_dataset)
-        self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
-        self.accelerator = Accelerator()
-        self.trainable = Trainable(
-            model,
-            self.accelerator,
-            config.pretrain,
-            num_updates=config.pretrain.num_steps,
-            ema_decay=config.pretrain.ema_decay,
-        )
-        self.sampler = model.sampler(**config.sampler.overrides())
-
-    def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
-        """Run the loop, from the start or from a checkpoint of this run."""
-        settings = self.config.pretrain
-        run = TrainingRun(
-            self.config,
-            self.trainable,
-            self.accelerator,
+        settings = config.pretrain
+        schedule = Schedule(
+            name="pretraining",
             num_iterations=settings.num_steps,
             eval_every=settings.eval_every,
             save_every=settings.save_every,
-            evaluate=self.evaluate,
-            result_type=EvalResult,
-            resume_from=resume_from,
-            name="pretraining",
+            batch_size=settings.batch_size,
         )
-        with run:
-            batches = self._batches(run.iteration)
-            for iteration in run.iterations():
-                run.finish(self.iterate(iteration, batches))
-        return run.result()
+        super().__init__(
+            model=model, config=config, schedule=schedule, train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
+        self.trainable = Trainable(
+            model, self.accelerator, settings, num_updates=settings.num_steps, ema_decay=settings.ema_decay
+        )
 
     def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         """One update; returns what there is to log."""
@@ -132,28 +110,3 @@ class Pretrainer:
             noise=draws[1],
             prediction_type=self.sampler.prediction_type,
         )
-
-    def evaluate(self) -> EvalResult:
-        """Held-out metrics of the running mean of the weights."""
-        settings = self.config.evaluation
-        with self.trainable.ema_weights():
-            return evaluate_predictor(
-                self.model,
-                self.sampler,
-                self.eval_batch,
-                num_samples=settings.num_samples,
-                seed=settings.seed,
-                batch_size=settings.batch_size,
-            )
-
-    def _batches(self, done: int) -> Iterator[Mapping[str, Any]]:
-        loader = clip_loader(
-            self.train_datasets,
-            batch_size=self.config.pretrain.batch_size,
-            seed=self.config.run.seed,
-            num_workers=self.config.data.num_workers,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            start_batch=done,
-        )
-        return iter(loader)

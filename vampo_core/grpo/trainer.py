@@ -5,35 +5,29 @@ import copy
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vampo_core.config import VampoConfig
-from vampo_core.data.clips import ClipDataset, clip_loader
+from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.noise import stream_seed
-from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops import group_advantages
+from vampo_core.predictor_trainer import Callback, PredictorTrainer, Schedule
 from vampo_core.rewards import RewardFunction, Rewards, configured_rewards, evaluate_rewards
 from vampo_core.trainable import NonFiniteError, Trainable
-from vampo_core.training_run import TrainingRun, TrainResult
-
-Callback = Callable[["VampoTrainer", dict[str, Any]], None]
-"""``callback(trainer, row)`` after every iteration; ``row`` is the line of ``metrics.jsonl``."""
 
 _NOISE_STREAM = 1 << 40  # of the run's seed; iteration n draws from stream _NOISE_STREAM + n - 1
 
 
-class VampoTrainer:
+class VampoTrainer(PredictorTrainer):
     """Post-trains a predictor with GRPO on verifiable rewards (VAMPO, arXiv 2603.19370).
 
     Args:
@@ -56,13 +50,25 @@ class VampoTrainer:
         reward_funcs: Sequence[RewardFunction | tuple[RewardFunction, float]] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.model, self.config, self.callbacks = model, config, list(callbacks)
-        self.train_datasets = [train_dataset] if isinstance(train_dataset, ClipDataset) else list(train_dataset)
-        self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
+        schedule = Schedule(
+            name="VAMPO",
+            num_iterations=config.grpo.num_iterations,
+            eval_every=config.run.eval_every,
+            save_every=config.run.save_every,
+            batch_size=config.grpo.batch_size,
+            num_parts=config.optim.gradient_accumulation_steps,
+        )
+        super().__init__(
+            model=model,
+            config=config,
+            schedule=schedule,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
         if reward_funcs is None:
             reward_funcs = configured_rewards(config.reward, model.codec)
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
-        self.accelerator = Accelerator()
         compares = config.grpo.kl_coef > 0 or config.grpo.anchor_coef > 0
         self.reference = _frozen_copy(model).to(self.accelerator.device) if compares else None
         if isinstance(model.text_encoder, nn.Module):
@@ -74,7 +80,6 @@ class VampoTrainer:
             num_updates=config.grpo.num_iterations * config.grpo.num_inner_epochs,
             ema_decay=config.model.ema_decay,
         )
-        self.sampler = model.sampler(**config.sampler.overrides())
         self.engine = RolloutEngine(
             model,
             self.trainable.wrapped,
@@ -83,35 +88,13 @@ class VampoTrainer:
             chunk_size=config.sampler.tail_chunk_size,
             reuse_first_step=config.grpo.reuse_first_step,
         )
-        self.num_parts = config.optim.gradient_accumulation_steps
+        self.num_parts = schedule.num_parts
         self.part_size = config.grpo.batch_size // (self.num_parts * self.accelerator.num_processes)
         if self.part_size * self.num_parts * self.accelerator.num_processes != config.grpo.batch_size:
             raise ValueError(
                 f"grpo.batch_size is {config.grpo.batch_size}, expected a multiple of "
                 f"optim.gradient_accumulation_steps = {self.num_parts} times {self.accelerator.num_processes} processes"
             )
-
-    def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
-        """Run the loop, from the start or from a checkpoint of this run."""
-        run = TrainingRun(
-            self.config,
-            self.trainable,
-            self.accelerator,
-            num_iterations=self.config.grpo.num_iterations,
-            eval_every=self.config.run.eval_every,
-            save_every=self.config.run.save_every,
-            evaluate=self.evaluate,
-            result_type=EvalResult,
-            resume_from=resume_from,
-            name="VAMPO",
-        )
-        with run:
-            batches = self._batches(run.iteration)
-            for iteration in run.iterations():
-                row = run.finish(self.iterate(iteration, batches))
-                for callback in self.callbacks:
-                    callback(self, row)
-        return run.result()
 
     def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         """One iteration: roll out, score, update; returns what there is to log."""
@@ -144,31 +127,6 @@ class VampoTrainer:
                     losses += self._backward(rollout, advantages, what, sync=part == self.num_parts - 1)
                 grad_norm = self.trainable.step(what=what)
         return self._record(losses, scores, clock.seconds) | {"grad_norm": grad_norm, "lr": lr}
-
-    def evaluate(self) -> EvalResult:
-        """Held-out metrics of the policy, or of its EMA, under the fixed noise of ``evaluation.seed``."""
-        settings = self.config.evaluation
-        with self.trainable.ema_weights():
-            return evaluate_predictor(
-                self.model,
-                self.sampler,
-                self.eval_batch,
-                num_samples=settings.num_samples,
-                seed=settings.seed,
-                batch_size=settings.batch_size,
-            )
-
-    def _batches(self, done: int) -> Iterator[Mapping[str, Any]]:
-        loader = clip_loader(
-            self.train_datasets,
-            batch_size=self.config.grpo.batch_size // self.num_parts,
-            seed=self.config.run.seed,
-            num_workers=self.config.data.num_workers,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            start_batch=done * self.num_parts,
-        )
-        return iter(loader)
 
     def _score(self, rollout: GroupRollout, what: str) -> Rewards:
         target = rollout.batch["latents"].to(rollout.latents)
