@@ -18,7 +18,6 @@ from vampo_core.graceful_stop import GracefulStop
 from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.feature_cache import FeatureCache
-from vampo_core.policy.policy import normalize
 
 
 def test_items_are_chunks_padded_with_the_last_action():
@@ -125,10 +124,11 @@ def test_error_is_the_mean_over_valid_actions(tmp_path):
     trainer = make_policy_trainer(policy_config(tmp_path / "run"))
     policy, dataset = trainer.model, trainer.train_dataset
     batch = collate([dataset[i] for i in (0, 5)])
-    constant = policy.action_range.mean(0).expand(2, HORIZON, 2)
-    policy.sample_actions = lambda *args: constant
+    ramp = torch.linspace(100, 400, HORIZON).view(1, HORIZON, 1).expand(2, HORIZON, 2)
+    policy.sample_actions = lambda *args: ramp
     result = evaluate_policy(policy, batch, num_samples=2)
-    errors = normalize(batch["actions"], policy.action_range).abs().mean(2)
+    low, high = policy.action_range
+    errors = (2 * (batch["actions"] - ramp) / (high - low)).abs().mean(2)
     expected = [errors[0].mean().item(), errors[1, 0].item()]  # frame 5 of 7 is the last that something is done at
     assert result.per_clip["action_l1"] == pytest.approx(expected, rel=1e-5)
     assert result.action_l1.mean == pytest.approx(np.mean(expected), rel=1e-5)
