@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 import torch
 from policy_runs import HORIZON, ActingEpisode, make_policy_trainer, policy_config
+from svd_folder import make_svd_pipeline
 from training_runs import assert_same_run, make_model, metrics_of, trained_weights
 
 import vampo_core
@@ -15,6 +16,7 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, load_config
 from vampo_core.data.clips import collate
 from vampo_core.graceful_stop import GracefulStop
+from vampo_core.models import VideoPredictor
 from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.feature_cache import FeatureCache
@@ -96,6 +98,19 @@ def test_the_predictor_can_be_trained(tmp_path):
     assert moved.issuperset(name for name in unet if "weight" in name and "resnets" in name)
     ours, theirs = (group["lr"] for group in trainer.trainable.optimizer.param_groups)
     assert sorted((ours, theirs)) == pytest.approx([0.5 * max(ours, theirs), max(ours, theirs)])
+
+
+def test_on_an_svd_folder_whose_condition_is_an_image(tmp_path):
+    """Recorded latents are decoded for CLIP; the policy saves the whole folder and acts on pixels."""
+    make_svd_pipeline().save_pretrained(tmp_path / "svd")
+    predictor = VideoPredictor.from_pretrained(tmp_path / "svd")
+    config = policy_config(tmp_path / "run", "policy.num_steps=1", "policy.feature_layers=[0]")
+    trainer = make_policy_trainer(config, predictor=predictor)
+    trainer.train()
+    policy = Policy.from_pretrained(tmp_path / "run")
+    assert policy.settings.feature_size == (3, 64, 4, 4) and policy.settings.image_size == (8, 8)
+    observation = {"pixels": np.zeros((8, 8, 3), np.uint8), "state": np.zeros(3, np.float32)}
+    assert np.isfinite(policy.act(observation, "push the block")).all()
 
 
 @pytest.mark.parametrize("overrides", [[], ["policy.features=latents"], ["policy.train_predictor=true"]])
