@@ -58,9 +58,15 @@ def policy_config(folder: Path, *overrides: str) -> VampoConfig:
     )
 
 
-def make_policy_trainer(config: VampoConfig, *, episodes: tuple[int, ...] = (0, 1, 2), length: int = 7):
+def make_policy_trainer(
+    config: VampoConfig,
+    *,
+    predictor: VideoPredictor | None = None,
+    episodes: tuple[int, ...] = (0, 1, 2),
+    length: int = 7,
+):
     """A trainer on made-up episodes, evaluated on one other; features go beside the run."""
-    predictor = make_model(config)
+    predictor = make_model(config) if predictor is None else predictor
     train, held_out = (
         ClipDataset([ActingEpisode(number, length) for number in numbers], num_frames=config.data.num_frames)
         for numbers in (episodes, (8,))

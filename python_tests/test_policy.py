@@ -60,9 +60,11 @@ def test_the_control_runs_no_video_model(monkeypatch):
     policy.act(observe(), TEXT)
 
 
-def test_actions_do_not_depend_on_the_slots_beside():
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_actions_do_not_depend_on_the_slots_beside(batch_size):
+    """Of three slots the third comes alone into the second batch of two: to the bit the same in batches of one size."""
     policy = make_policy()
-    together, alone = PolicyController(policy), PolicyController(policy)
+    together, alone = (PolicyController(policy, batch_size=batch_size) for _ in range(2))
     for slot in range(3):
         together.begin(slot, TEXT, seed=slot)
     alone.begin(7, TEXT, seed=2)
@@ -71,6 +73,7 @@ def test_actions_do_not_depend_on_the_slots_beside():
         actions = together.act({slot: observe(10 * step + slot) for slot in slots})
         (action,) = alone.act({7: observe(10 * step + 2)}).values()
         np.testing.assert_allclose(actions[2], action, rtol=1e-5, atol=1e-3)
+        assert batch_size is None or np.array_equal(actions[2], action)
         assert actions.keys() == set(slots) and not np.array_equal(actions[0], actions[2])
 
 
@@ -162,6 +165,8 @@ def test_wrong_use(tmp_path):
         PolicyController(policy).act({3: observe()})
     with pytest.raises(ValueError, match="num_executed_steps is 7, expected 1 to 6"):
         PolicyController(policy, num_executed_steps=7)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        PolicyController(policy, batch_size=0)
     policy.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected a run folder or a checkpoint of one"):
         Policy.from_pretrained(tmp_path / "predictor")

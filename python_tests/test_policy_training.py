@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 import torch
 from policy_runs import HORIZON, ActingEpisode, make_policy_trainer, policy_config
+from svd_folder import make_svd_pipeline
 from training_runs import assert_same_run, make_model, metrics_of, trained_weights
 
 import vampo_core
@@ -15,10 +16,10 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, load_config
 from vampo_core.data.clips import collate
 from vampo_core.graceful_stop import GracefulStop
+from vampo_core.models import VideoPredictor
 from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.feature_cache import FeatureCache
-from vampo_core.policy.policy import normalize
 
 
 def test_items_are_chunks_padded_with_the_last_action():
@@ -99,6 +100,19 @@ def test_the_predictor_can_be_trained(tmp_path):
     assert sorted((ours, theirs)) == pytest.approx([0.5 * max(ours, theirs), max(ours, theirs)])
 
 
+def test_on_an_svd_folder_whose_condition_is_an_image(tmp_path):
+    """Recorded latents are decoded for CLIP; the policy saves the whole folder and acts on pixels."""
+    make_svd_pipeline().save_pretrained(tmp_path / "svd")
+    predictor = VideoPredictor.from_pretrained(tmp_path / "svd")
+    config = policy_config(tmp_path / "run", "policy.num_steps=1", "policy.feature_layers=[0]")
+    trainer = make_policy_trainer(config, predictor=predictor)
+    trainer.train()
+    policy = Policy.from_pretrained(tmp_path / "run")
+    assert policy.settings.feature_size == (3, 64, 4, 4) and policy.settings.image_size == (8, 8)
+    observation = {"pixels": np.zeros((8, 8, 3), np.uint8), "state": np.zeros(3, np.float32)}
+    assert np.isfinite(policy.act(observation, "push the block")).all()
+
+
 @pytest.mark.parametrize("overrides", [[], ["policy.features=latents"], ["policy.train_predictor=true"]])
 def test_exact_resume(tmp_path, monkeypatch, overrides):
     expected = tmp_path / "whole" / "run"
@@ -125,10 +139,11 @@ def test_error_is_the_mean_over_valid_actions(tmp_path):
     trainer = make_policy_trainer(policy_config(tmp_path / "run"))
     policy, dataset = trainer.model, trainer.train_dataset
     batch = collate([dataset[i] for i in (0, 5)])
-    constant = policy.action_range.mean(0).expand(2, HORIZON, 2)
-    policy.sample_actions = lambda *args: constant
+    ramp = torch.linspace(100, 400, HORIZON).view(1, HORIZON, 1).expand(2, HORIZON, 2)
+    policy.sample_actions = lambda *args: ramp
     result = evaluate_policy(policy, batch, num_samples=2)
-    errors = normalize(batch["actions"], policy.action_range).abs().mean(2)
+    low, high = policy.action_range
+    errors = (2 * (batch["actions"] - ramp) / (high - low)).abs().mean(2)
     expected = [errors[0].mean().item(), errors[1, 0].item()]  # frame 5 of 7 is the last that something is done at
     assert result.per_clip["action_l1"] == pytest.approx(expected, rel=1e-5)
     assert result.action_l1.mean == pytest.approx(np.mean(expected), rel=1e-5)

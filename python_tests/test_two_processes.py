@@ -40,6 +40,14 @@ def test_pretraining(tmp_path):
     assert_close_runs(tmp_path / "two", tmp_path / "one")
 
 
+def test_policy(tmp_path):
+    """With the predictor under training, whose unused parts must not keep the processes waiting."""
+    overrides = ["policy.lr=1e-4", "policy.train_predictor=true"]
+    assert run("policy", tmp_path / "one", *overrides) == 0
+    run_two("policy", tmp_path / "two", *overrides)
+    assert_close_runs(tmp_path / "two", tmp_path / "one")
+
+
 def test_a_preset_from_nothing(tmp_path):
     """One process records, fits and encodes; the other finds what it made."""
     settings = [f"data.root={tmp_path / 'data'}", "data.num_episodes=4", "data.held_out_fraction=0.25"]

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+from policy_runs import make_policy_trainer, policy_config
 from training_runs import make_config, make_pretrainer, make_trainer
 
 import vampo_core
@@ -48,7 +49,8 @@ def start(
     """Start a run; exit code 3 means that it was interrupted and ended in order.
 
     Args:
-        kind: ``"train"``, ``"noisy"`` (with a random reward), ``"pretrain"``, or ``"preset"``, from data to report.
+        kind: ``"train"``, ``"noisy"`` (with a random reward), ``"pretrain"``, ``"policy"``, or ``"preset"``, from data
+            to report.
         folder: of the run.
         overrides: of :func:`training_runs.make_config`.
         resume_from: as in ``train``.
@@ -136,6 +138,8 @@ def _run(kind, folder, overrides, resume_from, kill, rank) -> None:
             result = vampo_core.train(config, resume_from=resume_from)
         elif kind == "pretrain":
             result = make_pretrainer(config).train(resume_from)
+        elif kind == "policy":
+            result = make_policy_trainer(policy_config(folder, *overrides)).train(resume_from)
         else:
             functions = [noisy_reward] if kind == "noisy" else None
             result = make_trainer(config, reward_funcs=functions).train(resume_from)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vampo_core.diffusion.noise import stream_seed
+from vampo_core.ops._checks import check_int
 from vampo_core.ops.philox import philox_normal
 
 if TYPE_CHECKING:
@@ -34,20 +35,27 @@ class PolicyController:
     """Runs a policy in several episodes at once: what is due for a new chunk is predicted in one batch.
 
     Every ``num_executed_steps`` control steps a chunk is predicted; the noise it is drawn from follows from the
-    episode's seed and the step alone, so that an episode does not depend on those beside it (but for the rounding of
-    floats, which differs between batch sizes).
+    episode's seed and the step alone, so that an episode does not depend on those beside it. Floats round differently
+    in batches of different sizes: with ``batch_size`` every batch is filled up to that size, and an episode is the same
+    to the last bit whatever runs beside it.
 
     Args:
         policy: in eval mode, on the device where it should run.
         num_executed_steps: in place of the policy's setting.
         temporal_ensemble: in place of the policy's setting; a negative number for none.
+        batch_size: of every prediction; by default as many as are due.
 
     Raises:
-        ValueError: ``num_executed_steps`` is not between 1 and the policy's action horizon.
+        ValueError: ``num_executed_steps`` is not between 1 and the policy's action horizon, or ``batch_size`` below 1.
     """
 
     def __init__(
-        self, policy: "Policy", *, num_executed_steps: int | None = None, temporal_ensemble: float | None = None
+        self,
+        policy: "Policy",
+        *,
+        num_executed_steps: int | None = None,
+        temporal_ensemble: float | None = None,
+        batch_size: int | None = None,
     ) -> None:
         settings = policy.settings
         self.policy = policy
@@ -59,6 +67,7 @@ class PolicyController:
                 f"num_executed_steps is {self.num_executed_steps}, expected 1 to {settings.action_horizon}, the "
                 "policy's action horizon"
             )
+        self.batch_size = None if batch_size is None else check_int("batch_size", batch_size, minimum=1)
         self._slots: dict[int, _Slot] = {}
 
     def begin(self, slot: int, instruction: str, seed: int) -> None:
@@ -75,14 +84,22 @@ class PolicyController:
         if unknown:
             raise ValueError(f"observations holds slot {unknown[0]}, expected begin({unknown[0]}, …) before")
         due = [slot for slot in observations if self._slots[slot].step % self.num_executed_steps == 0]
-        if due:
-            noise = torch.cat([self._noise(self._slots[slot]) for slot in due])
-            chunks = self.policy.predict(
-                [observations[slot] for slot in due], [self._slots[slot].instruction for slot in due], noise
-            )
-            for slot, chunk in zip(due, chunks, strict=True):
-                self._slots[slot].chunks.append((self._slots[slot].step, chunk))
+        size = self.batch_size or len(due)
+        for start in range(0, len(due), size or 1):
+            self._predict(due[start : start + size], observations, size)
         return {slot: self._next_action(self._slots[slot]) for slot in observations}
+
+    def _predict(self, due: list[int], observations: Mapping[int, Observation], size: int) -> None:
+        """A chunk for each of these slots, in a batch filled up to ``size`` with the last one."""
+        rows = due + due[-1:] * (size - len(due))
+        slots = [self._slots[slot] for slot in rows]
+        chunks = self.policy.predict(
+            [observations[slot] for slot in rows],
+            [slot.instruction for slot in slots],
+            torch.cat([self._noise(slot) for slot in slots]),
+        )
+        for slot, chunk in zip(slots[: len(due)], chunks, strict=False):
+            slot.chunks.append((slot.step, chunk))
 
     def _noise(self, slot: _Slot) -> Tensor:  # [1, H, A]
         shape = self.policy.head.chunk_shape
