@@ -246,10 +246,10 @@ def test_peer_fault_resume_silently_skipped(tmp_path, monkeypatch):
 
 
 def test_peer_fault_rollout_in_another_precision(tmp_path):
-    """Outputs have the autocast's dtype in the rollout and in the update."""
+    """The UNet's outputs have the autocast's dtype in the rollout and in the update."""
     config, seen = make_config(tmp_path, "model.dtype=bfloat16"), set()
     trainer = make_trainer(config)
-    trainer.model.register_forward_hook(lambda module, given, output: seen.add((output.dtype, output.requires_grad)))
+    trainer.model.unet.register_forward_hook(lambda _, given, out: seen.add((out[0].dtype, out[0].requires_grad)))
     trainer.iterate(1, trainer._batches(0))
     assert seen == {(torch.bfloat16, True), (torch.bfloat16, False)}
 

@@ -169,7 +169,7 @@ def evaluate_policy(
     name = "expert" if policy is None else policy.fingerprint()
     decodes = policy is not None and not isinstance(policy.predictor.codec, LatentCodec)
     return evaluate_closed_loop(
-        None if policy is None else PolicyController(policy),
+        None if policy is None else PolicyController(policy, batch_size=settings.num_envs),
         config.data.env,
         num_episodes=settings.num_episodes,
         seed=settings.seed,

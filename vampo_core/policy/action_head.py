@@ -27,8 +27,7 @@ class ActionHead(nn.Module):
 
     A transformer decoder (self-attention over the chunk, cross-attention to the condition) as in Diffusion Policy
     (Chi et al. 2023, arXiv 2303.04137), preconditioned as in EDM (Karras et al. 2022, equation 7) by diffusers'
-    scheduler. Noise level and robot's state are added to every action and attended to as well: a direct way for what
-    a chunk begins at, which is learned much sooner than through attention alone.
+    scheduler. Noise level and robot's state are added to every action and attended to as well.
 
     Args:
         action_dim: A.
