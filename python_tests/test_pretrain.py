@@ -67,8 +67,8 @@ def test_noise_levels_are_log_normal(tmp_path, monkeypatch):
 def test_it_learns_and_saves_the_mean(tmp_path):
     """On twenty clips the loss goes down, and so does the held-out error; text encoder and UNet both move."""
     config = make_config(
-        tmp_path, "pretrain.num_steps=60", "pretrain.batch_size=4", "pretrain.lr=3e-3", "pretrain.eval_every=60",
-        "pretrain.save_every=60", "pretrain.p_mean=0.0",
+        tmp_path, "pretrain.num_steps=100", "pretrain.batch_size=4", "pretrain.lr=3e-3", "pretrain.eval_every=100",
+        "pretrain.save_every=100", "pretrain.p_mean=0.0",
     )  # fmt: skip
     pretrainer = make_pretrainer(config)
     before = trained_weights(pretrainer)
