@@ -81,7 +81,10 @@ def run(call: Callable[..., TrainResult], config: VampoConfig) -> TrainResult:
     folder = Path(config.run.dir)
     begun = Checkpoints(folder / "checkpoints").latest is not None
     config = replace(config, run=replace(config.run, overwrite=folder.exists() and not begun))
-    return call(config, resume_from=folder if begun else None)
+    result = call(config, resume_from=folder if begun else None)
+    if result.interrupted:
+        raise KeyboardInterrupt(f"interrupted in {folder}; the same command continues there")
+    return result
 
 
 def run_arm(arm: Arm, config: VampoConfig, base: Path, budget: int) -> TrainResult:
