@@ -78,3 +78,19 @@ def test_by_command_with_its_page(finished, capsys):
 def test_without_a_simulator(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.env is None"):
         chain.run_chain(settings(tmp_path))
+
+
+def test_other_data_under_a_given_predictor_is_another_chain(finished, monkeypatch):
+    config, before = finished
+    given = load_config(config, f"model.pretrained={before.folders['vampo'] / 'checkpoints' / 'latest'}")
+    made = []
+
+    def note(name, call, config, num_steps, depends_on):
+        made.append(repr(depends_on))
+        return before.folders[name]
+
+    monkeypatch.setattr(chain, "_stage", note)
+    monkeypatch.setattr(api, "evaluate_policy", lambda *_, **__: before.closed_loop["base"])
+    chain.run_chain(given)
+    chain.run_chain(load_config(given, "data.held_out_fraction=0.5"))
+    assert len(made) == 8 and not set(made[:4]) & set(made[4:])

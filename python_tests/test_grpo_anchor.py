@@ -65,7 +65,8 @@ def test_parts_of_a_batch_do_not_change_it(tmp_path):
 
 def test_it_is_logged(tmp_path):
     trainer = make_trainer(make_config(tmp_path, *SETTINGS))
-    assert trainer.iterate(1, trainer._batches(0))["anchor"] == 0
+    row = trainer.iterate(1, trainer._batches(0))
+    assert row["anchor"] == 0 and "kl" not in row  # a penalty of weight 0 is not computed
     move(trainer.model)
     row = trainer.iterate(2, trainer._batches(1))
     assert row["anchor"] > 0 and row["loss"] > 50 * row["anchor"]

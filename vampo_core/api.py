@@ -57,13 +57,7 @@ def train(
     """
     config = _configured(config, overrides)
     RunFolder.check(config, resume_from=resume_from)
-    source = config.model.pretrained
-    if source is None:
-        base = pretrain_base(config)
-        if base.interrupted:
-            raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
-        source = str(base.checkpoint)
-    model = load_predictor(config, source)
+    model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
     with _main_process_first():
         clips = prepare_clips(config, model.codec)
     trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
@@ -99,12 +93,7 @@ def train_policy(
     config = _configured(config, overrides)
     RunFolder.check(config, resume_from=resume_from)
     source = config.policy.predictor or config.model.pretrained
-    if source is None:
-        base = pretrain_base(config)
-        if base.interrupted:
-            raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
-        source = str(base.checkpoint)
-    predictor = inference_predictor(config, source)
+    predictor = inference_predictor(config, source or base_checkpoint(config))
     with _main_process_first():
         clips = prepare_clips(config, predictor.codec)
         train_dataset, eval_dataset = action_datasets(config, predictor, clips, config.data.root)
@@ -167,7 +156,13 @@ def evaluate_policy(
     if checkpoint is not None:
         policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(Accelerator().device).eval()
     name = "expert" if policy is None else policy.fingerprint()
-    decodes = policy is not None and not isinstance(policy.predictor.codec, LatentCodec)
+    imagine = None  # the control on latents imagines nothing, and ready-made latents cannot be decoded
+    if (
+        policy is not None
+        and policy.settings.features == "predictive"
+        and not isinstance(policy.predictor.codec, LatentCodec)
+    ):
+        imagine = Imagination(policy.predictor, stride=config.data.stride)
     return evaluate_closed_loop(
         None if policy is None else PolicyController(policy, batch_size=settings.num_envs),
         config.data.env,
@@ -179,7 +174,7 @@ def evaluate_policy(
         output=Path(config.run.dir) / "closed_loop" / name if output is None else Path(output) / name,
         controller_id=name,
         num_videos=settings.num_videos,
-        imagine=Imagination(policy.predictor, stride=config.data.stride) if policy is not None and decodes else None,
+        imagine=imagine,
     )
 
 
@@ -226,6 +221,18 @@ def _report(config: VampoConfig) -> None:
 def _main_process_first() -> contextlib.AbstractContextManager[None]:
     """Of several processes the main one makes what is missing, and the others then find it."""
     return Accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
+
+
+def base_checkpoint(config: VampoConfig) -> Path:
+    """The base model of a configuration, as :func:`pretrain_base` makes or finds it.
+
+    Raises:
+        KeyboardInterrupt: its training was interrupted.
+    """
+    base = pretrain_base(config)
+    if base.interrupted:
+        raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
+    return base.checkpoint
 
 
 def pretrain_base(config: VampoConfig) -> TrainResult[EvalResult]:

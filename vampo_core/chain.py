@@ -15,7 +15,7 @@ from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.evaluation import EvalResult
 from vampo_core.policy.closed_loop_results import ClosedLoopResult
 from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.prepare import digest
+from vampo_core.prepare import data_settings, digest
 from vampo_core.training_run import TrainResult
 
 CONTROL, EXPERT = "latents", "expert"
@@ -55,8 +55,8 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     if config.data.env is None:
         raise ConfigError("data.env is None, expected the simulator that episodes are recorded and policies tried in")
     settings = config.to_dict()
-    common = {"evaluation": settings["evaluation"], "seed": config.run.seed}
-    base = Path(config.model.pretrained) if config.model.pretrained else _complete(api.pretrain_base(config)).checkpoint
+    common = {"data": data_settings(config), "evaluation": settings["evaluation"], "seed": config.run.seed}
+    base = Path(config.model.pretrained or api.base_checkpoint(config))
     started = replace(config, model=replace(config.model, pretrained=str(base)))
     sections = {name: settings[name] for name in ("grpo", "sampler", "reward", "optim", "model")}
     folders = {"vampo": _stage("vampo", api.train, started, config.grpo.num_iterations, [str(base), sections, common])}
@@ -69,7 +69,7 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     for name in (*POLICIES, EXPERT):
         print(f"closed loop: {name}")
         checkpoint = folders.get(f"policy-{name}")
-        output = Path(config.run.dir).parent / f"closed_loop-{digest([settings['data'], settings['closed_loop']])}"
+        output = Path(config.run.dir).parent / f"closed_loop-{digest([config.data.env, config.data.resolution])}"
         closed_loop[name] = api.evaluate_policy(checkpoint, config, output=output)
     before, after = (EvalResult.from_dict(_counters(folders["vampo"])[key]) for key in ("before", "last"))
     policies = {name: PolicyEvalResult.from_dict(_counters(folders[f"policy-{name}"])["last"]) for name in POLICIES}
@@ -87,14 +87,10 @@ def _stage(
         return folder
     print(f"{name}: {folder}" + (" (continued)" if latest else ""))
     run = replace(config.run, dir=str(folder), overwrite=folder.exists() and latest is None)
-    _complete(call(replace(config, run=run), resume_from=folder if latest else None))
-    return folder
-
-
-def _complete(result: TrainResult[Any]) -> TrainResult[Any]:
+    result = call(replace(config, run=run), resume_from=folder if latest else None)
     if result.interrupted:
-        raise KeyboardInterrupt(f"interrupted in {result.config.run.dir}; the same call continues there")
-    return result
+        raise KeyboardInterrupt(f"interrupted in {folder}; the same call continues there")
+    return folder
 
 
 def _counters(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from vampo_core.models.video_predictor import VideoPredictor
 
 SVD_SCALING_FACTOR = 0.18215
 _DATA_KEYS = ("root", "env", "num_episodes", "resolution", "held_out_fraction", "num_frames", "stride", "sampling")
-"""What decides on the clips."""
 _CODEC_FRAMES = 2000
 
 
@@ -133,15 +132,7 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
     """
     depends_on = {
         "codec": codec.fingerprint(),
-        "data": {
-            key: getattr(config.data, key)
-            for key in (
-                *("root", "env", "num_episodes", "resolution", "held_out_fraction"),
-                "num_frames",
-                "stride",
-                "sampling",
-            )
-        },
+        "data": data_settings(config),
         "model": config.model.unet_options(),
         "pretrain": config.to_dict()["pretrain"],
         "sigma_max": config.sampler.sigma_max,
@@ -150,6 +141,11 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
     folder = Path(config.run.dir).parent / f"base-{digest(depends_on)}"
     plain = replace(config.model, lora=0, gradient_checkpointing=False)
     return replace(config, model=plain, run=replace(config.run, dir=str(folder), overwrite=False))
+
+
+def data_settings(config: VampoConfig) -> dict[str, object]:
+    """What decides on the clips of training and evaluation."""
+    return {key: getattr(config.data, key) for key in _DATA_KEYS}
 
 
 def find_base(config: VampoConfig, codec: AnyCodec) -> Path | None:

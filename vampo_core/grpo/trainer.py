@@ -146,7 +146,7 @@ class VampoTrainer(PredictorTrainer):
             # a pass that drew the group is the old policy: its ratio is 1 by construction, not by luck
             old = log_prob.detach() if output is rollout.output else step.log_prob[clips]
             loss = clipped_surrogate(log_prob, old, advantages[clips], clip_range=grpo.clip_range)
-            if self.reference is not None:
+            if grpo.kl_coef > 0:
                 kl = self._kl(rollout, step.sample[clips], step.step_index, clips, output)
                 loss = replace(loss, loss=loss.loss + grpo.kl_coef * kl, kl=kl)
             weight = log_prob.numel() / (advantages.numel() * len(rollout.steps) * self.num_parts)

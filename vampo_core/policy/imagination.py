@@ -13,11 +13,10 @@ class Imagination:
     Args:
         predictor: in eval mode; its codec must decode.
         stride: control steps from one predicted frame to the next, as in training.
-        seed: of the noise.
     """
 
-    def __init__(self, predictor: VideoPredictor, *, stride: int, seed: int = 0) -> None:
-        self.predictor, self.stride, self.seed = predictor, stride, seed
+    def __init__(self, predictor: VideoPredictor, *, stride: int) -> None:
+        self.predictor, self.stride = predictor, stride
 
     def __call__(
         self,
@@ -32,7 +31,7 @@ class Imagination:
         first = self.predictor.codec.encode(starts.to(device)).unsqueeze(1)  # [n, 1, C, h, w]
         batch = {"latents": first.expand(-1, num_frames, -1, -1, -1), "instruction": [instruction] * len(starts)}
         sampler = self.predictor.sampler()
-        latents = predict(self.predictor, sampler, batch, num_samples=1, seed=self.seed, batch_size=16)[:, 0]
+        latents = predict(self.predictor, sampler, batch, num_samples=1, seed=0, batch_size=16)[:, 0]
         videos = decode_video(self.predictor.codec, latents)  # [n, F, 3, H, W]
         step = torch.arange(len(frames))
         return videos[step // span, step % span // self.stride].clamp(0, 1)
