@@ -1,11 +1,12 @@
 """What VAMPO does to held-out predictions on PushT, beside its controls and variants, for the same compute.
 
-    python benchmarks/posttraining.py [--seeds 0 1 2] [--arms NAME ...] [--folder runs/posttraining] [--results FOLDER]
+    python benchmarks/posttraining.py [--seeds 0 1 2] [--arms NAME ...] [--iterations N] [--results FOLDER]
 
 For each seed a base is pretrained as the preset says; every arm then goes on from it. Compute is counted in denoiser
 forwards, a backward as two, so that it does not depend on the machine: each arm gets what ``--iterations`` iterations
-of VAMPO take. Held-out clips, and the noise they are predicted from, are the same for every arm. What is done already
-is kept: a second call continues the first, and tables hold what there is.
+of the preset take, and only arms of equal ``--iterations`` share a table. Held-out clips, and the noise they are
+predicted from, are the same for every arm. What is done already is kept: a second call continues the first, and tables
+hold what there is.
 """
 
 import argparse
@@ -40,6 +41,7 @@ class Arm:
     likelihood: bool = False  # continued pretraining instead of VAMPO
 
 
+EIGHT_STEPS = ("sampler.num_inference_steps=8", "sampler.sigma_min=0.002", "grpo.num_generations=8")
 ARMS = {
     "vampo": Arm("the preset"),
     "likelihood": Arm(
@@ -50,19 +52,21 @@ ARMS = {
     "likelihood-full-lr": Arm(
         "pretraining continued at its learning rate, falling to 0", ("pretrain.warmup_steps=20",), likelihood=True
     ),
-    "no-anchor": Arm("without the anchor of the ODE tail: the published loss", ("grpo.anchor_coef=0",)),
-    "no-anchor-3e-5": Arm(
-        "likewise, at a learning rate that it bears", ("grpo.anchor_coef=0", "optim.lr=3e-5", "optim.decay_steps=0")
-    ),
-    "all-steps": Arm("noise and gradient at every step", ("sampler.stochastic_steps=[0,1,2,3,4,5,6]",)),
     "l1-only": Arm("reward: L1 alone", ("reward.cosine_weight=0",)),
     "cosine-only": Arm("reward: cosine alone", ("reward.l1_weight=0",)),
     "g2": Arm("2 generations", ("grpo.num_generations=2",)),
     "g4": Arm("4 generations", ("grpo.num_generations=4",)),
-    "g16": Arm("16 generations", ("grpo.num_generations=16",)),
+    "g8": Arm("8 generations", ("grpo.num_generations=8",)),
     "antithetic": Arm("a group's noise in pairs z, -z", ("sampler.antithetic=true",)),
     "own-noise": Arm("initial noise of each generation its own", ("sampler.shared_noise=false",)),
     "sigma-700": Arm("SVD's largest noise level, against the base sampled so too", ("sampler.sigma_max=700",)),
+    "anchor": Arm("the ODE tail anchored to the base", ("grpo.anchor_coef=1e-3",)),
+    "8-steps": Arm("8 sampling steps down to 0.002, 8 generations, against the base sampled so too", EIGHT_STEPS),
+    "8-steps-anchor": Arm("the same, with the anchor", (*EIGHT_STEPS, "grpo.anchor_coef=1e-3")),
+    "8-steps-all": Arm(
+        "the same, noise and gradient at every step: all-step SDE GRPO",
+        (*EIGHT_STEPS, "sampler.stochastic_steps=[0,1,2,3,4,5,6]"),
+    ),
 }
 
 
@@ -188,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME", help=", ".join(ARMS))
-    parser.add_argument("--iterations", type=int, default=30, help="of VAMPO; other arms get the same compute")
+    parser.add_argument("--iterations", type=int, default=150, help="of VAMPO; other arms get the same compute")
     parser.add_argument("--folder", type=Path, default=Path("runs/posttraining"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--config", default="pusht")
@@ -203,23 +207,24 @@ def main() -> None:
     for name in args.arms:  # arm by arm, so that the main comparison has all seeds first
         for seed in args.seeds:
             folder = args.folder / f"seed-{seed}"
-            seeded = load_config(config, f"run.seed={seed}", f"run.dir={folder / name}")
+            seeded = load_config(config, f"run.seed={seed}", f"run.dir={folder / f'{name}-{args.iterations}'}")
             base = pretrain_base(seeded).checkpoint
             print(f"seed {seed}: {name}", flush=True)
             values = record(run_arm(ARMS[name], seeded, base, budget))
-            (folder / f"{name}.json").write_text(json.dumps(values) + "\n")
+            (folder / f"{name}-{args.iterations}.json").write_text(json.dumps(values) + "\n")
 
     records: dict[str, dict] = {}
-    for path in sorted(args.folder.glob("seed-*/*.json")):
-        records.setdefault(path.parent.name.removeprefix("seed-"), {})[path.stem] = json.loads(path.read_text())
+    for path in sorted(args.folder.glob(f"seed-*/*-{args.iterations}.json")):
+        arm, seed = path.stem.removesuffix(f"-{args.iterations}"), path.parent.name.removeprefix("seed-")
+        records.setdefault(seed, {})[arm] = json.loads(path.read_text())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = environment(device)
     args.results.mkdir(parents=True, exist_ok=True)
     result = {"environment": where, "config": config.to_dict(), "first_frame": asdict(first_frame), "seeds": records}
-    (args.results / f"posttraining-{device}.json").write_text(json.dumps(result) + "\n")
+    (args.results / f"posttraining-{args.iterations}-{device}.json").write_text(json.dumps(result) + "\n")
     head = f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
     table = markdown(records, first_frame, head)
-    (args.results / f"posttraining-{device}.md").write_text(table)
+    (args.results / f"posttraining-{args.iterations}-{device}.md").write_text(table)
     print(table)
 
 

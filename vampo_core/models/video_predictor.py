@@ -16,7 +16,7 @@ from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import Denoise
 from vampo_core.models import folder as parts
 from vampo_core.models import lora
-from vampo_core.models.change import first_frame_share
+from vampo_core.models.change import first_frame_share, input_scale
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.condition import Condition
 from vampo_core.models.default import default_scheduler, default_unet
@@ -191,7 +191,8 @@ class VideoPredictor(nn.Module):
 
         The input is scaled by ``1 / sqrt(sigma^2 + 1)``, model time is ``log(sigma) / 4`` and the first frame's latents
         stand beside every frame on channels, as in SVD. With ``settings.predict_change`` the UNet denoises the change
-        from the first frame; what is returned is still the output for the latents themselves.
+        from the first frame, scaled by :func:`input_scale`; what is returned is still the output for the latents
+        themselves.
 
         Raises:
             ValueError: shapes of sample, sigma and condition do not belong together.
@@ -389,7 +390,7 @@ class VideoPredictor(nn.Module):
             scale, time = 1 / math.sqrt(sigma * sigma + 1), sample.new_full((rows,), math.log(sigma) / 4)
         first = latents.unsqueeze(1).expand_as(sample).to(sample.dtype)
         if self.settings.predict_change:
-            sample = sample - first * self.codec.scaling_factor
+            sample, scale = sample - first * self.codec.scaling_factor, input_scale(sigma)
         stacked = torch.cat([sample * scale, first], dim=2)
         dtype = self.unet.conv_in.weight.dtype
         return stacked.to(dtype), time, condition.encoder_hidden_states.to(dtype), condition.added_time_ids
