@@ -1,12 +1,14 @@
 """Rewards against plain loops, users' functions as plug-ins, and what is said of a wrong one."""
 
 import pytest
+import tiny_run
 import torch
 from hand_written import reward_of
 from svd_folder import make_svd_pipeline
 from torch import Tensor
 from training_runs import make_config, make_trainer
 
+import vampo_core
 from vampo_core import rewards
 from vampo_core.config import RewardConfig
 from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
@@ -138,3 +140,16 @@ def test_a_users_reward_sees_the_batch_and_carries_no_gradient(tmp_path):
     assert row["reward_mean"] == pytest.approx(2 * row["Judge"], rel=1e-5) and row["flat"] == 0
     assert len(seen[0]["instruction"]) == len(seen[0]["clip_id"]) == len(seen[0]["episode_id"]) == 2
     assert "l1" not in row
+
+
+def test_train_takes_the_users_own(tmp_path):
+    tiny_run.write_dataset(tmp_path / "data")
+
+    def upper_half(pred, target, batch):
+        rows = pred.shape[-2] // 2
+        return -(pred - target.unsqueeze(1))[..., :rows, :].square().mean((-3, -2, -1))
+
+    config = tiny_run.settings(tmp_path, "grpo.num_iterations=1")
+    (row,) = vampo_core.train(config, reward_funcs=[(upper_half, 0.5)]).history
+    assert row["reward_mean"] == pytest.approx(0.5 * row["upper_half"]) and row["upper_half"] < 0
+    assert "latent" not in row and "l1" not in row

@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,13 +32,17 @@ from vampo_core.prepare import (
 )
 from vampo_core.pretraining import Pretrainer
 from vampo_core.report import write_report
+from vampo_core.rewards import RewardFunction
 from vampo_core.run_folder import RunFolder
 from vampo_core.sampling import sample_videos
 from vampo_core.training_run import TrainResult
 
 
 def train(
-    config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None
+    config: VampoConfig | str | Path,
+    *overrides: str,
+    resume_from: str | Path | None = None,
+    reward_funcs: Sequence[RewardFunction | tuple[RewardFunction, float]] | None = None,
 ) -> TrainResult[EvalResult]:
     """Post-train a video predictor with VAMPO.
 
@@ -47,6 +52,8 @@ def train(
         config: a configuration, the path of one, or a preset's name, such as ``"pusht"``.
         overrides: settings to change, such as ``"grpo.num_generations=8"``.
         resume_from: run folder or checkpoint of an earlier part of this run.
+        reward_funcs: functions or ``(function, weight)`` pairs in place of the rewards of ``config.reward``, see
+            :mod:`vampo_core.rewards`.
 
     Returns:
         The checkpoint, the history, and held-out metrics before and after.
@@ -60,7 +67,13 @@ def train(
     model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
     with _main_process_first():
         clips = prepare_clips(config, model.codec)
-    trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
+    trainer = VampoTrainer(
+        model=model,
+        config=config,
+        train_dataset=clips.train,
+        eval_dataset=clips.held_out,
+        reward_funcs=reward_funcs,
+    )
     result, writes = trainer.train(resume_from), trainer.accelerator.is_main_process
     del model, clips, trainer  # the report loads two models of its own
     if writes and not result.interrupted:
