@@ -12,13 +12,14 @@ from torch import Tensor
 from vampo_core.config import PolicyConfig, VampoConfig
 from vampo_core.diffusion.noise import stream_seed
 from vampo_core.evaluation import held_out_batch
+from vampo_core.models.condition import observed_condition
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops.philox import philox_normal
 from vampo_core.policy.action_head import P_MEAN, P_STD, SIGMA_MAX, SIGMA_MIN, action_loss
 from vampo_core.policy.data import ActionDataset, action_loader
 from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.feature_cache import FeatureCache
-from vampo_core.policy.policy import Policy, feature_extractor, normalize, observed_condition, observed_features
+from vampo_core.policy.policy import Policy, feature_extractor, normalize, observed_features
 from vampo_core.policy.settings import PolicySettings
 from vampo_core.prepare import Clips
 from vampo_core.trainable import Trainable
