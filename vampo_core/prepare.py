@@ -18,13 +18,13 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.data.encode import encode
-from vampo_core.data.episode import Episode, EpisodeSource
+from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource
 from vampo_core.data.record import record
 from vampo_core.data.recorded import RecordedDataset
 from vampo_core.data.split import split_episodes
 from vampo_core.data.vpp import VppDataset
 from vampo_core.files import publish, temporary_beside
-from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec
+from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.video_predictor import VideoPredictor
 
 SVD_SCALING_FACTOR = 0.18215
@@ -78,13 +78,13 @@ def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> Video
 
 
 def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
-    """Clips with the codec's latents, encoded first where they are not there yet.
+    """Clips with the codec's latents: those that came with the data, else encoded first where they are not there yet.
 
     Raises:
         ValueError: the dataset does not fit the codec, or the split is empty.
     """
     dataset = open_dataset(config, latents=None)
-    if not isinstance(codec, LatentCodec):
+    if not _came_with_latents(dataset, codec):
         encoded = encode(
             dataset,
             codec,
@@ -95,6 +95,23 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
         dataset = open_dataset(config, latents=encoded.latents)
     train, held_out = _split(config, dataset)
     return Clips(_clips(config, train), _clips(config, held_out))
+
+
+def _came_with_latents(dataset: EpisodeSource, codec: AnyCodec) -> bool:
+    """Whether every episode came with latents that may be the codec's: a VAE's, with as many channels."""
+    if not isinstance(dataset, VppDataset) or not isinstance(codec, VAECodec):
+        return isinstance(codec, LatentCodec)
+    if any(episode.latents_file is None for episode in dataset.episodes):
+        return False
+    return {_channels(episode) for episode in dataset.episodes} <= {codec.latent_channels, None}
+
+
+def _channels(episode: Episode) -> int | None:
+    """C of an episode's latents; None where they are damaged, as will be said when a clip is read."""
+    try:
+        return episode.latents([0]).shape[1]
+    except EpisodeError:
+        return None
 
 
 def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:

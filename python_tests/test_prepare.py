@@ -1,0 +1,75 @@
+"""From ``data`` in a configuration to clips and a codec: which latents, which episodes."""
+
+import json
+
+import pytest
+import torch
+from svd_folder import make_svd_pipeline
+from vpp_files import make_episode
+
+from vampo_core.config import load_config
+from vampo_core.models.codec import VAECodec
+from vampo_core.prepare import prepare_clips
+
+NAMES = "123456"
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return VAECodec(make_svd_pipeline().vae)
+
+
+def vpp_config(root, *overrides):
+    """Of data in the VPP layout."""
+    return load_config(
+        "bridge", f"data.root={root / 'data'}", f"run.dir={root / 'runs' / 'a'}", "data.num_frames=3",
+        "data.resolution=32", *overrides,
+    )  # fmt: skip
+
+
+def make_vpp(root, **entries):
+    for name in NAMES:
+        make_episode(root / "data", name, **entries)
+    return root / "data"
+
+
+def edit_annotation(root, name, **entries):
+    path = root / "annotation" / "train" / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def shapes(clips):
+    return {clips.train[i]["latents"].shape[1:] for i in range(len(clips.train))}
+
+
+def test_a_vae_works_on_the_latents_that_came_with_the_data(tmp_path, vae):
+    root = make_vpp(tmp_path)
+    clips = prepare_clips(vpp_config(tmp_path), vae)
+    assert len(clips.train) + len(clips.held_out) == 6 and not (root / "latents").exists()
+    item = clips.train[0]  # of frames 0, 2 or 3, and 5
+    assert item["latents"].shape == (3, 4, 2, 3) and item["latents"][[0, 2], 0, 0, 0].tolist() == [0.0, 5.0]
+
+
+def test_no_video_is_needed_then(tmp_path, vae):
+    make_vpp(tmp_path)
+    for video in (tmp_path / "data" / "videos").rglob("*.mp4"):
+        video.unlink()
+    assert shapes(prepare_clips(vpp_config(tmp_path), vae)) == {(4, 2, 3)}
+
+
+def test_a_vae_encodes_where_latents_are_missing_or_others(tmp_path, vae):
+    root = make_vpp(tmp_path)
+    edit_annotation(root, "3", latent_videos=[])
+    assert shapes(prepare_clips(vpp_config(tmp_path), vae)) == {(4, 16, 16)}
+    other = make_vpp(tmp_path / "other")
+    torch.save(torch.zeros(6, 8, 2, 3), other / "latent_videos" / "train" / "5" / "0.pt")
+    assert shapes(prepare_clips(vpp_config(tmp_path / "other"), vae)) == {(4, 16, 16)}
+
+
+def test_damaged_latents_are_skipped_when_read(tmp_path, vae):
+    root = make_vpp(tmp_path)
+    for name in ("1", "2"):
+        (root / "latent_videos" / "train" / name / "0.pt").write_bytes(b"cut")
+    clips = prepare_clips(vpp_config(tmp_path), vae)
+    with pytest.warns(RuntimeWarning, match=r"episode 'train/[12]' of 'data'"):
+        assert shapes(clips) | {clips.held_out[i]["latents"].shape[1:] for i in range(2)} == {(4, 2, 3)}
