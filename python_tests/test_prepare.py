@@ -66,6 +66,12 @@ def test_a_vae_encodes_where_latents_are_missing_or_others(tmp_path, vae):
     assert shapes(prepare_clips(vpp_config(tmp_path / "other"), vae)) == {(4, 16, 16)}
 
 
+def test_videos_keep_their_shape_where_the_resolution_has_it(tmp_path, vae):
+    root = make_vpp(tmp_path)
+    edit_annotation(root, "3", latent_videos=[])
+    assert shapes(prepare_clips(vpp_config(tmp_path, "data.resolution=[16, 24]"), vae)) == {(4, 8, 12)}
+
+
 def test_damaged_latents_are_skipped_when_read(tmp_path, vae):
     root = make_vpp(tmp_path)
     for name in ("1", "2"):

@@ -88,7 +88,7 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
         encoded = encode(
             dataset,
             codec,
-            image_size=config.data.resolution if config.data.format == "vpp" else None,
+            image_size=config.data.image_size if config.data.format == "vpp" else None,
             batch_size=config.data.batch_size,
             strict=config.data.strict,
         )

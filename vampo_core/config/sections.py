@@ -233,8 +233,8 @@ class DataConfig:
     """Simulator to record the dataset from where it does not exist, or several with commas between; null for none."""
     num_episodes: Annotated[int, Range(minimum=2)] = 120
     """Episodes to record, over all simulators."""
-    resolution: Positive = 64
-    """Pixels along each side of a frame."""
+    resolution: Positive | tuple[Positive, ...] = 64
+    """Pixels along each side of a frame, or [height, width] for videos that are not square."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
@@ -243,6 +243,15 @@ class DataConfig:
                 f"data.env is {self.env!r} with data.format = {self.format!r}, expected null: "
                 "a simulator is recorded in the format 'recorded'"
             )
+        if isinstance(self.resolution, tuple) and (len(self.resolution) != 2 or self.env is not None):
+            expected = "[height, width]" if self.env is None else f"one number: {self.env} renders squares"
+            raise ConfigError(f"data.resolution is {list(self.resolution)}, expected {expected}")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        height, width = self.resolution if isinstance(self.resolution, tuple) else (self.resolution, self.resolution)
+        return height, width
 
 
 @dataclass(frozen=True, kw_only=True)

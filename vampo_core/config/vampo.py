@@ -66,7 +66,11 @@ class VampoConfig:
             )
 
         side = self.model.patch_size * 2 ** (len(self.model.block_out_channels) - 1)
-        if self.model.pretrained is None and self.data.format == "recorded" and self.data.resolution % side:
+        if (
+            self.model.pretrained is None
+            and self.data.format == "recorded"
+            and any(pixels % side for pixels in self.data.image_size)
+        ):
             raise ConfigError(
                 f"data.resolution is {self.data.resolution}, expected a multiple of {side}: model.patch_size = "
                 f"{self.model.patch_size}, halved {len(self.model.block_out_channels) - 1} times in the UNet"
