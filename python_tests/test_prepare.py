@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import tiny_run as tiny
 import torch
 from svd_folder import make_svd_pipeline
 from vpp_files import make_episode
 
 from vampo_core.config import load_config
-from vampo_core.models.codec import VAECodec
-from vampo_core.prepare import prepare_clips
+from vampo_core.data import EpisodeError
+from vampo_core.models.codec import PatchCodec, VAECodec
+from vampo_core.prepare import open_dataset, prepare_clips, prepare_codec
 
 NAMES = "123456"
 
@@ -79,3 +81,34 @@ def test_damaged_latents_are_skipped_when_read(tmp_path, vae):
     clips = prepare_clips(vpp_config(tmp_path), vae)
     with pytest.warns(RuntimeWarning, match=r"episode 'train/[12]' of 'data'"):
         assert shapes(clips) | {clips.held_out[i]["latents"].shape[1:] for i in range(2)} == {(4, 2, 3)}
+
+
+def cut_video(config, number):
+    path = open_dataset(config).episodes[number].video_path
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def test_a_truncated_video_does_not_keep_the_codec_from_being_fitted(tmp_path):
+    tiny.write_dataset(tmp_path / "data")
+    config = tiny.settings(tmp_path)
+    for number in range(3):  # one of six at least is trained on
+        cut_video(config, number)
+    with pytest.raises(EpisodeError, match=r"of \d episodes of 'data' cannot be read: 00000\d"):
+        prepare_codec(load_config(config, "data.strict=true"))
+    with pytest.warns(RuntimeWarning, match=r"of \d episodes of 'data' cannot be read: 00000\d .*; skipped"):
+        codec = prepare_codec(config)
+    with pytest.warns(RuntimeWarning, match="3 of 6 episodes"):
+        clips = prepare_clips(config, codec)
+    assert len(clips.train.episodes) + len(clips.held_out.episodes) == 3
+
+
+def test_the_codec_sees_every_second_frame_of_the_training_episodes(tmp_path, monkeypatch):
+    tiny.write_dataset(tmp_path / "data")
+    config = tiny.settings(tmp_path)
+    monkeypatch.setattr("vampo_core.prepare._CODEC_FRAMES", 9)
+    seen = []
+    fit = PatchCodec.fit
+    monkeypatch.setattr(PatchCodec, "fit", lambda frames, **options: seen.append(frames) or fit(frames, **options))
+    train = prepare_clips(config, prepare_codec(config)).train.episodes
+    every_second = torch.cat([episode.frames(range(0, episode.length, 2)) for episode in train])
+    assert torch.equal(seen[0], every_second[:: -(-len(every_second) // 9)].permute(0, 3, 1, 2))

@@ -22,6 +22,7 @@ from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource
 from vampo_core.data.record import record
 from vampo_core.data.recorded import RecordedDataset
 from vampo_core.data.split import split_episodes
+from vampo_core.data.spread_frames import spread_frames
 from vampo_core.data.vpp import VppDataset
 from vampo_core.files import publish, temporary_beside
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
@@ -128,12 +129,10 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     folder = Path(config.run.dir).parent / f"codec-{digest([names, settings])}"
     if not folder.is_dir():
         print(f"fitting a codec to {len(train)} episodes: {folder}")
-        frames = torch.cat([episode.frames(range(0, episode.length, 2)) for episode in train])
         codec = PatchCodec.fit(
-            frames.permute(0, 3, 1, 2),
+            spread_frames(train, max_frames=_CODEC_FRAMES, strict=config.data.strict),
             patch_size=config.model.patch_size,
             latent_channels=config.model.latent_channels,
-            max_frames=_CODEC_FRAMES,
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(folder)
