@@ -8,9 +8,11 @@ import torch
 from svd_folder import make_svd_pipeline
 from vpp_files import make_episode
 
-from vampo_core.config import load_config
+import vampo_core
+from vampo_core.cli import main
+from vampo_core.config import ConfigError, load_config
 from vampo_core.data import EpisodeError
-from vampo_core.models.codec import PatchCodec, VAECodec
+from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
 from vampo_core.prepare import open_dataset, prepare_clips, prepare_codec
 
 NAMES = "123456"
@@ -112,3 +114,48 @@ def test_the_codec_sees_every_second_frame_of_the_training_episodes(tmp_path, mo
     train = prepare_clips(config, prepare_codec(config)).train.episodes
     every_second = torch.cat([episode.frames(range(0, episode.length, 2)) for episode in train])
     assert torch.equal(seen[0], every_second[:: -(-len(every_second) // 9)].permute(0, 3, 1, 2))
+
+
+def make_videos(root):
+    """Videos in the VPP layout, and no latents."""
+    tiny.write_dataset(root / "recorded")
+    for number, name in enumerate(NAMES):
+        video, latents = make_episode(root / "data", name, latent_videos=[])
+        latents.unlink()
+        video.write_bytes((root / "recorded" / "episodes" / f"{number:06d}" / "video.mp4").read_bytes())
+
+
+def test_a_codec_is_fitted_to_videos_without_latents(tmp_path, capsys):
+    make_videos(tmp_path)
+    overrides = ["data.resolution=[32, 64]", "model.latent_channels=5", "model.block_out_channels=[32, 32]"]
+    config = vpp_config(tmp_path, *overrides)
+    codec = prepare_codec(config)
+    assert isinstance(codec, PatchCodec) and shapes(prepare_clips(config, codec)) == {(5, 4, 8)}
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert main(["encode", "--config", str(tmp_path / "config.yaml")]) == 0
+    assert "training clips" in capsys.readouterr().out
+    assert len(list((tmp_path / "data" / "latents").rglob("*.safetensors"))) == 6
+    with pytest.raises(ConfigError, match=r"data.resolution is 40, expected a multiple of 16"):
+        prepare_codec(load_config(config, "data.resolution=40"))
+
+
+def test_training_from_videos_without_latents(tmp_path):
+    make_videos(tmp_path)
+    config = tiny.settings(
+        tmp_path, "data.format=vpp", "grpo.num_iterations=1", "model.latent_channels=5", "evaluation.num_clips=2"
+    )
+    result = vampo_core.train(config)
+    assert result.after.num_clips == 2 and list((tmp_path / "data" / "latents").iterdir())
+
+
+def test_without_a_codec_episodes_without_latents_are_skipped(tmp_path):
+    root = make_vpp(tmp_path)
+    edit_annotation(root, "3", latent_videos=[])
+    config = vpp_config(tmp_path)
+    codec = prepare_codec(config)
+    assert isinstance(codec, LatentCodec)
+    with pytest.warns(RuntimeWarning, match=r"1 of 6 episodes of 'data' cannot be read: train/3 \(it has no latents"):
+        clips = prepare_clips(config, codec)
+    assert shapes(clips) == {(4, 2, 3)} and len(clips.train) + len(clips.held_out) == 5
+    with pytest.raises(EpisodeError, match="1 of 6"):
+        prepare_clips(load_config(config, "data.strict=true"), codec)

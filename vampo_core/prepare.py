@@ -8,6 +8,7 @@ as it is valid and made anew when the settings behind it change.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.data.encode import encode
-from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource
+from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, report_skipped
 from vampo_core.data.record import record
 from vampo_core.data.recorded import RecordedDataset
 from vampo_core.data.split import split_episodes
 from vampo_core.data.spread_frames import spread_frames
-from vampo_core.data.vpp import VppDataset
+from vampo_core.data.vpp import VppDataset, VppEpisode
 from vampo_core.files import publish, temporary_beside
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.video_predictor import VideoPredictor
@@ -89,12 +90,15 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
         encoded = encode(
             dataset,
             codec,
-            image_size=config.data.image_size if config.data.format == "vpp" else None,
+            image_size=_image_size(config),
             batch_size=config.data.batch_size,
             strict=config.data.strict,
         )
         dataset = open_dataset(config, latents=encoded.latents)
-    train, held_out = _split(config, dataset)
+    episodes = dataset.episodes
+    if isinstance(codec, LatentCodec):
+        episodes = _with_latents(dataset, config.data.strict)
+    train, held_out = _split(config, episodes)
     return Clips(_clips(config, train), _clips(config, held_out))
 
 
@@ -119,18 +123,23 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     """The codec of the embedded default: fitted to training frames, kept beside the runs.
 
     Data that comes as latents needs none: a :class:`LatentCodec` stands in for the one that made them.
+
+    Raises:
+        ValueError: frames, brought to ``data.resolution``, do not divide into patches.
+        EpisodeError: no training video can be read, or one cannot and ``data.strict`` is set.
     """
-    if config.data.format == "vpp":
-        return LatentCodec(latent_channels=config.model.latent_channels, scaling_factor=SVD_SCALING_FACTOR)
     dataset = open_dataset(config, latents=None)
-    train, _ = _split(config, dataset)
+    if isinstance(dataset, VppDataset) and any(episode.latents_file for episode in dataset.episodes):
+        return LatentCodec(latent_channels=config.model.latent_channels, scaling_factor=SVD_SCALING_FACTOR)
+    config.check_resolution()
+    train, _ = _split(config, dataset.episodes)
     names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for episode in train]
     settings = [config.model.patch_size, config.model.latent_channels, config.data.resolution, _CODEC_FRAMES]
     folder = Path(config.run.dir).parent / f"codec-{digest([names, settings])}"
     if not folder.is_dir():
         print(f"fitting a codec to {len(train)} episodes: {folder}")
         codec = PatchCodec.fit(
-            spread_frames(train, max_frames=_CODEC_FRAMES, strict=config.data.strict),
+            spread_frames(train, max_frames=_CODEC_FRAMES, image_size=_image_size(config), strict=config.data.strict),
             patch_size=config.model.patch_size,
             latent_channels=config.model.latent_channels,
         )
@@ -201,8 +210,21 @@ def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSour
     return RecordedDataset(root, latents=latents, strict=data.strict)
 
 
-def _split(config: VampoConfig, dataset: EpisodeSource) -> tuple[list[Episode], list[Episode]]:
-    return split_episodes(dataset.episodes, held_out=config.data.held_out_fraction)
+def _image_size(config: VampoConfig) -> tuple[int, int] | None:
+    """What videos are brought to; recorded ones have their size already."""
+    return config.data.image_size if config.data.format == "vpp" else None
+
+
+def _with_latents(dataset: EpisodeSource, strict: bool) -> list[Episode]:
+    """Episodes that came with latents; without a codec nothing can be done with the others' videos."""
+    reason = "it has no latents, and there is no codec to encode its video"
+    without = {e.episode_id for e in dataset.episodes if isinstance(e, VppEpisode) and e.latents_file is None}
+    report_skipped(dataset.name, [Skipped(name, reason) for name in sorted(without)], len(dataset.episodes), strict)
+    return [episode for episode in dataset.episodes if episode.episode_id not in without]
+
+
+def _split(config: VampoConfig, episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:
+    return split_episodes(episodes, held_out=config.data.held_out_fraction)
 
 
 def _clips(config: VampoConfig, episodes: list[Episode]) -> ClipDataset:

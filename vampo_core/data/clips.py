@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reason_of
 from vampo_core.data.sampler import ClipSampler
-from vampo_core.data.video import image_hw, resize_frames
+from vampo_core.data.video import image_hw, resize_images
 
 
 class ClipItem(TypedDict, total=False):
@@ -154,10 +154,7 @@ class ClipDataset(Dataset[ClipItem]):
         if self.content == "latents":
             item["latents"] = episode.latents(indices)
         else:
-            frames = episode.frames(indices).permute(0, 3, 1, 2)
-            if self.image_size is not None and frames.shape[-2:] != torch.Size(self.image_size):
-                frames = (resize_frames(frames / 255, self.image_size) * 255).round().to(torch.uint8)
-            item["frames"] = frames.contiguous()
+            item["frames"] = resize_images(episode.frames(indices).permute(0, 3, 1, 2), self.image_size).contiguous()
         return item
 
     def _skip(self, number: int, error: EpisodeError) -> None:
