@@ -1,6 +1,7 @@
 """From ``data`` in a configuration to clips and a codec: which latents, which episodes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny_run as tiny
@@ -13,7 +14,7 @@ from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
 from vampo_core.data import EpisodeError
 from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
-from vampo_core.prepare import open_dataset, prepare_clips, prepare_codec
+from vampo_core.prepare import base_config, open_dataset, prepare_clips, prepare_codec
 
 NAMES = "123456"
 
@@ -159,3 +160,19 @@ def test_without_a_codec_episodes_without_latents_are_skipped(tmp_path):
     assert shapes(clips) == {(4, 2, 3)} and len(clips.train) + len(clips.held_out) == 5
     with pytest.raises(EpisodeError, match="1 of 6"):
         prepare_clips(load_config(config, "data.strict=true"), codec)
+
+
+def test_episodes_recorded_later_change_nothing_for_an_earlier_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    config = tiny.settings(tmp_path, "data.env=simulators:line", "data.num_episodes=5", "model.latent_channels=3")
+    more = load_config(config, "data.num_episodes=9")
+
+    def prepared(config):
+        codec = prepare_codec(config)
+        clips = prepare_clips(config, codec)
+        ids = [[episode.episode_id for episode in part.episodes] for part in (clips.train, clips.held_out)]
+        return codec.fingerprint(), ids, base_config(config, codec).run.dir
+
+    before = prepared(config)
+    assert prepared(more) != before and len(open_dataset(load_config(config, "data.env=null")).episodes) == 9
+    assert prepared(config) == before

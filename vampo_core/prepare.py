@@ -207,7 +207,8 @@ def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSour
             num_workers=max(1, data.num_workers),
             env_kwargs={"image_size": data.resolution},
         )
-    return RecordedDataset(root, latents=latents, strict=data.strict)
+    num_episodes = None if data.env is None else data.num_episodes  # a root may hold more, recorded for another run
+    return RecordedDataset(root, latents=latents, num_episodes=num_episodes, strict=data.strict)
 
 
 def _image_size(config: VampoConfig) -> tuple[int, int] | None:

@@ -232,7 +232,7 @@ class DataConfig:
     env: str | None = "pusht"
     """Simulator to record the dataset from where it does not exist, or several with commas between; null for none."""
     num_episodes: Annotated[int, Range(minimum=2)] = 120
-    """Episodes to record, over all simulators."""
+    """Episodes to record, over all simulators; with ``data.env`` the run uses these, and no others in ``data.root``."""
     resolution: Positive | tuple[Positive, ...] = 64
     """Pixels along each side of a frame, or [height, width] for videos that are not square."""
 
