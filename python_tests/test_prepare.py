@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_run as tiny
@@ -12,7 +13,7 @@ from vpp_files import make_episode
 import vampo_core
 from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
-from vampo_core.data import EpisodeError
+from vampo_core.data import EpisodeError, encode
 from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
 from vampo_core.prepare import base_config, open_dataset, prepare_clips, prepare_codec
 
@@ -176,3 +177,14 @@ def test_episodes_recorded_later_change_nothing_for_an_earlier_run(tmp_path, mon
     before = prepared(config)
     assert prepared(more) != before and len(open_dataset(load_config(config, "data.env=null")).episodes) == 9
     assert prepared(config) == before
+
+
+def test_videos_are_encoded_on_the_device_of_the_process(tmp_path, monkeypatch):
+    tiny.write_dataset(tmp_path / "data")
+    config = tiny.settings(tmp_path)
+    codec, moved = prepare_codec(config), []
+    monkeypatch.setattr(codec, "to", moved.append)
+    monkeypatch.setattr("vampo_core.prepare.Accelerator", lambda: SimpleNamespace(device="the accelerator"))
+    monkeypatch.setattr("vampo_core.prepare.encode", lambda *a, **b: moved.append("encoded") or encode(*a, **b))
+    prepare_clips(config, codec)
+    assert moved == ["the accelerator", "encoded", torch.device("cpu")]

@@ -5,10 +5,11 @@ pretrained. Each product lies in a folder whose name or contents say what it was
 as it is valid and made anew when the settings behind it change.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,13 +88,14 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
     """
     dataset = open_dataset(config, latents=None)
     if not _came_with_latents(dataset, codec):
-        encoded = encode(
-            dataset,
-            codec,
-            image_size=_image_size(config),
-            batch_size=config.data.batch_size,
-            strict=config.data.strict,
-        )
+        with _on_device(codec, Accelerator().device):
+            encoded = encode(
+                dataset,
+                codec,
+                image_size=_image_size(config),
+                batch_size=config.data.batch_size,
+                strict=config.data.strict,
+            )
         dataset = open_dataset(config, latents=encoded.latents)
     episodes = dataset.episodes
     if isinstance(codec, LatentCodec):
@@ -209,6 +211,18 @@ def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSour
         )
     num_episodes = None if data.env is None else data.num_episodes  # a root may hold more, recorded for another run
     return RecordedDataset(root, latents=latents, num_episodes=num_episodes, strict=data.strict)
+
+
+@contextlib.contextmanager
+def _on_device(codec: object, device: torch.device) -> Iterator[None]:
+    """The codec on a device for a while, then back where the rest of its model is."""
+    assert isinstance(codec, torch.nn.Module), codec
+    home = next(codec.parameters()).device
+    codec.to(device)
+    try:
+        yield
+    finally:
+        codec.to(home)
 
 
 def _image_size(config: VampoConfig) -> tuple[int, int] | None:
