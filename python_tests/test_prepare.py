@@ -15,6 +15,7 @@ from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
 from vampo_core.data import EpisodeError, encode
 from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
+from vampo_core.models.folder import load_codec
 from vampo_core.prepare import base_config, open_dataset, prepare_clips, prepare_codec
 
 NAMES = "123456"
@@ -188,3 +189,24 @@ def test_videos_are_encoded_on_the_device_of_the_process(tmp_path, monkeypatch):
     monkeypatch.setattr("vampo_core.prepare.encode", lambda *a, **b: moved.append("encoded") or encode(*a, **b))
     prepare_clips(config, codec)
     assert moved == ["the accelerator", "encoded", torch.device("cpu")]
+
+
+def test_a_base_is_named_after_all_it_depends_on(tmp_path):
+    root = make_vpp(tmp_path)
+    config = vpp_config(tmp_path)
+
+    def base(config):
+        return base_config(config, prepare_codec(config)).run.dir
+
+    first = base(config)
+    assert base(config) == first and base(load_config(config, "grpo.clip_range=1e-2")) == first
+    assert base(load_config(config, "model.dtype=bfloat16")) != first
+    codec = prepare_codec(config)
+    assert base_config(load_config(config, "data.format=recorded"), codec).run.dir != first
+    codec.save_pretrained(tmp_path / "codec")
+    assert load_codec(tmp_path, None).fingerprint() == codec.fingerprint()
+    torch.save(torch.zeros(9, 4, 8, 8), root / "latent_videos" / "train" / "5" / "0.pt")
+    changed = base(config)
+    assert changed != first
+    make_episode(root, "7")
+    assert base(config) not in (first, changed)

@@ -31,7 +31,10 @@ from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.video_predictor import VideoPredictor
 
 SVD_SCALING_FACTOR = 0.18215
-_DATA_KEYS = ("root", "env", "num_episodes", "resolution", "held_out_fraction", "num_frames", "stride", "sampling")
+_DATA_KEYS = (
+    *("format", "root", "env", "num_episodes", "resolution"),
+    *("held_out_fraction", "num_frames", "stride", "sampling"),
+)
 _CODEC_FRAMES = 2000
 
 
@@ -131,8 +134,14 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
         EpisodeError: no training video can be read, or one cannot and ``data.strict`` is set.
     """
     dataset = open_dataset(config, latents=None)
-    if isinstance(dataset, VppDataset) and any(episode.latents_file for episode in dataset.episodes):
-        return LatentCodec(latent_channels=config.model.latent_channels, scaling_factor=SVD_SCALING_FACTOR)
+    files = {e.episode_id: e.latents_file for e in dataset.episodes if isinstance(e, VppEpisode)}
+    sizes = {name: file.stat().st_size for name, file in files.items() if file is not None}
+    if sizes:
+        return LatentCodec(
+            latent_channels=config.model.latent_channels,
+            scaling_factor=SVD_SCALING_FACTOR,
+            data=digest(sizes),
+        )
     config.check_resolution()
     train, _ = _split(config, dataset.episodes)
     names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for episode in train]
@@ -160,7 +169,7 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
     depends_on = {
         "codec": codec.fingerprint(),
         "data": data_settings(config),
-        "model": config.model.unet_options(),
+        "model": {**config.model.unet_options(), "dtype": config.model.dtype},
         "pretrain": config.to_dict()["pretrain"],
         "sigma_max": config.sampler.sigma_max,
         "seed": config.run.seed,
