@@ -178,6 +178,25 @@ def test_frames_need_not_be_square():
     assert "multiple of 16" in refusal("pusht", "data.env=null", "data.resolution=[32, 60]")
 
 
+def test_several_folders_of_data(monkeypatch):
+    monkeypatch.setenv("VIDEOS", "/videos")
+    several = ["data.env=null", "data.root=[$VIDEOS/a, /b]"]
+    data = load_config("pusht", *several, "data.weights=[1, 2.5]").data
+    assert data.roots == ("/videos/a", "/b") and data.weights == (1.0, 2.5)
+    assert load_config("pusht").data.roots == ("data/pusht",)
+    for overrides, words in (
+        ((*several, "data.weights=[1]"), ["data.weights", "[1.0]", "2"]),
+        ((*several, "data.weights=[1, 0]"), ["data.weights[1]", "above 0"]),
+        (("data.root=[a, b]",), ["data.root", "'pusht'", "one folder"]),
+        (("data.env=null", "data.root=[a/x, b/x]"), ["data.root", "different names"]),
+        (("data.env=null", "data.root=[]"), ["data.root", "[]", "folders"]),
+        (("data.env=null", "data.root=[a, '']"), ["data.root[1]", "''", "a folder"]),
+        (("data.env=null", "data.root=[a, $NOWHERE/b]"), ["data.root[1]", "$NOWHERE"]),
+    ):
+        message = refusal("pusht", *overrides)
+        assert [word for word in words if word not in message] == [], message
+
+
 def test_sections_check_themselves():
     for section, arguments in (
         (GRPOConfig, {"num_generations": 1}),

@@ -14,9 +14,10 @@ import vampo_core
 from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
 from vampo_core.data import EpisodeError, encode
+from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.folder import load_codec
-from vampo_core.prepare import base_config, open_dataset, prepare_clips, prepare_codec
+from vampo_core.prepare import base_config, new_predictor, open_dataset, prepare_clips, prepare_codec
 
 NAMES = "123456"
 
@@ -46,14 +47,14 @@ def edit_annotation(root, name, **entries):
 
 
 def shapes(clips):
-    return {clips.train[i]["latents"].shape[1:] for i in range(len(clips.train))}
+    return {part[i]["latents"].shape[1:] for part in clips.train for i in range(len(part))}
 
 
 def test_a_vae_works_on_the_latents_that_came_with_the_data(tmp_path, vae):
     root = make_vpp(tmp_path)
     clips = prepare_clips(vpp_config(tmp_path), vae)
-    assert len(clips.train) + len(clips.held_out) == 6 and not (root / "latents").exists()
-    item = clips.train[0]  # of frames 0, 2 or 3, and 5
+    assert len(clips.train[0]) + len(clips.held_out) == 6 and not (root / "latents").exists()
+    item = clips.train[0][0]  # of frames 0, 2 or 3, and 5
     assert item["latents"].shape == (3, 4, 2, 3) and item["latents"][[0, 2], 0, 0, 0].tolist() == [0.0, 5.0]
 
 
@@ -104,7 +105,7 @@ def test_a_truncated_video_does_not_keep_the_codec_from_being_fitted(tmp_path):
         codec = prepare_codec(config)
     with pytest.warns(RuntimeWarning, match="3 of 6 episodes"):
         clips = prepare_clips(config, codec)
-    assert len(clips.train.episodes) + len(clips.held_out.episodes) == 3
+    assert len(clips.train[0].episodes) + len(clips.held_out.episodes) == 3
 
 
 def test_the_codec_sees_every_second_frame_of_the_training_episodes(tmp_path, monkeypatch):
@@ -114,7 +115,7 @@ def test_the_codec_sees_every_second_frame_of_the_training_episodes(tmp_path, mo
     seen = []
     fit = PatchCodec.fit
     monkeypatch.setattr(PatchCodec, "fit", lambda frames, **options: seen.append(frames) or fit(frames, **options))
-    train = prepare_clips(config, prepare_codec(config)).train.episodes
+    train = prepare_clips(config, prepare_codec(config)).train[0].episodes
     every_second = torch.cat([episode.frames(range(0, episode.length, 2)) for episode in train])
     assert torch.equal(seen[0], every_second[:: -(-len(every_second) // 9)].permute(0, 3, 1, 2))
 
@@ -159,7 +160,7 @@ def test_without_a_codec_episodes_without_latents_are_skipped(tmp_path):
     assert isinstance(codec, LatentCodec)
     with pytest.warns(RuntimeWarning, match=r"1 of 6 episodes of 'data' cannot be read: train/3 \(it has no latents"):
         clips = prepare_clips(config, codec)
-    assert shapes(clips) == {(4, 2, 3)} and len(clips.train) + len(clips.held_out) == 5
+    assert shapes(clips) == {(4, 2, 3)} and len(clips.train[0]) + len(clips.held_out) == 5
     with pytest.raises(EpisodeError, match="1 of 6"):
         prepare_clips(load_config(config, "data.strict=true"), codec)
 
@@ -172,7 +173,7 @@ def test_episodes_recorded_later_change_nothing_for_an_earlier_run(tmp_path, mon
     def prepared(config):
         codec = prepare_codec(config)
         clips = prepare_clips(config, codec)
-        ids = [[episode.episode_id for episode in part.episodes] for part in (clips.train, clips.held_out)]
+        ids = [[episode.episode_id for episode in part.episodes] for part in (*clips.train, clips.held_out)]
         return codec.fingerprint(), ids, base_config(config, codec).run.dir
 
     before = prepared(config)
@@ -210,3 +211,48 @@ def test_a_base_is_named_after_all_it_depends_on(tmp_path):
     assert changed != first
     make_episode(root, "7")
     assert base(config) not in (first, changed)
+
+
+def several(root, *overrides):
+    """Two folders of made-up latents, whose episodes bear the same names."""
+    for name, number in (("one", 4), ("two", 6)):
+        if not (root / name).is_dir():
+            tiny.write_latent_dataset(root / name, number)
+    return tiny.settings(
+        root, "data.format=vpp", f"data.root=[{root / 'one'}, {root / 'two'}]", "model.latent_channels=4",
+        "data.weights=[1, 9]", "grpo.num_iterations=1", "grpo.batch_size=4", "pretrain.num_steps=1", *overrides,
+    )  # fmt: skip
+
+
+def test_several_folders_are_trained_on_by_weight(tmp_path):
+    config = several(tmp_path)
+    clips = prepare_clips(config, prepare_codec(config))
+    assert [part.episodes[0].dataset for part in clips.train] == ["one", "two"]
+    held_out = {clips.held_out[i]["episode_id"] for i in range(len(clips.held_out))}
+    assert {name.split("/")[0] for name in held_out} == {"one", "two"}
+    train = {f"{e.dataset}/{e.episode_id}" for part in clips.train for e in part.episodes}
+    assert len(train) + len(held_out) == 10 and not train & held_out
+
+    model = new_predictor(config, prepare_codec(config))
+    trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
+    batches = trainer._batches(0)
+    drawn = [clip_id.split("/")[0] for _ in range(50) for clip_id in next(batches)["clip_id"]]
+    assert 0.03 < drawn.count("one") / len(drawn) < 0.2
+
+    other = base_config(load_config(config, "data.weights=null"), prepare_codec(config))
+    assert other.run.dir != base_config(config, prepare_codec(config)).run.dir
+    result = vampo_core.train(config)
+    assert {name.split("/")[0] for name in result.after.episode_ids} == {"one", "two"}
+
+
+def test_a_codec_is_fitted_to_several_folders(tmp_path):
+    for name in ("one", "two"):
+        tiny.write_dataset(tmp_path / name)
+    config = tiny.settings(tmp_path, f"data.root=[{tmp_path / 'one'}, {tmp_path / 'two'}]")
+    clips = prepare_clips(config, prepare_codec(config))
+    assert [len(part.episodes) for part in clips.train] == [4, 4] and len(clips.held_out.episodes) == 4
+
+
+def test_a_policy_learns_from_one_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.root is .*one.*two.*, expected one folder"):
+        vampo_core.train_policy(several(tmp_path))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, VampoConfig
@@ -32,7 +33,7 @@ from vampo_core.models.video_predictor import VideoPredictor
 
 SVD_SCALING_FACTOR = 0.18215
 _DATA_KEYS = (
-    *("format", "root", "env", "num_episodes", "resolution"),
+    *("format", "root", "weights", "env", "num_episodes", "resolution"),
     *("held_out_fraction", "num_frames", "stride", "sampling"),
 )
 _CODEC_FRAMES = 2000
@@ -42,7 +43,7 @@ _CODEC_FRAMES = 2000
 class Clips:
     """Training and held-out clips of different episodes."""
 
-    train: ClipDataset
+    train: tuple[ClipDataset, ...]  # of each folder of data.root
     held_out: ClipDataset
 
 
@@ -89,28 +90,33 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
     Raises:
         ValueError: the dataset does not fit the codec, or the split is empty.
     """
-    dataset = open_dataset(config, latents=None)
-    if not _came_with_latents(dataset, codec):
-        with _on_device(codec, Accelerator().device):
-            encoded = encode(
-                dataset,
-                codec,
-                image_size=_image_size(config),
-                batch_size=config.data.batch_size,
-                strict=config.data.strict,
-            )
-        dataset = open_dataset(config, latents=encoded.latents)
-    episodes = dataset.episodes
+    parts = [_split(config, _encoded(config, codec, root)) for root in config.data.roots]
+    held_out = [episode for part in parts for episode in part[1]]
+    return Clips(tuple(_clips(config, train) for train, _ in parts), _clips(config, held_out))
+
+
+def _encoded(config: VampoConfig, codec: AnyCodec, root: str) -> Sequence[Episode]:
+    """Episodes of a folder with latents of the codec."""
+    dataset = open_dataset(config, root)
     if isinstance(codec, LatentCodec):
-        episodes = _with_latents(dataset, config.data.strict)
-    train, held_out = _split(config, episodes)
-    return Clips(_clips(config, train), _clips(config, held_out))
+        return _with_latents(dataset, config.data.strict)
+    if _came_with_latents(dataset, codec):
+        return dataset.episodes
+    with _on_device(codec, Accelerator().device):
+        encoded = encode(
+            dataset,
+            codec,
+            image_size=_image_size(config),
+            batch_size=config.data.batch_size,
+            strict=config.data.strict,
+        )
+    return open_dataset(config, root, latents=encoded.latents).episodes
 
 
 def _came_with_latents(dataset: EpisodeSource, codec: AnyCodec) -> bool:
     """Whether every episode came with latents that may be the codec's: a VAE's, with as many channels."""
     if not isinstance(dataset, VppDataset) or not isinstance(codec, VAECodec):
-        return isinstance(codec, LatentCodec)
+        return False
     if any(episode.latents_file is None for episode in dataset.episodes):
         return False
     return {_channels(episode) for episode in dataset.episodes} <= {codec.latent_channels, None}
@@ -133,8 +139,9 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
         ValueError: frames, brought to ``data.resolution``, do not divide into patches.
         EpisodeError: no training video can be read, or one cannot and ``data.strict`` is set.
     """
-    dataset = open_dataset(config, latents=None)
-    files = {e.episode_id: e.latents_file for e in dataset.episodes if isinstance(e, VppEpisode)}
+    datasets = [open_dataset(config, root) for root in config.data.roots]
+    episodes = [episode for dataset in datasets for episode in dataset.episodes]
+    files = {f"{e.dataset}/{e.episode_id}": e.latents_file for e in episodes if isinstance(e, VppEpisode)}
     sizes = {name: file.stat().st_size for name, file in files.items() if file is not None}
     if sizes:
         return LatentCodec(
@@ -143,14 +150,14 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
             data=digest(sizes),
         )
     config.check_resolution()
-    train, _ = _split(config, dataset.episodes)
-    names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for episode in train]
+    parts = [_split(config, dataset.episodes)[0] for dataset in datasets]
+    names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for train in parts for episode in train]
     settings = [config.model.patch_size, config.model.latent_channels, config.data.resolution, _CODEC_FRAMES]
     folder = Path(config.run.dir).parent / f"codec-{digest([names, settings])}"
     if not folder.is_dir():
-        print(f"fitting a codec to {len(train)} episodes: {folder}")
+        print(f"fitting a codec to {len(names)} episodes: {folder}")
         codec = PatchCodec.fit(
-            spread_frames(train, max_frames=_CODEC_FRAMES, image_size=_image_size(config), strict=config.data.strict),
+            _codec_frames(config, parts),
             patch_size=config.model.patch_size,
             latent_channels=config.model.latent_channels,
         )
@@ -159,6 +166,16 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
         codec.save_pretrained(temporary)
         publish(temporary, folder)
     return PatchCodec.from_pretrained(folder).requires_grad_(False)
+
+
+def _codec_frames(config: VampoConfig, parts: Sequence[Sequence[Episode]]) -> Tensor:  # [N, 3, H, W] uint8
+    """Training frames of every folder of ``data.root``, of each at most an equal share."""
+    share, size = _CODEC_FRAMES // len(parts), _image_size(config)
+    frames = [spread_frames(part, max_frames=share, image_size=size, strict=config.data.strict) for part in parts]
+    sizes = sorted({tuple(part.shape[-2:]) for part in frames})
+    if len(sizes) > 1:
+        raise ValueError(f"data.root holds {list(config.data.roots)} with frames of sizes {sizes}, expected one size")
+    return torch.cat(frames)
 
 
 def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoConfig:
@@ -196,30 +213,32 @@ def find_base(config: VampoConfig, codec: AnyCodec) -> Path | None:
     return path if is_there and path.resolve() != Path(config.run.dir).resolve() else None
 
 
-def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSource:
-    """The dataset of ``data``, recorded or completed first where there is a simulator for it.
+def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str | None = None) -> EpisodeSource:
+    """A dataset of ``data``, recorded or completed first where there is a simulator for it.
 
     Args:
         config: of the run.
+        root: a folder of ``data.root``, the first by default.
         latents: name of an encoding of its videos; None for frames, or for latents that came with the data.
     """
     data = config.data
-    root = Path(os.path.expandvars(data.root)).expanduser()
-    if "$" in str(root):
-        raise ConfigError(f"data.root is {data.root!r}, expected its environment variable to be set")
+    root = data.roots[0] if root is None else root
+    folder = Path(os.path.expandvars(root)).expanduser()
+    if "$" in str(folder):
+        raise ConfigError(f"data.root is {root!r}, expected its environment variable to be set")
     if data.format == "vpp":
-        split = "train" if (root / "annotation" / "train").is_dir() else "val"
-        return VppDataset(root, split, latents=latents, strict=data.strict)
+        split = "train" if (folder / "annotation" / "train").is_dir() else "val"
+        return VppDataset(folder, split, latents=latents, strict=data.strict)
     if data.env is not None and latents is None:
         record(
             data.env,
-            root,
+            folder,
             num_episodes=data.num_episodes,
             num_workers=max(1, data.num_workers),
             env_kwargs={"image_size": data.resolution},
         )
-    num_episodes = None if data.env is None else data.num_episodes  # a root may hold more, recorded for another run
-    return RecordedDataset(root, latents=latents, num_episodes=num_episodes, strict=data.strict)
+    num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
+    return RecordedDataset(folder, latents=latents, num_episodes=num_episodes, strict=data.strict)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class ClipDataset(Dataset[ClipItem]):
     clip of the next readable episode: what an index gives depends on the files alone, with any number of workers.
 
     Args:
-        episodes: of one dataset.
+        episodes: of one dataset, or for evaluation of several.
         num_frames: frames per clip (F).
         mode: ``"stride"``: every ``stride``-th frame from a start, the last frame repeated past the end (robot data);
             ``"episode"``: one clip per episode, evenly spaced from its first frame to its last (internet-style data).
@@ -83,6 +83,7 @@ class ClipDataset(Dataset[ClipItem]):
         if not episodes:
             raise ValueError("episodes is empty, expected at least 1")
         self.episodes = list(episodes)
+        self._is_mixed = len({episode.dataset for episode in episodes}) > 1  # only then may ids be the same
         self.num_frames, self.mode, self.stride, self.hop = num_frames, mode, stride, hop
         self.content, self.strict = content, strict
         self.image_size = None if image_size is None else image_hw(image_size)
@@ -149,7 +150,7 @@ class ClipDataset(Dataset[ClipItem]):
             states=episode.states[indices],
             instruction=episode.instruction,
             clip_id=clip.clip_id,
-            episode_id=episode.episode_id,
+            episode_id=f"{episode.dataset}/{episode.episode_id}" if self._is_mixed else episode.episode_id,
         )
         if self.content == "latents":
             item["latents"] = episode.latents(indices)

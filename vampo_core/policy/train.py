@@ -145,7 +145,8 @@ def action_datasets(
     A frozen predictor's features are computed first, where they are not in the cache under ``root`` yet.
     """
     settings, cache = config.policy, None
-    episodes = (clips.train.episodes, clips.held_out.episodes)
+    (train_clips,) = clips.train
+    episodes = (train_clips.episodes, clips.held_out.episodes)
     if settings.features == "predictive" and not settings.train_predictor:
         cache = FeatureCache(root, predictor, settings.feature_layers)
         cache.fill([episode for part in episodes for episode in part])
