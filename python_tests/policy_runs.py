@@ -72,7 +72,7 @@ def make_policy_trainer(
         for numbers in (episodes, (8,))
     )
     root = Path(config.run.dir).parent
-    datasets = action_datasets(config, predictor.eval(), Clips(train, held_out), root)
+    datasets = action_datasets(config, predictor.eval(), Clips((train,), held_out), root)
     policy = new_policy(config, predictor, datasets[0])
     return PolicyTrainer(model=policy, config=config, train_dataset=datasets[0], eval_dataset=datasets[1])
 

@@ -51,7 +51,8 @@ def test_bridge_from_pretraining_to_vampo(tmp_path):
     assert again.per_clip["l1"] == pytest.approx(result.after.per_clip["l1"], rel=1e-6)
     model = vampo_core.VideoPredictor.from_pretrained(result.checkpoint)
     clips = prepare_clips(config, model.codec)
-    trained = {clips.train[i]["episode_id"] for i in range(len(clips.train))}
+    (train,) = clips.train
+    trained = {train[i]["episode_id"] for i in range(len(train))}
     held_out = {clips.held_out[i]["episode_id"] for i in range(len(clips.held_out))}
     assert trained and held_out and not trained & held_out
     item = clips.held_out[0]

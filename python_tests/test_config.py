@@ -150,6 +150,9 @@ def test_paths_are_expanded(monkeypatch):
         ("data.format=vpp", ["data.env", "'pusht'", "null"]),
         ("data.format=lerobot", ["data.format", "'lerobot'", "recorded, vpp"]),
         ("data.resolution=60", ["data.resolution", "60", "multiple of 16"]),
+        ("data.resolution=wide", ["data.resolution", "'wide'", "an integer"]),
+        ("data.resolution=[64, 0]", ["data.resolution[1]", "0", "at least 1"]),
+        ("data.resolution=[64, 96]", ["data.resolution", "[64, 96]", "one number", "pusht"]),
         ("data.root=''", ["data.root", "''", "a folder"]),
         ("run.dir=7", ["run.dir", "7", "a text"]),
         ("run.seed=-1", ["run.seed", "-1", "at least 0"]),
@@ -170,6 +173,33 @@ def test_checks_across_keys():
     assert "above 0" in refusal("pusht", "reward.l1_weight=0", "reward.cosine_weight=0")
     fewer = refusal("pusht", "sampler.num_inference_steps=4", "sampler.stochastic_steps=[0, 3]")
     assert "[0, 3]" in fewer and "= 2" in fewer
+
+
+def test_frames_need_not_be_square():
+    config = load_config("pusht", "data.env=null", "data.resolution=[32, 64]")
+    assert config.data.image_size == (32, 64) and load_config(config).data == config.data
+    assert load_config("pusht").data.image_size == (64, 64)
+    assert "[height, width]" in refusal("pusht", "data.env=null", "data.resolution=[64]")
+    assert "multiple of 16" in refusal("pusht", "data.env=null", "data.resolution=[32, 60]")
+
+
+def test_several_folders_of_data(monkeypatch):
+    monkeypatch.setenv("VIDEOS", "/videos")
+    several = ["data.env=null", "data.root=[$VIDEOS/a, /b]"]
+    data = load_config("pusht", *several, "data.weights=[1, 2.5]").data
+    assert data.roots == ("/videos/a", "/b") and data.weights == (1.0, 2.5)
+    assert load_config("pusht").data.roots == ("data/pusht",)
+    for overrides, words in (
+        ((*several, "data.weights=[1]"), ["data.weights", "[1.0]", "2"]),
+        ((*several, "data.weights=[1, 0]"), ["data.weights[1]", "above 0"]),
+        (("data.root=[a, b]",), ["data.root", "'pusht'", "one folder"]),
+        (("data.env=null", "data.root=[a/x, b/x]"), ["data.root", "different names"]),
+        (("data.env=null", "data.root=[]"), ["data.root", "[]", "folders"]),
+        (("data.env=null", "data.root=[a, '']"), ["data.root[1]", "''", "a folder"]),
+        (("data.env=null", "data.root=[a, $NOWHERE/b]"), ["data.root[1]", "$NOWHERE"]),
+    ):
+        message = refusal("pusht", *overrides)
+        assert [word for word in words if word not in message] == [], message
 
 
 def test_sections_check_themselves():

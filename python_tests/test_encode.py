@@ -96,6 +96,19 @@ def test_image_size_makes_another_encoding(tmp_path):
     assert RecordedDataset(tmp_path, latents="pool-32x48").episodes[0].latents([0]).shape == (1, 3, 4, 6)
 
 
+def test_a_module_gets_its_frames_where_it_is(tmp_path):
+    class Elsewhere(torch.nn.Linear):
+        def encode(self, frames):
+            assert frames.device == self.weight.device == torch.device("meta")
+            return torch.zeros(len(frames), 3, 2, 3)
+
+        def fingerprint(self):
+            return "elsewhere"
+
+    codec = Elsewhere(1, 1, device="meta")
+    assert encode(make_dataset(tmp_path), codec, progress=False).num_encoded == 3
+
+
 def test_unreadable_video_is_skipped_by_name(tmp_path):
     dataset = make_dataset(tmp_path)
     video = dataset.episodes[1].video_path

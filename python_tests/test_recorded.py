@@ -120,6 +120,21 @@ def test_existing_episodes_are_kept_and_damaged_ones_redone(tmp_path):
     assert untouched.stat().st_mtime_ns == modified and not leftover.exists()
 
 
+def test_a_complete_dataset_needs_no_simulator(tmp_path, monkeypatch):
+    def missing(name, **kwargs):
+        raise ImportError(f"{name} is not installed")
+
+    record_short(tmp_path, 2)
+    monkeypatch.setattr("vampo_core.envs.make", missing)
+    assert len(record_short(tmp_path, 2)) == 2
+    with pytest.raises(ValueError, match="seed is 1, but the dataset at"):
+        record_short(tmp_path, 2, seed=1)
+    for arguments in ({"num_episodes": 3}, {"num_episodes": 2, "overwrite": True}):
+        with pytest.raises(ImportError, match="pusht is not installed"):
+            record_short(tmp_path, **arguments)
+    assert len(record_short(tmp_path, 2)) == 2
+
+
 def test_damage_that_a_decoder_would_not_notice(tmp_path):
     episode = record_short(tmp_path, 1).episodes[0]
     video = bytearray(episode.video_path.read_bytes())

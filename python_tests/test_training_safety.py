@@ -23,8 +23,7 @@ from vampo_core import api
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.cli import main
 from vampo_core.config import ConfigError
-from vampo_core.models.codec import LatentCodec
-from vampo_core.prepare import base_config, load_predictor
+from vampo_core.prepare import base_config, load_predictor, prepare_codec
 from vampo_core.trainable import NonFiniteError
 
 
@@ -243,7 +242,7 @@ def test_an_interrupt_while_the_base_is_pretrained_ends_the_command(tmp_path, pr
 @pytest.mark.parametrize("left", ["config.yaml", "checkpoints"])
 def test_a_base_that_was_killed_before_its_first_checkpoint_is_begun_again(tmp_path, preset, left):
     config = api.load_config("bridge", *preset)
-    base = tmp_path / base_config(config, LatentCodec(latent_channels=4, scaling_factor=0.18215)).run.dir
+    base = tmp_path / base_config(config, prepare_codec(config)).run.dir
     base.mkdir(parents=True)
     (base / "config.yaml").write_text(config.to_yaml())
     if left == "checkpoints":

@@ -104,12 +104,15 @@ def train_policy(
     those of :func:`train`.
     """
     config = _configured(config, overrides)
+    if len(config.data.roots) > 1:
+        roots = list(config.data.roots)
+        raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
     RunFolder.check(config, resume_from=resume_from)
     source = config.policy.predictor or config.model.pretrained
     predictor = inference_predictor(config, source or base_checkpoint(config))
     with _main_process_first():
         clips = prepare_clips(config, predictor.codec)
-        train_dataset, eval_dataset = action_datasets(config, predictor, clips, config.data.root)
+        train_dataset, eval_dataset = action_datasets(config, predictor, clips, config.data.roots[0])
     policy = new_policy(config, predictor, train_dataset)
     trainer = PolicyTrainer(model=policy, config=config, train_dataset=train_dataset, eval_dataset=eval_dataset)
     result = trainer.train(resume_from)

@@ -33,7 +33,7 @@ def encode(config: VampoConfig) -> None:
 
     source = config.model.pretrained
     clips = prepare_clips(config, load_predictor(config, source).codec if source else prepare_codec(config))
-    print(f"{len(clips.train)} training clips and {len(clips.held_out)} held-out clips")
+    print(f"{sum(map(len, clips.train))} training clips and {len(clips.held_out)} held-out clips")
 
 
 def pretrain(config: VampoConfig, *, resume_from: str | None) -> int:

@@ -13,6 +13,7 @@ from vampo_core.data.clips import collate
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.image_metrics import psnr, ssim
 from vampo_core.models.codec import AnyCodec, LatentCodec
+from vampo_core.models.condition import observed_condition
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops import latent_reward
 
@@ -150,11 +151,7 @@ def predict(
     videos = []
     for start in range(0, len(batch["instruction"]), batch_size):
         latents = batch["latents"][start : start + batch_size].to(device)
-        condition = model.condition(
-            instructions=batch["instruction"][start : start + batch_size],
-            first_latents=latents[:, 0],
-            first_frames=None if model.image_encoder is None else decode_video(model.codec, latents[:, :1])[:, 0],
-        )
+        condition = observed_condition(model, latents[:, 0], batch["instruction"][start : start + batch_size])
         noise = sampler.initial_noise(
             tuple(latents.shape), seed=seed, num_generations=num_samples, first_clip=start, device=device
         )

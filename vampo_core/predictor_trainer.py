@@ -104,6 +104,7 @@ class PredictorTrainer(ABC):
         loader = clip_loader(
             self.train_datasets,
             batch_size=self.schedule.batch_size // self.schedule.num_parts,
+            weights=self.config.data.weights,
             seed=self.config.run.seed,
             num_workers=self.config.data.num_workers,
             rank=self.accelerator.process_index,

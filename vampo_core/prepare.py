@@ -5,30 +5,37 @@ pretrained. Each product lies in a folder whose name or contents say what it was
 as it is valid and made anew when the settings behind it change.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.data.encode import encode
-from vampo_core.data.episode import Episode, EpisodeSource
+from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, report_skipped
 from vampo_core.data.record import record
 from vampo_core.data.recorded import RecordedDataset
 from vampo_core.data.split import split_episodes
-from vampo_core.data.vpp import VppDataset
+from vampo_core.data.spread_frames import spread_frames
+from vampo_core.data.vpp import VppDataset, VppEpisode
 from vampo_core.files import publish, temporary_beside
-from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec
+from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.video_predictor import VideoPredictor
 
 SVD_SCALING_FACTOR = 0.18215
-_DATA_KEYS = ("root", "env", "num_episodes", "resolution", "held_out_fraction", "num_frames", "stride", "sampling")
+_DATA_KEYS = (
+    *("format", "root", "weights", "env", "num_episodes", "resolution"),
+    *("held_out_fraction", "num_frames", "stride", "sampling"),
+)
 _CODEC_FRAMES = 2000
 
 
@@ -36,7 +43,7 @@ _CODEC_FRAMES = 2000
 class Clips:
     """Training and held-out clips of different episodes."""
 
-    train: ClipDataset
+    train: tuple[ClipDataset, ...]  # of each folder of data.root
     held_out: ClipDataset
 
 
@@ -78,51 +85,97 @@ def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> Video
 
 
 def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
-    """Clips with the codec's latents, encoded first where they are not there yet.
+    """Clips with the codec's latents: those that came with the data, else encoded first where they are not there yet.
 
     Raises:
         ValueError: the dataset does not fit the codec, or the split is empty.
     """
-    dataset = open_dataset(config, latents=None)
-    if not isinstance(codec, LatentCodec):
+    parts = [_split(config, _encoded(config, codec, root)) for root in config.data.roots]
+    held_out = [episode for part in parts for episode in part[1]]
+    return Clips(tuple(_clips(config, train) for train, _ in parts), _clips(config, held_out))
+
+
+def _encoded(config: VampoConfig, codec: AnyCodec, root: str) -> Sequence[Episode]:
+    """Episodes of a folder with latents of the codec."""
+    dataset = open_dataset(config, root)
+    if isinstance(codec, LatentCodec):
+        return _with_latents(dataset, config.data.strict)
+    if _came_with_latents(dataset, codec):
+        return dataset.episodes
+    with _on_device(codec, Accelerator().device):
         encoded = encode(
             dataset,
             codec,
-            image_size=config.data.resolution if config.data.format == "vpp" else None,
+            image_size=_image_size(config),
             batch_size=config.data.batch_size,
             strict=config.data.strict,
         )
-        dataset = open_dataset(config, latents=encoded.latents)
-    train, held_out = _split(config, dataset)
-    return Clips(_clips(config, train), _clips(config, held_out))
+    return open_dataset(config, root, latents=encoded.latents).episodes
+
+
+def _came_with_latents(dataset: EpisodeSource, codec: AnyCodec) -> bool:
+    """Whether every episode came with latents that may be the codec's: a VAE's, with as many channels."""
+    if not isinstance(dataset, VppDataset) or not isinstance(codec, VAECodec):
+        return False
+    if any(episode.latents_file is None for episode in dataset.episodes):
+        return False
+    return {_channels(episode) for episode in dataset.episodes} <= {codec.latent_channels, None}
+
+
+def _channels(episode: Episode) -> int | None:
+    """C of an episode's latents; None where they are damaged, as will be said when a clip is read."""
+    try:
+        return episode.latents([0]).shape[1]
+    except EpisodeError:
+        return None
 
 
 def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     """The codec of the embedded default: fitted to training frames, kept beside the runs.
 
     Data that comes as latents needs none: a :class:`LatentCodec` stands in for the one that made them.
+
+    Raises:
+        ValueError: frames, brought to ``data.resolution``, do not divide into patches.
+        EpisodeError: no training video can be read, or one cannot and ``data.strict`` is set.
     """
-    if config.data.format == "vpp":
-        return LatentCodec(latent_channels=config.model.latent_channels, scaling_factor=SVD_SCALING_FACTOR)
-    dataset = open_dataset(config, latents=None)
-    train, _ = _split(config, dataset)
-    names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for episode in train]
+    datasets = [open_dataset(config, root) for root in config.data.roots]
+    episodes = [episode for dataset in datasets for episode in dataset.episodes]
+    files = {f"{e.dataset}/{e.episode_id}": e.latents_file for e in episodes if isinstance(e, VppEpisode)}
+    sizes = {name: file.stat().st_size for name, file in files.items() if file is not None}
+    if sizes:
+        return LatentCodec(
+            latent_channels=config.model.latent_channels,
+            scaling_factor=SVD_SCALING_FACTOR,
+            data=digest(sizes),
+        )
+    config.check_resolution()
+    parts = [_split(config, dataset.episodes)[0] for dataset in datasets]
+    names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for train in parts for episode in train]
     settings = [config.model.patch_size, config.model.latent_channels, config.data.resolution, _CODEC_FRAMES]
     folder = Path(config.run.dir).parent / f"codec-{digest([names, settings])}"
     if not folder.is_dir():
-        print(f"fitting a codec to {len(train)} episodes: {folder}")
-        frames = torch.cat([episode.frames(range(0, episode.length, 2)) for episode in train])
+        print(f"fitting a codec to {len(names)} episodes: {folder}")
         codec = PatchCodec.fit(
-            frames.permute(0, 3, 1, 2),
+            _codec_frames(config, parts),
             patch_size=config.model.patch_size,
             latent_channels=config.model.latent_channels,
-            max_frames=_CODEC_FRAMES,
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(folder)
         codec.save_pretrained(temporary)
         publish(temporary, folder)
     return PatchCodec.from_pretrained(folder).requires_grad_(False)
+
+
+def _codec_frames(config: VampoConfig, parts: Sequence[Sequence[Episode]]) -> Tensor:  # [N, 3, H, W] uint8
+    """Training frames of every folder of ``data.root``, of each at most an equal share."""
+    share, size = _CODEC_FRAMES // len(parts), _image_size(config)
+    frames = [spread_frames(part, max_frames=share, image_size=size, strict=config.data.strict) for part in parts]
+    sizes = sorted({tuple(part.shape[-2:]) for part in frames})
+    if len(sizes) > 1:
+        raise ValueError(f"data.root holds {list(config.data.roots)} with frames of sizes {sizes}, expected one size")
+    return torch.cat(frames)
 
 
 def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoConfig:
@@ -133,7 +186,7 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
     depends_on = {
         "codec": codec.fingerprint(),
         "data": data_settings(config),
-        "model": config.model.unet_options(),
+        "model": {**config.model.unet_options(), "dtype": config.model.dtype},
         "pretrain": config.to_dict()["pretrain"],
         "sigma_max": config.sampler.sigma_max,
         "seed": config.run.seed,
@@ -160,33 +213,61 @@ def find_base(config: VampoConfig, codec: AnyCodec) -> Path | None:
     return path if is_there and path.resolve() != Path(config.run.dir).resolve() else None
 
 
-def open_dataset(config: VampoConfig, latents: str | None = None) -> EpisodeSource:
-    """The dataset of ``data``, recorded or completed first where there is a simulator for it.
+def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str | None = None) -> EpisodeSource:
+    """A dataset of ``data``, recorded or completed first where there is a simulator for it.
 
     Args:
         config: of the run.
+        root: a folder of ``data.root``, the first by default.
         latents: name of an encoding of its videos; None for frames, or for latents that came with the data.
     """
     data = config.data
-    root = Path(os.path.expandvars(data.root)).expanduser()
-    if "$" in str(root):
-        raise ConfigError(f"data.root is {data.root!r}, expected its environment variable to be set")
+    root = data.roots[0] if root is None else root
+    folder = Path(os.path.expandvars(root)).expanduser()
+    if "$" in str(folder):
+        raise ConfigError(f"data.root is {root!r}, expected its environment variable to be set")
     if data.format == "vpp":
-        split = "train" if (root / "annotation" / "train").is_dir() else "val"
-        return VppDataset(root, split, latents=latents, strict=data.strict)
+        split = "train" if (folder / "annotation" / "train").is_dir() else "val"
+        return VppDataset(folder, split, latents=latents, strict=data.strict)
     if data.env is not None and latents is None:
         record(
             data.env,
-            root,
+            folder,
             num_episodes=data.num_episodes,
             num_workers=max(1, data.num_workers),
             env_kwargs={"image_size": data.resolution},
         )
-    return RecordedDataset(root, latents=latents, strict=data.strict)
+    num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
+    return RecordedDataset(folder, latents=latents, num_episodes=num_episodes, strict=data.strict)
 
 
-def _split(config: VampoConfig, dataset: EpisodeSource) -> tuple[list[Episode], list[Episode]]:
-    return split_episodes(dataset.episodes, held_out=config.data.held_out_fraction)
+@contextlib.contextmanager
+def _on_device(codec: object, device: torch.device) -> Iterator[None]:
+    """The codec on a device for a while, then back where the rest of its model is."""
+    assert isinstance(codec, torch.nn.Module), codec
+    home = next(codec.parameters()).device
+    codec.to(device)
+    try:
+        yield
+    finally:
+        codec.to(home)
+
+
+def _image_size(config: VampoConfig) -> tuple[int, int] | None:
+    """What videos are brought to; recorded ones have their size already."""
+    return config.data.image_size if config.data.format == "vpp" else None
+
+
+def _with_latents(dataset: EpisodeSource, strict: bool) -> list[Episode]:
+    """Episodes that came with latents; without a codec nothing can be done with the others' videos."""
+    reason = "it has no latents, and there is no codec to encode its video"
+    without = {e.episode_id for e in dataset.episodes if isinstance(e, VppEpisode) and e.latents_file is None}
+    report_skipped(dataset.name, [Skipped(name, reason) for name in sorted(without)], len(dataset.episodes), strict)
+    return [episode for episode in dataset.episodes if episode.episode_id not in without]
+
+
+def _split(config: VampoConfig, episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:
+    return split_episodes(episodes, held_out=config.data.held_out_fraction)
 
 
 def _clips(config: VampoConfig, episodes: list[Episode]) -> ClipDataset:

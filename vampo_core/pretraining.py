@@ -10,7 +10,7 @@ from torch import Tensor
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.noise import stream_seed
-from vampo_core.models.condition import Condition
+from vampo_core.models.condition import Condition, observed_condition
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
 from vampo_core.ops.philox import philox_normal
@@ -101,7 +101,7 @@ class Pretrainer(PredictorTrainer):
             for stream, shape in ((_SIGMA_STREAM, (latents.shape[0], 1, 1, 1, 1)), (_NOISE_STREAM, latents.shape))
         ]
         log_sigma = settings.p_mean + settings.p_std * draws[0].flatten()
-        condition = self.model.condition(instructions=batch["instruction"], first_latents=latents[:, 0])
+        condition = observed_condition(self.model, latents[:, 0], batch["instruction"])
         return edm_loss(
             self.trainable.wrapped,
             latents,

@@ -108,5 +108,4 @@ def _video_frames(path: Path, config: VampoConfig) -> Tensor:  # [F, 3, H, W]
 
 
 def _resized(frames: Tensor, config: VampoConfig) -> Tensor:  # [N, H, W, 3] uint8 -> [N, 3, H', W'] in [0, 1]
-    size = (config.data.resolution, config.data.resolution)
-    return resize_frames(frames.permute(0, 3, 1, 2).float() / 255, size).clamp(0, 1)
+    return resize_frames(frames.permute(0, 3, 1, 2).float() / 255, config.data.image_size).clamp(0, 1)

@@ -75,9 +75,11 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
             raise ConfigError(f"{key} is {value!r}, expected {_describe(annotation)} {allowed}")
         return value
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (types.UnionType, typing.Union):  # X | None is the one union there is
-        (annotation,) = (arg for arg in args if arg is not type(None))
-        return None if value is None else convert(value, annotation, key)
+    if origin in (types.UnionType, typing.Union):  # X | None, or X | tuple[X, ...]
+        if value is None and type(None) in args:
+            return None
+        kinds = [arg for arg in args if arg is not type(None)]
+        return convert(value, kinds[-1] if isinstance(value, list | tuple) else kinds[0], key)
     if origin is typing.Literal:
         if value not in args:
             raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(args)}{nearest(value, args)}")

@@ -97,11 +97,19 @@ def _expand_paths(values: dict[Any, Any]) -> None:
     for section, name in PATH_KEYS:
         entries = values.get(section)
         path = entries.get(name) if isinstance(entries, dict) else None
-        if not isinstance(entries, dict) or not isinstance(path, str):
-            continue
-        entries[name] = os.path.expanduser(os.path.expandvars(path))
-        missing = re.search(r"\$(\w+|\{[^}]*\})", entries[name])
-        if missing:
-            raise ConfigError(f"{section}.{name} is {path!r}, but the environment variable {missing[0]} is not set")
-        if not path:
-            raise ConfigError(f"{section}.{name} is '', expected a folder")
+        if isinstance(entries, dict) and isinstance(path, list):
+            entries[name] = [_expanded(part, f"{section}.{name}[{i}]") for i, part in enumerate(path)]
+        elif isinstance(entries, dict):
+            entries[name] = _expanded(path, f"{section}.{name}")
+
+
+def _expanded(path: Any, key: str) -> Any:
+    if not isinstance(path, str):
+        return path
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    missing = re.search(r"\$(\w+|\{[^}]*\})", expanded)
+    if missing:
+        raise ConfigError(f"{key} is {path!r}, but the environment variable {missing[0]} is not set")
+    if not path:
+        raise ConfigError(f"{key} is '', expected a folder")
+    return expanded

@@ -6,6 +6,7 @@ a changed one.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from vampo_core.config.checks import ConfigError, MultipleOf, Range, check_fields
@@ -213,8 +214,10 @@ class DataConfig:
 
     format: Literal["recorded", "vpp"] = "recorded"
     """Layout of the data: ours, or that of the Video Prediction Policy."""
-    root: str = "data/pusht"
-    """Folder of the dataset."""
+    root: str | tuple[str, ...] = "data/pusht"
+    """Folder of the dataset, or a list of several that are trained on together."""
+    weights: tuple[Above0, ...] | None = None
+    """How often each folder is drawn from in training, relative to the others; null for by number of clips."""
     num_frames: Annotated[int, Range(minimum=2)] = 8
     """Frames of a clip (F), the given first one included."""
     stride: Positive = 3
@@ -232,17 +235,42 @@ class DataConfig:
     env: str | None = "pusht"
     """Simulator to record the dataset from where it does not exist, or several with commas between; null for none."""
     num_episodes: Annotated[int, Range(minimum=2)] = 120
-    """Episodes to record, over all simulators."""
-    resolution: Positive = 64
-    """Pixels along each side of a frame."""
+    """Episodes to record, over all simulators; with ``data.env`` the run uses these, and no others in ``data.root``."""
+    resolution: Positive | tuple[Positive, ...] = 64
+    """Pixels along each side of a frame, or [height, width] for videos that are not square."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
+        names = [Path(root).name for root in self.roots]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"data.root is {list(self.roots)}, expected folders of different names")
+        if len(names) > 1 and self.env is not None:
+            raise ConfigError(
+                f"data.root is {list(self.roots)} with data.env = {self.env!r}, expected one folder to record into"
+            )
+        if self.weights is not None and len(self.weights) != len(names):
+            raise ConfigError(
+                f"data.weights is {list(self.weights)}, expected as many numbers as data.root has folders: {len(names)}"
+            )
         if self.format != "recorded" and self.env is not None:
             raise ConfigError(
                 f"data.env is {self.env!r} with data.format = {self.format!r}, expected null: "
                 "a simulator is recorded in the format 'recorded'"
             )
+        if isinstance(self.resolution, tuple) and (len(self.resolution) != 2 or self.env is not None):
+            expected = "[height, width]" if self.env is None else f"one number: {self.env} renders squares"
+            raise ConfigError(f"data.resolution is {list(self.resolution)}, expected {expected}")
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders of ``root``."""
+        return self.root if isinstance(self.root, tuple) else (self.root,)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        height, width = self.resolution if isinstance(self.resolution, tuple) else (self.resolution, self.resolution)
+        return height, width
 
 
 @dataclass(frozen=True, kw_only=True)

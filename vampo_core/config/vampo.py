@@ -65,8 +65,17 @@ class VampoConfig:
                 f"expected at most grpo.batch_size = {self.grpo.batch_size}"
             )
 
+        if self.model.pretrained is None and self.data.format == "recorded":
+            self.check_resolution()
+
+    def check_resolution(self) -> None:
+        """Refuse frames that the embedded default cannot work on.
+
+        Raises:
+            ConfigError: patches and the UNet's halvings do not divide them.
+        """
         side = self.model.patch_size * 2 ** (len(self.model.block_out_channels) - 1)
-        if self.model.pretrained is None and self.data.format == "recorded" and self.data.resolution % side:
+        if any(pixels % side for pixels in self.data.image_size):
             raise ConfigError(
                 f"data.resolution is {self.data.resolution}, expected a multiple of {side}: model.patch_size = "
                 f"{self.model.patch_size}, halved {len(self.model.block_out_channels) - 1} times in the UNet"

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reason_of
 from vampo_core.data.sampler import ClipSampler
-from vampo_core.data.video import image_hw, resize_frames
+from vampo_core.data.video import image_hw, resize_images
 
 
 class ClipItem(TypedDict, total=False):
@@ -46,7 +46,7 @@ class ClipDataset(Dataset[ClipItem]):
     clip of the next readable episode: what an index gives depends on the files alone, with any number of workers.
 
     Args:
-        episodes: of one dataset.
+        episodes: of one dataset, or for evaluation of several.
         num_frames: frames per clip (F).
         mode: ``"stride"``: every ``stride``-th frame from a start, the last frame repeated past the end (robot data);
             ``"episode"``: one clip per episode, evenly spaced from its first frame to its last (internet-style data).
@@ -83,6 +83,7 @@ class ClipDataset(Dataset[ClipItem]):
         if not episodes:
             raise ValueError("episodes is empty, expected at least 1")
         self.episodes = list(episodes)
+        self._is_mixed = len({episode.dataset for episode in episodes}) > 1  # only then may ids be the same
         self.num_frames, self.mode, self.stride, self.hop = num_frames, mode, stride, hop
         self.content, self.strict = content, strict
         self.image_size = None if image_size is None else image_hw(image_size)
@@ -149,15 +150,12 @@ class ClipDataset(Dataset[ClipItem]):
             states=episode.states[indices],
             instruction=episode.instruction,
             clip_id=clip.clip_id,
-            episode_id=episode.episode_id,
+            episode_id=f"{episode.dataset}/{episode.episode_id}" if self._is_mixed else episode.episode_id,
         )
         if self.content == "latents":
             item["latents"] = episode.latents(indices)
         else:
-            frames = episode.frames(indices).permute(0, 3, 1, 2)
-            if self.image_size is not None and frames.shape[-2:] != torch.Size(self.image_size):
-                frames = (resize_frames(frames / 255, self.image_size) * 255).round().to(torch.uint8)
-            item["frames"] = frames.contiguous()
+            item["frames"] = resize_images(episode.frames(indices).permute(0, 3, 1, 2), self.image_size).contiguous()
         return item
 
     def _skip(self, number: int, error: EpisodeError) -> None:

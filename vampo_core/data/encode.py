@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
@@ -51,18 +51,18 @@ def encode(
     *,
     image_size: int | tuple[int, int] | None = None,
     batch_size: int = 32,
-    device: str | torch.device = "cpu",
     strict: bool = False,
     progress: bool = True,
 ) -> EncodeResult:
     """Encode every episode of a dataset into ``<root>/latents/<name>/``; what is there already is kept.
+
+    A codec that is a module gets its frames on the device that it is on, any other one on the CPU.
 
     Args:
         dataset: any reader; opened without latents.
         codec: see :class:`Codec`.
         image_size: size frames are brought to first (one number for a square, or height and width); None as they are.
         batch_size: frames per call of the codec.
-        device: where frames are put for the codec.
         strict: an episode that cannot be read is an error instead of being skipped with a warning.
         progress: show a progress bar.
 
@@ -94,7 +94,7 @@ def encode(
             if strict:
                 break
             continue
-        write_latents(path, _encode_frames(frames, codec, size, batch_size, device, episode), header)
+        write_latents(path, _encode_frames(frames, codec, size, batch_size, episode), header)
         num_encoded += 1
     report_skipped(dataset.name, skipped, len(dataset.episodes), strict)
     return EncodeResult(name, num_encoded, num_reused, tuple(skipped))
@@ -116,9 +116,9 @@ def _encode_frames(
     codec: Codec,
     size: tuple[int, int] | None,
     batch_size: int,
-    device: str | torch.device,
     episode: Episode,
 ) -> Tensor:  # [T, C, h, w] float32
+    device = next(codec.parameters()).device if isinstance(codec, nn.Module) else torch.device("cpu")
     encoded = []
     for batch in frames.split(batch_size):
         images = batch.permute(0, 3, 1, 2).to(device, torch.float32) / 255

@@ -39,6 +39,7 @@ def record(
 ) -> RecordedDataset:
     """Record expert episodes; those already there are kept, so a second call continues or extends the first.
 
+    Where all of them are there no simulator is made, so that it need not be installed either.
     Episode i depends on ``seed`` and i alone, whatever the number of workers and whichever order they finish in.
     Several environments take turns: episode i is of environment i modulo their number.
 
@@ -58,7 +59,7 @@ def record(
 
     Raises:
         ValueError: an argument is wrong, or ``root`` holds a dataset of another environment, seed or setting.
-        ImportError: the simulator is not installed.
+        ImportError: the simulator is not installed, and episodes are missing.
         RuntimeError: an episode could not be recorded; the message names it.
     """
     for name, value in (("num_episodes", num_episodes), ("num_workers", num_workers)):
@@ -69,10 +70,11 @@ def record(
     root = Path(root)
     env_kwargs = env_kwargs or {}
     names = envs.split_names(env)
-    fps = _probe(names, env_kwargs)  # wrong arguments fail here, before anything is deleted or started
-    info = {"format": FORMAT, "version": VERSION, "env": env, "env_kwargs": env_kwargs, "seed": seed, "fps": fps}
+    info = {"format": FORMAT, "version": VERSION, "env": env, "env_kwargs": env_kwargs, "seed": seed}
+    missing = [i for i in range(num_episodes) if overwrite or not is_whole(episode_folder(root, i))]
+    if missing:  # wrong arguments fail here, before anything is deleted or started
+        info["fps"] = _probe(names, env_kwargs)
     _prepare(root, info, overwrite)
-    missing = [i for i in range(num_episodes) if not is_whole(episode_folder(root, i))]
     tasks = [(names[i % len(names)], env_kwargs, str(root), i, episode_seed(seed, i)) for i in missing]
     bar = tqdm(
         total=num_episodes,

@@ -122,6 +122,7 @@ class RecordedDataset:
     Args:
         root: the dataset's folder.
         latents: name of an encoding under ``<root>/latents``; None for frames only.
+        num_episodes: open those of the first so many numbers; None for all.
         include_failures: keep episodes in which the expert did not succeed.
         name: part of the clips' identity; by default the folder's name.
         strict: an episode that cannot be read is an error instead of being skipped with a warning.
@@ -137,6 +138,7 @@ class RecordedDataset:
         root: str | Path,
         *,
         latents: str | None = None,
+        num_episodes: int | None = None,
         include_failures: bool = False,
         name: str | None = None,
         strict: bool = False,
@@ -148,7 +150,7 @@ class RecordedDataset:
         folders = sorted(path for path in (self.root / "episodes").glob("[0-9]*") if path.is_dir())
         if not folders:
             raise ValueError(f"root is {str(self.root)!r}, expected a dataset with episodes in it")
-        names = [folder.name for folder in folders]
+        names = [folder.name for folder in folders if num_episodes is None or int(folder.name) < num_episodes]
         episodes, self.skipped = open_each(self.name, names, lambda name: self._open(name, latents), strict)
         self.episodes = [e for e in episodes if include_failures or e.header.success]
         if not self.episodes:

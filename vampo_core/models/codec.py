@@ -130,14 +130,17 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class LatentCodec(ConfigMixin):
-    """Stands for a codec that is not at hand: the data came as its latents, and no frame is encoded or decoded here."""
+    """Stands for a codec that is not at hand: the data came as its latents, and no frame is encoded or decoded here.
+
+    ``data`` says which latents, as nothing else tells two such codecs apart.
+    """
 
     config_name = "config.json"  # type: ignore[assignment]
 
     @register_to_config
-    def __init__(self, latent_channels: int, spatial_ratio: int = 8, scaling_factor: float = 1.0):
+    def __init__(self, latent_channels: int, spatial_ratio: int = 8, scaling_factor: float = 1.0, data: str = ""):
         self.latent_channels, self.spatial_ratio = latent_channels, spatial_ratio
-        self.scaling_factor = scaling_factor
+        self.scaling_factor, self.data = scaling_factor, data
 
     def encode(self, frames: Tensor) -> Tensor:
         """Impossible.
@@ -157,7 +160,7 @@ class LatentCodec(ConfigMixin):
 
     def fingerprint(self) -> str:
         """Of the settings."""
-        return f"latents-{self.latent_channels}"
+        return f"latents-{self.latent_channels}" + (f"-{self.data}" if self.data else "")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the settings."""

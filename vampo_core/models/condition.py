@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from vampo_core.models.video_predictor import VideoPredictor
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,20 @@ class Condition:
 
     def _map(self, function) -> Condition:
         return Condition(*(function(getattr(self, field.name)) for field in fields(self)))
+
+
+def observed_condition(
+    predictor: VideoPredictor,
+    latents: Tensor,  # [B, C, h, w] of the clips' first frames, as codec.encode gives them
+    instructions: Sequence[str],
+) -> Condition:
+    """The condition of clips that are there as latents; a predictor whose condition is a CLIP image gets them decoded.
+
+    Raises:
+        ValueError: there is not one instruction per clip, or the codec cannot decode what the image encoder is to see.
+    """
+    latents = latents.to(next(predictor.unet.parameters()).device)
+    frames = None
+    if predictor.image_encoder is not None:
+        frames = predictor.codec.decode(latents.unsqueeze(1))[:, 0]
+    return predictor.condition(instructions=instructions, first_latents=latents, first_frames=frames)

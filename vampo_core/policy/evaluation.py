@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from vampo_core.evaluation import Metric, bootstrap
+from vampo_core.models.condition import observed_condition
 from vampo_core.ops.philox import philox_normal
-from vampo_core.policy.policy import Policy, normalize, observed_condition
+from vampo_core.policy.policy import Policy, normalize
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from vampo_core.data.episode import Episode, reading
 from vampo_core.files import publish, remove_leftovers, temporary_beside
+from vampo_core.models.condition import observed_condition
 from vampo_core.models.features import FeatureExtractor
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.video_predictor import VideoPredictor
-from vampo_core.policy.policy import observed_condition, observed_features
+from vampo_core.policy.policy import observed_features
 
 _HEADER = "vampo_core"
 _BATCH_SIZE = 32

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vampo_core.checkpoint import find_checkpoint
-from vampo_core.evaluation import decode_video
 from vampo_core.models.condition import Condition
 from vampo_core.models.features import FeatureExtractor
 from vampo_core.models.fingerprint import fingerprint
@@ -222,18 +221,6 @@ def observed_features(
     if extractor is None:
         return (condition.image_latents * predictor.codec.scaling_factor).unsqueeze(1).float()
     return extractor(condition).float()
-
-
-def observed_condition(
-    predictor: VideoPredictor,
-    latents: Tensor,  # [B, C, h, w] of the current frames, as codec.encode gives them
-    instructions: Sequence[str],
-) -> Condition:
-    """The condition of recorded frames; they are decoded for a predictor whose condition is a CLIP image."""
-    frames = None
-    if predictor.image_encoder is not None:
-        frames = decode_video(predictor.codec, latents.unsqueeze(1))[:, 0]
-    return predictor.condition(instructions=instructions, first_latents=latents, first_frames=frames)
 
 
 def normalize(

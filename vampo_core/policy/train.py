@@ -12,13 +12,14 @@ from torch import Tensor
 from vampo_core.config import PolicyConfig, VampoConfig
 from vampo_core.diffusion.noise import stream_seed
 from vampo_core.evaluation import held_out_batch
+from vampo_core.models.condition import observed_condition
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops.philox import philox_normal
 from vampo_core.policy.action_head import P_MEAN, P_STD, SIGMA_MAX, SIGMA_MIN, action_loss
 from vampo_core.policy.data import ActionDataset, action_loader
 from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.feature_cache import FeatureCache
-from vampo_core.policy.policy import Policy, feature_extractor, normalize, observed_condition, observed_features
+from vampo_core.policy.policy import Policy, feature_extractor, normalize, observed_features
 from vampo_core.policy.settings import PolicySettings
 from vampo_core.prepare import Clips
 from vampo_core.trainable import Trainable
@@ -144,7 +145,8 @@ def action_datasets(
     A frozen predictor's features are computed first, where they are not in the cache under ``root`` yet.
     """
     settings, cache = config.policy, None
-    episodes = (clips.train.episodes, clips.held_out.episodes)
+    (train_clips,) = clips.train
+    episodes = (train_clips.episodes, clips.held_out.episodes)
     if settings.features == "predictive" and not settings.train_predictor:
         cache = FeatureCache(root, predictor, settings.feature_layers)
         cache.fill([episode for part in episodes for episode in part])
