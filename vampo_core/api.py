@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import ConfigError, VampoConfig, load_config
@@ -30,6 +29,7 @@ from vampo_core.prepare import (
     prepare_codec,
 )
 from vampo_core.pretraining import Pretrainer
+from vampo_core.processes import new_accelerator
 from vampo_core.report import write_report
 from vampo_core.run_folder import RunFolder
 from vampo_core.sampling import sample_videos
@@ -154,7 +154,7 @@ def evaluate_policy(
         raise ConfigError("data.env is None, expected the simulator to act in")
     policy, settings = None, config.closed_loop
     if checkpoint is not None:
-        policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(Accelerator().device).eval()
+        policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(new_accelerator().device).eval()
     name = "expert" if policy is None else policy.fingerprint()
     imagine = None  # the control on latents imagines nothing, and ready-made latents cannot be decoded
     if (
@@ -204,6 +204,7 @@ def sample(
 
 def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) -> VampoConfig:
     config = load_config(config, *overrides)
+    new_accelerator()  # the first one decides on what they share
     if config.run.num_threads:
         torch.set_num_threads(config.run.num_threads)
     return config
@@ -220,7 +221,7 @@ def _report(config: VampoConfig) -> None:
 
 def _main_process_first() -> contextlib.AbstractContextManager[None]:
     """Of several processes the main one makes what is missing, and the others then find it."""
-    return Accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
+    return new_accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
 
 
 def base_checkpoint(config: VampoConfig) -> Path:

@@ -136,7 +136,7 @@ class TrainingRun(Generic[E]):
     def finish(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Take the record of the iteration that is done: evaluate, log and save where it is time; return its row."""
         self.iteration += 1
-        row: dict[str, Any] = {"iteration": self.iteration, **record}
+        row: dict[str, Any] = {"iteration": self.iteration, **record, **self.trainable.row()}
         ends = self.iteration == self.num_iterations or self._stopping()
         is_best = False
         if self.iteration % self.eval_every == 0 or self.iteration == self.num_iterations:
