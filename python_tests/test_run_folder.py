@@ -82,13 +82,36 @@ def test_resume_continues_the_metrics_as_if_uninterrupted(config, finished, tmp_
 
 
 def test_resume_may_extend_a_run_but_not_change_its_settings(config, finished):
-    with RunFolder(load_config(config, "grpo.num_iterations=500", "run.save_every=7"), resume_from=finished):
-        assert load_config(finished).grpo.num_iterations == 500
+    with RunFolder(load_config(config, "run.eval_every=500", "run.save_every=7"), resume_from=finished):
+        assert load_config(finished).run.eval_every == 500
     for override in ("optim.lr=1e-3", "run.seed=9", "evaluation.seed=4"):
         key = override.partition("=")[0]
         with pytest.raises(ConfigError, match=rf"{key} is .*, expected .*config\.yaml.*model\.pretrained="):
             RunFolder(load_config(config, override), resume_from=finished)
     assert len(read_metrics(finished / "metrics.jsonl")) == 4
+
+
+@pytest.mark.parametrize(
+    ("length", "decay"),
+    [
+        ("grpo.num_iterations", "optim.decay_steps"),
+        ("pretrain.num_steps", "pretrain.decay_steps"),
+        ("policy.num_steps", "policy.decay_steps"),
+    ],
+)
+def test_a_run_whose_learning_rate_falls_keeps_its_length(config, length, decay):
+    """It counts back from the end: with another one it would jump."""
+    settings = load_config(config, f"{decay}=10")
+    with RunFolder(settings) as folder:
+        work(folder, range(1, 4))
+    before = (folder.path / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=rf"{length} is 77, expected \d+ as in .*{decay} = 10"):
+        RunFolder(load_config(settings, f"{length}=77"), resume_from=folder.path)
+    assert (folder.path / "config.yaml").read_bytes() == before
+    constant = load_config(config, f"{decay}=0", "run.overwrite=true")
+    with RunFolder(constant) as folder:
+        work(folder, range(1, 4))
+    RunFolder(load_config(constant, f"{length}=77"), resume_from=folder.path).close()
 
 
 def test_resume_from_another_run_is_refused(config, finished, tmp_path):

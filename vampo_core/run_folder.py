@@ -23,6 +23,13 @@ CHANGEABLE = {
 }
 """Keys that a resumed run may change: what it has computed so far does not depend on them."""
 
+_DECAYS = {
+    "grpo.num_iterations": "optim.decay_steps",
+    "pretrain.num_steps": "pretrain.decay_steps",
+    "policy.num_steps": "policy.decay_steps",
+}
+"""Lengths of a run, and what counts back from its end: where that is not 0, the length is fixed from the start."""
+
 
 class RunFolder:
     """A run folder that this process writes to, and no other; use as a context.
@@ -118,6 +125,12 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
     for section, entries in now.items():
         for name, value in entries.items():
             key, old = f"{section}.{name}", before[section][name]
+            decay = _DECAYS.get(key)
+            if value != old and decay is not None and (steps := now[decay.split(".")[0]]["decay_steps"]):
+                raise ConfigError(
+                    f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: with {decay} = {steps} the "
+                    "learning rate falls to 0 at that end, and another one would make it jump"
+                )
             if value != old and key not in CHANGEABLE:
                 raise ConfigError(
                     f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
