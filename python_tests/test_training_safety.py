@@ -1,9 +1,12 @@
 """What stops a run, what it says, and that nothing is lost by it."""
 
+import importlib.util
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from training_runs import (
     trained_weights,
 )
 
-from vampo_core import api
+from vampo_core import api, training_run
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.cli import main
 from vampo_core.config import ConfigError
@@ -219,6 +222,33 @@ def test_a_run_folder_that_holds_a_run_is_refused_before_work(tmp_path):
         make_trainer(make_config(tmp_path)).train()
     again = make_trainer(make_config(tmp_path, "run.overwrite=true")).train()
     assert [row["iteration"] for row in again.history] == [1, 2, 3, 4]
+
+
+def test_a_missing_tracker_is_told_before_work(tmp_path, preset, monkeypatch, capsys):
+    original = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else original(name))
+    assert main(["train", "--config", "bridge", *preset, "run.trackers=[wandb]"]) == 2
+    assert "pip install vampo_core[wandb]" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "a" / "config.yaml").exists() and not list((tmp_path / "runs").glob("base-*"))
+
+
+@pytest.mark.parametrize("broken", ["Trackers", "read_state"])
+def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path, monkeypatch, broken):
+    """Signals are handled as before, and the folder is free."""
+    make_trainer(make_config(tmp_path, "grpo.num_iterations=2")).train()
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    def fail(*arguments, **options):
+        raise OSError("the server is down")
+
+    monkeypatch.setattr(training_run, broken, fail)
+    with pytest.raises(OSError, match="the server is down"):
+        make_trainer(make_config(tmp_path)).train(resume_from=tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    lock = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    subprocess.run([sys.executable, "-c", lock, tmp_path / ".lock"], check=True)
+    monkeypatch.undo()
+    assert len(make_trainer(make_config(tmp_path)).train(resume_from=tmp_path).history) == 4
 
 
 def test_an_interrupt_while_the_base_is_pretrained_ends_the_command(tmp_path, preset, monkeypatch, capsys):

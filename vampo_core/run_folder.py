@@ -11,6 +11,7 @@ from vampo_core.checkpoint import Checkpoints, find_checkpoint, step_of
 from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.files import remove_leftovers
 from vampo_core.metrics import MetricsLog
+from vampo_core.trackers import check_trackers
 
 CONTENTS = ("config.yaml", "metrics.jsonl", "checkpoints", "samples", "report.html", "tensorboard", "wandb")
 """What a run owns in its folder, and ``run.overwrite`` deletes; other files stay."""
@@ -40,8 +41,8 @@ class RunFolder:
             removed.
 
     Raises:
-        ConfigError: the folder holds a run already, another process writes to it, it is not writable, or
-            ``resume_from`` is of another run or one with other settings.
+        ConfigError: the folder holds a run already, another process writes to it, it is not writable, a tracker is not
+            installed, or ``resume_from`` is of another run or one with other settings.
         ValueError: there is no checkpoint at ``resume_from``.
     """
 
@@ -64,6 +65,7 @@ class RunFolder:
         Returns:
             the checkpoint to continue from.
         """
+        check_trackers(config)
         path = Path(config.run.dir)
         checkpoint = None if resume_from is None else find_checkpoint(resume_from)
         if checkpoint is not None:

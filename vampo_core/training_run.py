@@ -1,5 +1,6 @@
 """What every training shares: run folder, metrics, checkpoints, evaluation, signals."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class TrainResult(Generic[E]):
 
 
 class TrainingRun(Generic[E]):
-    """A run in progress; use as a context and loop over :meth:`iterations`.
+    """A run in progress; use as a context, which owns the run folder, and loop over :meth:`iterations`.
 
     Args:
         config: of the run.
@@ -94,27 +95,31 @@ class TrainingRun(Generic[E]):
         self.before: E | None = None
         self.last: E | None = None
         self._best_score = float("-inf")
-        self._folder = RunFolder(config, resume_from=resume_from) if accelerator.is_main_process else None
-        self._stop = GracefulStop()
-        checkpoint = [None if self._folder is None else self._folder.checkpoint]
-        broadcast_object_list(checkpoint)
-        if checkpoint[0] is not None:
-            self._load(checkpoint[0])
-        else:
-            set_seed(config.run.seed, device_specific=True)  # for what draws from the global generators: rewards
+        self._resume_from, self._stop = resume_from, GracefulStop()
+        self._folder: RunFolder | None = None
+        self._trackers: Trackers | None = None
 
     def __enter__(self) -> "TrainingRun[E]":
-        self._stop.__enter__()
-        resume_at = None if self._folder is None or self._folder.checkpoint is None else self.iteration
-        self._trackers = Trackers(self.config, resume_at=resume_at) if self._folder is not None else None
+        with contextlib.ExitStack() as stack:
+            if self.accelerator.is_main_process:
+                self._folder = stack.enter_context(RunFolder(self.config, resume_from=self._resume_from))
+            checkpoint = [None if self._folder is None else self._folder.checkpoint]
+            broadcast_object_list(checkpoint)
+            if checkpoint[0] is not None:
+                self._load(checkpoint[0])
+            else:
+                # for what draws from the global generators: rewards
+                set_seed(self.config.run.seed, device_specific=True)
+            if self._folder is not None:
+                resume_at = None if checkpoint[0] is None else self.iteration
+                self._trackers = Trackers(self.config, resume_at=resume_at)
+                stack.callback(self._trackers.close)
+            stack.enter_context(self._stop)
+            self._cleanup = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stop.__exit__(*error)
-        if self._trackers is not None:
-            self._trackers.close()
-        if self._folder is not None:
-            self._folder.close()
+        self._cleanup.__exit__(*error)
 
     def iterations(self) -> Iterator[int]:
         """Iteration numbers that are still to be done, from 1; ends early where a signal asks for it."""
