@@ -55,6 +55,30 @@ def test_a_folder_that_holds_a_run_is_refused_untouched(config, finished):
     subprocess.run([sys.executable, "-c", lock, finished / ".lock"], check=True)  # the refusal holds none
 
 
+@pytest.mark.parametrize("left", ["config.yaml", "metrics.jsonl", "checkpoints"])
+def test_a_run_killed_before_its_first_checkpoint_begins_again(config, left):
+    """Neither resume_from nor overwrite is needed: there is nothing to continue, and nothing to lose."""
+    folder = Path(config.run.dir)
+    folder.mkdir()
+    config.save(folder / "config.yaml")
+    if left != "config.yaml":
+        (folder / "metrics.jsonl").touch()
+    if left == "checkpoints":
+        (folder / "checkpoints" / ".step-0.abc.tmp").mkdir(parents=True)
+    with RunFolder(config) as begun:
+        assert begun.checkpoint is None
+        work(begun, range(1, 4))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best", "latest", "step-2"]
+
+
+def test_metrics_whose_checkpoints_are_gone_are_not_lost(config):
+    with RunFolder(config) as folder:
+        folder.metrics.append({"iteration": 1})
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RunFolder(config)
+    assert len(read_metrics(folder.path / "metrics.jsonl")) == 1
+
+
 def test_overwrite_deletes_the_run_and_nothing_else(config, finished):
     (finished / "notes.txt").write_text("mine")
     (finished / "samples").mkdir()

@@ -200,7 +200,12 @@ def test_the_command_line_from_nothing_to_a_trained_model(tmp_path, preset, caps
     assert "paired difference" in capsys.readouterr().out
     assert main(arguments) == 2
     assert "resume_from=" in capsys.readouterr().err
+    report = tmp_path / "runs" / "a" / "report.html"
+    before = report.stat().st_mtime_ns
     assert main([*arguments, "--resume-from", str(tmp_path / "runs" / "a")]) == 0
+    assert report.stat().st_mtime_ns == before  # nothing new to tell
+    assert main([*arguments, "grpo.num_iterations=5", "--resume-from", str(tmp_path / "runs" / "a")]) == 0
+    assert report.stat().st_mtime_ns > before
     assert main([*arguments, "run.overwrite=true", "optim.lr=1e-5"]) == 0
     assert "(found)" in capsys.readouterr().out
     assert [path.name[:5] for path in (tmp_path / "runs").iterdir() if path.name != "a"] == ["base-"]

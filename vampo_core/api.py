@@ -30,7 +30,7 @@ from vampo_core.prepare import (
 )
 from vampo_core.pretraining import Pretrainer
 from vampo_core.processes import new_accelerator
-from vampo_core.report import write_report
+from vampo_core.report import current_report, write_report
 from vampo_core.run_folder import RunFolder
 from vampo_core.sampling import sample_videos
 from vampo_core.training_run import TrainResult
@@ -213,7 +213,7 @@ def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) ->
 def _report(config: VampoConfig) -> None:
     """Write the report of a run that has ended well, and so does whatever becomes of the report."""
     try:
-        print(f"report: {write_report(config)}")
+        print(f"report: {current_report(config) or write_report(config)}")
     except Exception as error:
         again = f"`vampo report --config {config.run.dir}` tries again"
         warnings.warn(f"the report could not be written ({error}); {again}", RuntimeWarning, stacklevel=3)

@@ -71,10 +71,9 @@ class RunFolder:
         if checkpoint is not None:
             _check_resume(config, checkpoint)
         _check_writable(path)
-        held = [name for name in CONTENTS[:3] if (path / name).exists()]
-        if held and checkpoint is None and not config.run.overwrite:
+        if checkpoint is None and not config.run.overwrite and _holds_run(path):
             raise ConfigError(
-                f"run.dir is {config.run.dir!r}, which holds a run already ({', '.join(held)}): continue it with "
+                f"run.dir is {config.run.dir!r}, which holds a run already: continue it with "
                 f"resume_from={config.run.dir!r}, delete it with run.overwrite=true, or choose another folder"
             )
         return checkpoint
@@ -105,6 +104,8 @@ class RunFolder:
             resume_at = step_of(self.checkpoint)
         elif config.run.overwrite:
             self._delete()
+        else:
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)  # has no row, see _holds_run
         # as a recipe the file shall not delete the run that it describes
         replace(config, run=replace(config.run, overwrite=False)).save(self.path / "config.yaml")
         return MetricsLog(self.path / "metrics.jsonl", resume_at=resume_at)
@@ -117,6 +118,13 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is anything to lose. A run that was killed before its first checkpoint may simply begin again."""
+    metrics = folder / "metrics.jsonl"
+    has_rows = metrics.exists() and metrics.stat().st_size > 0
+    return has_rows or Checkpoints(folder / "checkpoints").latest is not None
 
 
 def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
