@@ -27,7 +27,7 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.cli import main
 from vampo_core.config import ConfigError
 from vampo_core.models.codec import LatentCodec
-from vampo_core.prepare import base_config, load_predictor
+from vampo_core.prepare import base_config, load_predictor, new_predictor
 from vampo_core.trainable import NonFiniteError
 
 
@@ -227,6 +227,17 @@ def test_a_run_folder_that_holds_a_run_is_refused_before_work(tmp_path):
         make_trainer(make_config(tmp_path)).train()
     again = make_trainer(make_config(tmp_path, "run.overwrite=true")).train()
     assert [row["iteration"] for row in again.history] == [1, 2, 3, 4]
+
+
+def test_pretraining_from_scratch_heeds_gradient_checkpointing_and_refuses_adapters(tmp_path, preset, capsys):
+    config = api.load_config("bridge", *preset, "model.gradient_checkpointing=true")
+    codec = LatentCodec(latent_channels=4, scaling_factor=0.18215)
+    assert new_predictor(config, codec).unet.is_gradient_checkpointing
+    saving = api.pretrain(config, f"run.dir={tmp_path}/saving")
+    plain = api.pretrain(config, f"run.dir={tmp_path}/plain", "model.gradient_checkpointing=false")
+    assert saving.after.l1.mean == pytest.approx(plain.after.l1.mean, rel=1e-4)
+    assert main(["pretrain", "--config", "bridge", *preset, "model.lora=4"]) == 2
+    assert "model.lora is 4 with model.pretrained = null, expected 0" in capsys.readouterr().err
 
 
 def test_a_missing_tracker_is_told_before_work(tmp_path, preset, monkeypatch, capsys):

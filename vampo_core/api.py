@@ -76,6 +76,11 @@ def pretrain(
     Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
     """
     config = _configured(config, overrides)
+    if config.model.lora and config.model.pretrained is None:
+        raise ConfigError(
+            f"model.lora is {config.model.lora} with model.pretrained = null, expected 0: adapters go on a model that "
+            "is trained already, one from scratch is trained as a whole"
+        )
     RunFolder.check(config, resume_from=resume_from)
     return _pretrain(config, resume_from)
 

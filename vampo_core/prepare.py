@@ -68,13 +68,16 @@ def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> Video
     """The embedded default, untrained; its weights follow from ``run.seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
-        return VideoPredictor.create(
+        model = VideoPredictor.create(
             codec,
             num_frames=config.data.num_frames,
             sigma_max=config.sampler.sigma_max,
             dtype=config.model.dtype,
             **config.model.unet_options(),
         )
+    if config.model.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
 
 
 def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
