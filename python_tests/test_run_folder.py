@@ -48,7 +48,7 @@ def test_a_new_run_folder(config, finished):
 
 def test_a_folder_that_holds_a_run_is_refused_untouched(config, finished):
     before = (finished / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match=r"run\.dir is .*resume_from=.*run\.overwrite=true"):
+    with pytest.raises(ConfigError, match=r"run\.dir is .*--resume-from .*resume_from=.*run\.overwrite=true"):
         RunFolder(config)
     assert (finished / "metrics.jsonl").read_bytes() == before
     lock = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"

@@ -199,7 +199,7 @@ def test_the_command_line_from_nothing_to_a_trained_model(tmp_path, preset, caps
     assert main(arguments) == 0
     assert "paired difference" in capsys.readouterr().out
     assert main(arguments) == 2
-    assert "resume_from=" in capsys.readouterr().err
+    assert f"--resume-from {tmp_path / 'runs' / 'a'} " in capsys.readouterr().err
     report = tmp_path / "runs" / "a" / "report.html"
     before = report.stat().st_mtime_ns
     assert main([*arguments, "--resume-from", str(tmp_path / "runs" / "a")]) == 0
