@@ -27,6 +27,7 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.cli import main
 from vampo_core.config import ConfigError
 from vampo_core.models.codec import LatentCodec
+from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.prepare import base_config, load_predictor, new_predictor
 from vampo_core.trainable import NonFiniteError
 
@@ -308,6 +309,27 @@ def test_adapters_follow_from_the_seed(tmp_path, preset):
     assert relative_distance(second, first) == 0
     other = make_config(tmp_path, "model.lora=2", "run.seed=1")
     assert relative_distance(trained_adapter(load_predictor(other, tmp_path / "model")), first) > 0.1
+
+
+def test_a_checkpoint_holds_the_adapter_alone_too(tmp_path):
+    """As PEFT writes it: anyone puts it on the base UNet, and has the policy."""
+    peft = pytest.importorskip("peft")
+    make_model(make_config(tmp_path)).save_pretrained(tmp_path / "base")
+    config = make_config(tmp_path / "run", "model.lora=2", "model.ema_decay=0.5")
+    trainer = make_trainer(config, model=load_predictor(config, tmp_path / "base"))
+    trainer.train()
+    checkpoint = find_checkpoint(tmp_path / "run")
+    assert (checkpoint / "adapter" / "adapter_model.safetensors").is_file()
+    batch = next(trainer._batches(0))
+    condition = trainer.model.condition(instructions=batch["instruction"], first_latents=batch["latents"][:, 0])
+    trainer.model.eval()
+    with torch.no_grad(), trainer.trainable.ema_weights():
+        policy = trainer.model(batch["latents"], 3.0, condition)
+        model = VideoPredictor.from_pretrained(tmp_path / "base")
+        base = model(batch["latents"], 3.0, condition)
+        model.unet = peft.PeftModel.from_pretrained(model.unet, checkpoint / "adapter").base_model.model
+        assert torch.equal(model(batch["latents"], 3.0, condition), policy)
+    assert not torch.equal(base, policy)
 
 
 def trained_adapter(model):

@@ -26,6 +26,14 @@ def load_adapter(unet: nn.Module, folder: str | Path, trainable: bool):
     return _float32(_peft().PeftModel.from_pretrained(unet, str(folder), is_trainable=trainable))
 
 
+def save_merged(unet: Any, folder: Path) -> None:
+    """Write ``unet`` with its adapters added, as a UNet that needs no PEFT."""
+    with torch.device("meta"):
+        merged = type(unet).from_config(unet.config)
+    merged.load_state_dict(merged_state_dict(unet), assign=True)
+    merged.save_pretrained(folder)
+
+
 def merged_state_dict(unet: nn.Module) -> dict[str, Tensor]:
     """Weights of ``unet`` with its adapters added, under the names it has without them; ``unet`` stays as it is."""
     from peft.tuners.lora import LoraLayer

@@ -148,7 +148,7 @@ class VideoPredictor(nn.Module):
         return predictor
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint folder; adapters are merged into what is written, not into this model.
+        """Write a checkpoint folder; adapters are merged into what is written, and written to ``adapter/`` alone too.
 
         What came from an SVD folder opens in ``StableVideoDiffusionPipeline.from_pretrained``.
 
@@ -158,10 +158,8 @@ class VideoPredictor(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self._adapter:
-            with torch.device("meta"):
-                merged = UNetSpatioTemporalConditionModel.from_config(self.unet.config)
-            merged.load_state_dict(lora.merged_state_dict(self.unet), assign=True)
-            merged.save_pretrained(folder / "unet")
+            lora.save_merged(self.unet, folder / "unet")
+            self.save_adapter(folder / "adapter")
         else:
             self.unet.save_pretrained(folder / "unet")
         self.scheduler.save_pretrained(folder / "scheduler")
