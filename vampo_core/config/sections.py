@@ -34,7 +34,7 @@ class GRPOConfig:
     adv_clip_max: Above0 = 2.0
     """Advantages are clipped to ± this."""
     kl_coef: AtLeast0 = 0.0
-    """Weight of the KL divergence from the base model; 0 needs no copy of it."""
+    """Weight of the KL divergence from the base model, which is a second UNet in memory unless model.lora is set."""
     anchor_coef: AtLeast0 = 0.0
     """Weight of the squared distance from the base's output at noise levels of the ODE tail, which the policy gradient
     does not visit; 0 for none."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,13 +255,13 @@ class VideoPredictor(nn.Module):
         condition = self.condition(instructions=instructions, first_frames=first_frames, first_latents=first_latents)
         return FeatureExtractor(self, layers=layers, seed=seed)(condition)
 
-    def denoiser(self, condition: Condition, *, guidance: bool = False, model: nn.Module | None = None) -> Denoise:
+    def denoiser(self, condition: Condition, *, guidance: bool = False, model: Callable | None = None) -> Denoise:
         """The callable that :class:`EulerHybridSampler` wants, for these clips.
 
         Args:
             condition: of all B clips; the sampler's rows pick theirs.
             guidance: run the unconditional half too (:attr:`EulerHybridSampler.uses_guidance`).
-            model: called in place of this predictor, e.g. the same one wrapped for distributed training.
+            model: called in place of this predictor, e.g. the same one wrapped for distributed training, or its base.
         """
         model = self if model is None else model
 
