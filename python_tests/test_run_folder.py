@@ -187,6 +187,17 @@ def test_two_processes_do_not_share_a_run_folder(config):
     RunFolder(overwriting).close()  # a killed process holds nothing
 
 
+def test_processes_of_one_run_may_look_at_its_folder_at_once(config, monkeypatch):
+    original = Path.write_text
+
+    def write_text(path, *arguments, **options):
+        original(path, *arguments, **options)
+        path.unlink()  # by the other one
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert RunFolder.check(config) is None
+
+
 def test_metrics_are_plain_numbers_on_disk_at_once(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append({"iteration": 1, "loss": torch.tensor(0.5), "l1": np.float64(0.1), "bad": float("nan"), "ci95": (1, 2)})

@@ -154,7 +154,7 @@ def _check_writable(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".probe.tmp"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of this run may have been quicker
     except OSError as error:
         raise ConfigError(
             f"run.dir is {str(path)!r}, expected a folder that can be written to: {error.strerror}"
