@@ -70,6 +70,7 @@ class PredictorTrainer(ABC):
             eval_every=self.schedule.eval_every,
             save_every=self.schedule.save_every,
             evaluate=self.evaluate,
+            score=lambda result: result.score(self.config.reward),
             result_type=EvalResult,
             resume_from=resume_from,
             name=self.schedule.name,

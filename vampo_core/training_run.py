@@ -23,11 +23,6 @@ from vampo_core.trainable import Trainable
 class Evaluation(Protocol):
     """Held-out metrics of a model, as a run logs and keeps them."""
 
-    @property
-    def score(self) -> float:
-        """What the best checkpoint has the highest of."""
-        ...
-
     def row(self) -> dict[str, float]:
         """Metrics by name; ``eval_<name>`` in ``metrics.jsonl``."""
         ...
@@ -50,7 +45,7 @@ class TrainResult(Generic[E]):
     """What a training run leaves behind."""
 
     checkpoint: Path  # the newest
-    best_checkpoint: Path  # the one with the highest held-out score: reward, or for a policy the least action error
+    best_checkpoint: Path  # the one with the highest held-out reward, or for a policy the least action error
     history: list[dict[str, Any]]  # one per iteration
     before: E
     after: E
@@ -69,6 +64,7 @@ class TrainingRun(Generic[E]):
         eval_every: iterations between evaluations, which also happen before the first and after the last one.
         save_every: iterations between checkpoints; the best and the last one are saved in any case.
         evaluate: held-out metrics of the model as it is.
+        score: of these, what the best checkpoint has the highest of.
         result_type: what ``evaluate`` returns.
         resume_from: run folder or checkpoint to continue from.
         name: of the work, for the progress bar.
@@ -84,13 +80,14 @@ class TrainingRun(Generic[E]):
         eval_every: int,
         save_every: int,
         evaluate: Callable[[], E],
+        score: Callable[[E], float],
         result_type: type[E],
         resume_from: str | Path | None,
         name: str,
     ) -> None:
         self.config, self.trainable, self.accelerator = config, trainable, accelerator
         self.num_iterations, self.eval_every, self.save_every = num_iterations, eval_every, save_every
-        self.name, self._evaluate, self._result_type = name, evaluate, result_type
+        self.name, self._evaluate, self._score, self._result_type = name, evaluate, score, result_type
         self.iteration = 0
         self.before: E | None = None
         self.last: E | None = None
@@ -125,7 +122,7 @@ class TrainingRun(Generic[E]):
         """Iteration numbers that are still to be done, from 1; ends early where a signal asks for it."""
         if self.before is None:
             self.before = self.last = self._evaluate()
-            self._best_score = self.before.score
+            self._best_score = self._score(self.before)
             self._save(best=True)
         bar = tqdm(
             total=self.num_iterations, initial=self.iteration, desc=self.name, unit="it",
@@ -147,8 +144,9 @@ class TrainingRun(Generic[E]):
         if self.iteration % self.eval_every == 0 or self.iteration == self.num_iterations:
             self.last = self._evaluate()
             row |= {f"eval_{key}": value for key, value in self.last.row().items()}
-            is_best = self.last.score > self._best_score
-            self._best_score = max(self._best_score, self.last.score)
+            score = self._score(self.last)
+            is_best = score > self._best_score
+            self._best_score = max(self._best_score, score)
         if self._folder is not None:
             self._folder.metrics.append(row)
             row = self._folder.metrics.rows[-1]

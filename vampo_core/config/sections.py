@@ -107,7 +107,11 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """Weights of the built-in rewards, each per frame; 0 leaves one out."""
+    """Weights of the built-in rewards, each per frame; 0 leaves one out.
+
+    The best checkpoint is chosen by held-out L1 and cosine in these weights. What is reported as the held-out reward is
+    always cosine - L1, so that runs with different rewards compare.
+    """
 
     l1_weight: AtLeast0 = 1.0
     """Negative L1 distance from the expert's latents."""

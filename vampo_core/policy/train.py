@@ -66,6 +66,7 @@ class PolicyTrainer:
             eval_every=settings.eval_every,
             save_every=settings.save_every,
             evaluate=self.evaluate,
+            score=lambda result: result.score,
             result_type=PolicyEvalResult,
             resume_from=resume_from,
             name="policy",
