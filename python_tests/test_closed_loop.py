@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from vampo_core.data.video import count_frames
+from vampo_core.envs import SimulatorError
 from vampo_core.policy import closed_loop
 from vampo_core.policy.closed_loop import evaluate_closed_loop, evaluation_seeds
 from vampo_core.policy.closed_loop_results import (
@@ -94,7 +95,7 @@ def test_killed_worker_is_replaced_and_its_episodes_repeated_once(tmp_path):
 
 def test_a_worker_that_dies_every_time_is_an_error(monkeypatch):
     monkeypatch.setattr(closed_loop, "MAX_ATTEMPTS", 1)
-    with pytest.raises(RuntimeError, match=r"with seed \d+: its worker died 1 times \(exit code -9\)"):
+    with pytest.raises(SimulatorError, match=r"with seed \d+: its worker died 1 times \(exit code -9\)"):
         evaluate(num_episodes=1, num_workers=1, env_kwargs={"kill_always": True})
 
 
@@ -163,7 +164,7 @@ def test_wrong_actions(change, message):
 
 def test_an_error_of_the_simulator_names_the_episode():
     seed = evaluation_seeds(0, 1)[0]
-    with pytest.raises(RuntimeError, match=rf"'simulators:line' with seed {seed} failed: the motor is hot"):
+    with pytest.raises(SimulatorError, match=rf"'simulators:line' with seed {seed} failed: the motor is hot"):
         evaluate(num_episodes=1, env_kwargs={"fail": True})
 
 

@@ -77,21 +77,46 @@ def test_the_rewards_of_a_clip_move_its_own_predictions_alone(tmp_path, clip, st
     assert relative_distance(gradient_of(make_trainer(config, reward_funcs=[reward])), expected) < 1e-4
 
 
-@pytest.mark.parametrize("steps", [[], ALL_STEPS], ids=["first step", "every step"])
-def test_kl_penalty_pulls_back_to_the_base(tmp_path, steps):
-    config = make_config(tmp_path, "grpo.kl_coef=10.0", *steps)
-    batch, base = first_batch(config), make_model(config)
-    trainer = make_trainer(config)  # which takes its copy of the base now
-    moved = copy.deepcopy(base)
+@pytest.mark.parametrize(
+    "settings", [[], ALL_STEPS, ["model.lora=2"]], ids=["first step", "every step", "adapters off"]
+)
+def test_kl_penalty_pulls_back_to_the_base(tmp_path, settings):
+    config = make_config(tmp_path, "grpo.kl_coef=10.0", *settings)
+    batch, base = first_batch(config), make_model(make_config(tmp_path))
+    trainer, moved = make_trainer(config), make_model(config)  # the trainer takes hold of the base now
     for model in (trainer.model, moved):
         generator = torch.Generator().manual_seed(5)
         for parameter in model.unet.parameters():
-            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+            if parameter.requires_grad:
+                parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
     groups = hand_written.roll_out(moved, config, batch)
     expected = hand_written.reinforce_gradient(moved, config, batch, groups, reference=base)
     without = hand_written.reinforce_gradient(moved, config, batch, groups)
     assert relative_distance(expected, without) > 0.1
     assert relative_distance(gradient_of(trainer), expected) < 1e-4
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_base_is_no_second_predictor(tmp_path, adapters):
+    """It shares codec and encoders, and with adapters the UNet as well."""
+    config = make_config(tmp_path, "grpo.kl_coef=1.0", "grpo.anchor_coef=1.0", f"model.lora={2 * adapters}")
+    model, batch = make_model(config), first_batch(config)
+    expected = make_model(make_config(tmp_path))
+    deep_copies = []
+    model.codec.__deepcopy__ = model.text_encoder.__deepcopy__ = model.unet.__deepcopy__ = deep_copies.append
+    if not adapters:
+        del model.unet.__deepcopy__
+    trainer = make_trainer(config, model=model)
+    assert not deep_copies
+    for iteration in (1, 2):
+        trainer.iterate(iteration, trainer._batches(iteration - 1))
+    condition = trainer.engine.condition(batch)
+    with torch.no_grad():
+        base, policy = (m(batch["latents"], 3.0, condition) for m in (expected, model))
+    assert torch.equal(trainer.reference(batch["latents"], 3.0, condition), base)
+    assert not torch.equal(base, policy)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == trainer.trainable.names
 
 
 def test_groups_without_spread_give_no_gradient(tmp_path):

@@ -7,7 +7,9 @@ test_grpo_ratio, resuming in test_training_resume, two processes in test_two_pro
 import pickle
 
 import pytest
+import tiny_run
 import torch
+from config_reads import keys_read
 from torch import nn
 from training_runs import (
     gradient_of,
@@ -19,6 +21,7 @@ from training_runs import (
     trained_weights,
 )
 
+from vampo_core import api
 from vampo_core.checkpoint import CheckpointError, find_checkpoint, read_state
 from vampo_core.config.vampo import keys
 from vampo_core.grpo.loss import clipped_surrogate
@@ -170,6 +173,49 @@ def test_fault_5_keys_that_say_how(tmp_path, key):
 def test_fault_5_no_key_is_left_out():
     looked_at = {*CHANGES, *SAME, "grpo.num_iterations", "reward.pixel_weight"}
     assert {key for key in keys() if key.split(".")[0] in ("grpo", "sampler", "reward", "optim")} <= looked_at
+
+
+SECTIONS = {
+    "pretrain": ("model", "data", "pretrain", "evaluation", "run"),
+    "train": ("grpo", "sampler", "reward", "optim", "model", "data", "evaluation", "run"),
+    "policy train": ("policy", "data", "evaluation", "run"),
+    "policy eval": ("closed_loop",),
+}
+"""Each verb, and the sections whose every key it reads."""
+ELSEWHERE = {
+    "pretrain": {"model.text_encoder", "model.ema_decay", "run.eval_every", "run.save_every"},
+    "train": {
+        *("model.patch_size", "model.latent_channels", "model.block_out_channels"),
+        *("model.layers_per_block", "model.num_attention_heads"),
+    },
+    "policy train": {"run.eval_every", "run.save_every"},
+    "policy eval": set(),
+}
+"""Except for these: a new model has no text encoder yet, ``train`` was given a model that has its shape, and intervals
+of pretraining and policies, and pretraining's running mean, stand in their own sections."""
+
+
+def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):
+    tiny_run.write_dataset(tmp_path / "data")
+    monkeypatch.setattr("vampo_core.prepare.record", lambda *args, **options: None)  # the episodes are there
+    monkeypatch.setattr("vampo_core.api.evaluate_closed_loop", lambda *args, **options: None)
+    config, seen = tiny_run.settings(tmp_path, "data.env=pusht"), {}
+    base, started = f"run.dir={tmp_path}/base", f"model.pretrained={tmp_path}/base"
+    policy = [f"run.dir={tmp_path}/policy", "policy.num_steps=2", "policy.train_predictor=true"]
+    work = {
+        "pretrain": lambda: api.pretrain(config, base),
+        "train": lambda: api.train(config, started),
+        "policy train": lambda: api.train_policy(config, started, *policy),
+        "policy eval": lambda: api.evaluate_policy(None, config),
+    }
+    for verb, call in work.items():
+        with keys_read() as seen[verb]:
+            call()
+    unread = {
+        verb: {key for key in keys() if key.split(".")[0] in sections} - seen[verb]
+        for verb, sections in SECTIONS.items()
+    }
+    assert unread == ELSEWHERE
 
 
 def test_fault_6_dropout_while_scoring(tmp_path):

@@ -48,11 +48,35 @@ def test_a_new_run_folder(config, finished):
 
 def test_a_folder_that_holds_a_run_is_refused_untouched(config, finished):
     before = (finished / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match=r"run\.dir is .*resume_from=.*run\.overwrite=true"):
+    with pytest.raises(ConfigError, match=r"run\.dir is .*--resume-from .*resume_from=.*run\.overwrite=true"):
         RunFolder(config)
     assert (finished / "metrics.jsonl").read_bytes() == before
     lock = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     subprocess.run([sys.executable, "-c", lock, finished / ".lock"], check=True)  # the refusal holds none
+
+
+@pytest.mark.parametrize("left", ["config.yaml", "metrics.jsonl", "checkpoints"])
+def test_a_run_killed_before_its_first_checkpoint_begins_again(config, left):
+    """Neither resume_from nor overwrite is needed: there is nothing to continue, and nothing to lose."""
+    folder = Path(config.run.dir)
+    folder.mkdir()
+    config.save(folder / "config.yaml")
+    if left != "config.yaml":
+        (folder / "metrics.jsonl").touch()
+    if left == "checkpoints":
+        (folder / "checkpoints" / ".step-0.abc.tmp").mkdir(parents=True)
+    with RunFolder(config) as begun:
+        assert begun.checkpoint is None
+        work(begun, range(1, 4))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best", "latest", "step-2"]
+
+
+def test_metrics_whose_checkpoints_are_gone_are_not_lost(config):
+    with RunFolder(config) as folder:
+        folder.metrics.append({"iteration": 1})
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RunFolder(config)
+    assert len(read_metrics(folder.path / "metrics.jsonl")) == 1
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(config, finished):
@@ -82,13 +106,36 @@ def test_resume_continues_the_metrics_as_if_uninterrupted(config, finished, tmp_
 
 
 def test_resume_may_extend_a_run_but_not_change_its_settings(config, finished):
-    with RunFolder(load_config(config, "grpo.num_iterations=500", "run.save_every=7"), resume_from=finished):
-        assert load_config(finished).grpo.num_iterations == 500
+    with RunFolder(load_config(config, "run.eval_every=500", "run.save_every=7"), resume_from=finished):
+        assert load_config(finished).run.eval_every == 500
     for override in ("optim.lr=1e-3", "run.seed=9", "evaluation.seed=4"):
         key = override.partition("=")[0]
         with pytest.raises(ConfigError, match=rf"{key} is .*, expected .*config\.yaml.*model\.pretrained="):
             RunFolder(load_config(config, override), resume_from=finished)
     assert len(read_metrics(finished / "metrics.jsonl")) == 4
+
+
+@pytest.mark.parametrize(
+    ("length", "decay"),
+    [
+        ("grpo.num_iterations", "optim.decay_steps"),
+        ("pretrain.num_steps", "pretrain.decay_steps"),
+        ("policy.num_steps", "policy.decay_steps"),
+    ],
+)
+def test_a_run_whose_learning_rate_falls_keeps_its_length(config, length, decay):
+    """It counts back from the end: with another one it would jump."""
+    settings = load_config(config, f"{decay}=10")
+    with RunFolder(settings) as folder:
+        work(folder, range(1, 4))
+    before = (folder.path / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=rf"{length} is 77, expected \d+ as in .*{decay} = 10"):
+        RunFolder(load_config(settings, f"{length}=77"), resume_from=folder.path)
+    assert (folder.path / "config.yaml").read_bytes() == before
+    constant = load_config(config, f"{decay}=0", "run.overwrite=true")
+    with RunFolder(constant) as folder:
+        work(folder, range(1, 4))
+    RunFolder(load_config(constant, f"{length}=77"), resume_from=folder.path).close()
 
 
 def test_resume_from_another_run_is_refused(config, finished, tmp_path):
@@ -138,6 +185,17 @@ def test_two_processes_do_not_share_a_run_folder(config):
     process.kill()
     process.communicate()
     RunFolder(overwriting).close()  # a killed process holds nothing
+
+
+def test_processes_of_one_run_may_look_at_its_folder_at_once(config, monkeypatch):
+    original = Path.write_text
+
+    def write_text(path, *arguments, **options):
+        original(path, *arguments, **options)
+        path.unlink()  # by the other one
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert RunFolder.check(config) is None
 
 
 def test_metrics_are_plain_numbers_on_disk_at_once(tmp_path):

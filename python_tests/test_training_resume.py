@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import training_processes
@@ -18,6 +19,7 @@ from training_runs import assert_same_run, make_config, make_pretrainer, make_tr
 import vampo_core.checkpoint
 from vampo_core.checkpoint import CheckpointError, Checkpoints, find_checkpoint, read_state
 from vampo_core.config import ConfigError
+from vampo_core.evaluation import Metric
 
 SETTINGS = {
     "noisy": [
@@ -141,6 +143,32 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_held_out_reward(tmp_pat
     assert len(set(rewards)) == 5
     assert result.best_checkpoint.name == f"step-{rewards.index(max(rewards))}"
     assert result.checkpoint.name == "step-4" and result.after.reward.mean == rewards[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "score"),
+    [
+        (["reward.cosine_weight=0"], lambda l1, cosine: -l1),
+        (["reward.l1_weight=0.1", "reward.cosine_weight=3"], lambda l1, cosine: 3 * cosine - 0.1 * l1),
+        (["reward.l1_weight=0", "reward.cosine_weight=0", "reward.motion_weight=1"], lambda l1, cosine: cosine - l1),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_in_the_weights_of_the_reward(tmp_path, monkeypatch, settings, score):
+    """Held-out L1 and cosine that disagree: each weighting has another best iteration."""
+    metrics = iter([(1.0, 0.0), (0.9, 0.2), (1.2, 0.8), (0.1, -0.9), (0.2, 0.1)])
+    trainer = make_trainer(make_config(tmp_path, "run.eval_every=1", *settings))
+    result = trainer.evaluate()
+
+    def evaluate():
+        l1, cosine = next(metrics)
+        changed = {"l1": l1, "cosine": cosine, "reward": cosine - l1}
+        return replace(result, **{name: Metric(value, (value, value)) for name, value in changed.items()})
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    finished = trainer.train()
+    scores = [score(1.0, 0.0), *(score(row["eval_l1"], row["eval_cosine"]) for row in finished.history)]
+    assert finished.best_checkpoint.name == f"step-{scores.index(max(scores))}"
+    assert finished.history[0]["eval_reward"] == pytest.approx(0.2 - 0.9)
 
 
 def test_a_longer_run_may_follow(tmp_path):

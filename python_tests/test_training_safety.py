@@ -1,9 +1,12 @@
 """What stops a run, what it says, and that nothing is lost by it."""
 
+import importlib.util
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,11 +22,13 @@ from training_runs import (
     trained_weights,
 )
 
-from vampo_core import api
+from vampo_core import api, training_run
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.cli import main
 from vampo_core.config import ConfigError
-from vampo_core.prepare import base_config, load_predictor, prepare_codec
+from vampo_core.models.codec import LatentCodec
+from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.prepare import base_config, load_predictor, new_predictor, prepare_codec
 from vampo_core.trainable import NonFiniteError
 
 
@@ -195,8 +200,13 @@ def test_the_command_line_from_nothing_to_a_trained_model(tmp_path, preset, caps
     assert main(arguments) == 0
     assert "paired difference" in capsys.readouterr().out
     assert main(arguments) == 2
-    assert "resume_from=" in capsys.readouterr().err
+    assert f"--resume-from {tmp_path / 'runs' / 'a'} " in capsys.readouterr().err
+    report = tmp_path / "runs" / "a" / "report.html"
+    before = report.stat().st_mtime_ns
     assert main([*arguments, "--resume-from", str(tmp_path / "runs" / "a")]) == 0
+    assert report.stat().st_mtime_ns == before  # nothing new to tell
+    assert main([*arguments, "grpo.num_iterations=5", "--resume-from", str(tmp_path / "runs" / "a")]) == 0
+    assert report.stat().st_mtime_ns > before
     assert main([*arguments, "run.overwrite=true", "optim.lr=1e-5"]) == 0
     assert "(found)" in capsys.readouterr().out
     assert [path.name[:5] for path in (tmp_path / "runs").iterdir() if path.name != "a"] == ["base-"]
@@ -218,6 +228,44 @@ def test_a_run_folder_that_holds_a_run_is_refused_before_work(tmp_path):
         make_trainer(make_config(tmp_path)).train()
     again = make_trainer(make_config(tmp_path, "run.overwrite=true")).train()
     assert [row["iteration"] for row in again.history] == [1, 2, 3, 4]
+
+
+def test_pretraining_from_scratch_heeds_gradient_checkpointing_and_refuses_adapters(tmp_path, preset, capsys):
+    config = api.load_config("bridge", *preset, "model.gradient_checkpointing=true")
+    codec = LatentCodec(latent_channels=4, scaling_factor=0.18215)
+    assert new_predictor(config, codec).unet.is_gradient_checkpointing
+    saving = api.pretrain(config, f"run.dir={tmp_path}/saving")
+    plain = api.pretrain(config, f"run.dir={tmp_path}/plain", "model.gradient_checkpointing=false")
+    assert saving.after.l1.mean == pytest.approx(plain.after.l1.mean, rel=1e-4)
+    assert main(["pretrain", "--config", "bridge", *preset, "model.lora=4"]) == 2
+    assert "model.lora is 4 with model.pretrained = null, expected 0" in capsys.readouterr().err
+
+
+def test_a_missing_tracker_is_told_before_work(tmp_path, preset, monkeypatch, capsys):
+    original = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else original(name))
+    assert main(["train", "--config", "bridge", *preset, "run.trackers=[wandb]"]) == 2
+    assert "pip install vampo_core[wandb]" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "a" / "config.yaml").exists() and not list((tmp_path / "runs").glob("base-*"))
+
+
+@pytest.mark.parametrize("broken", ["Trackers", "read_state"])
+def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path, monkeypatch, broken):
+    """Signals are handled as before, and the folder is free."""
+    make_trainer(make_config(tmp_path, "grpo.num_iterations=2")).train()
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    def fail(*arguments, **options):
+        raise OSError("the server is down")
+
+    monkeypatch.setattr(training_run, broken, fail)
+    with pytest.raises(OSError, match="the server is down"):
+        make_trainer(make_config(tmp_path)).train(resume_from=tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    lock = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    subprocess.run([sys.executable, "-c", lock, tmp_path / ".lock"], check=True)
+    monkeypatch.undo()
+    assert len(make_trainer(make_config(tmp_path)).train(resume_from=tmp_path).history) == 4
 
 
 def test_an_interrupt_while_the_base_is_pretrained_ends_the_command(tmp_path, preset, monkeypatch, capsys):
@@ -261,6 +309,27 @@ def test_adapters_follow_from_the_seed(tmp_path, preset):
     assert relative_distance(second, first) == 0
     other = make_config(tmp_path, "model.lora=2", "run.seed=1")
     assert relative_distance(trained_adapter(load_predictor(other, tmp_path / "model")), first) > 0.1
+
+
+def test_a_checkpoint_holds_the_adapter_alone_too(tmp_path):
+    """As PEFT writes it: anyone puts it on the base UNet, and has the policy."""
+    peft = pytest.importorskip("peft")
+    make_model(make_config(tmp_path)).save_pretrained(tmp_path / "base")
+    config = make_config(tmp_path / "run", "model.lora=2", "model.ema_decay=0.5")
+    trainer = make_trainer(config, model=load_predictor(config, tmp_path / "base"))
+    trainer.train()
+    checkpoint = find_checkpoint(tmp_path / "run")
+    assert (checkpoint / "adapter" / "adapter_model.safetensors").is_file()
+    batch = next(trainer._batches(0))
+    condition = trainer.model.condition(instructions=batch["instruction"], first_latents=batch["latents"][:, 0])
+    trainer.model.eval()
+    with torch.no_grad(), trainer.trainable.ema_weights():
+        policy = trainer.model(batch["latents"], 3.0, condition)
+        model = VideoPredictor.from_pretrained(tmp_path / "base")
+        base = model(batch["latents"], 3.0, condition)
+        model.unet = peft.PeftModel.from_pretrained(model.unet, checkpoint / "adapter").base_model.model
+        assert torch.equal(model(batch["latents"], 3.0, condition), policy)
+    assert not torch.equal(base, policy)
 
 
 def trained_adapter(model):

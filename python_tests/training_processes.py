@@ -96,7 +96,7 @@ def run_two(kind: str, folder: Path, *overrides: str) -> None:
 def finish(kind: str, folder: Path, *overrides: str) -> None:
     """Continue a run that was killed, from its newest checkpoint or from the start where it has none."""
     if Checkpoints(folder / "checkpoints").latest is None:
-        assert run(kind, folder, "run.overwrite=true", *overrides) == 0
+        assert run(kind, folder, *overrides) == 0
     else:
         assert run(kind, folder, *overrides, resume_from=folder) == 0
 

@@ -141,6 +141,8 @@ def gradient_of(trainer: VampoTrainer, iteration: int = 1) -> dict[str, Tensor]:
     trainable, gradient = trainer.trainable, {}
 
     def step(*, what: str) -> float:
+        trainable.scaler.unscale_(trainable.optimizer)
+        trainable.scaler.update()
         for name, parameter in zip(trainable.names, trainable.parameters, strict=True):
             gradient.setdefault(name, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone())
         trainable.optimizer.zero_grad()

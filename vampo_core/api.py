@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import ConfigError, VampoConfig, load_config
@@ -31,7 +30,8 @@ from vampo_core.prepare import (
     prepare_codec,
 )
 from vampo_core.pretraining import Pretrainer
-from vampo_core.report import write_report
+from vampo_core.processes import new_accelerator
+from vampo_core.report import current_report, write_report
 from vampo_core.rewards import RewardFunction
 from vampo_core.run_folder import RunFolder
 from vampo_core.sampling import sample_videos
@@ -89,6 +89,11 @@ def pretrain(
     Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
     """
     config = _configured(config, overrides)
+    if config.model.lora and config.model.pretrained is None:
+        raise ConfigError(
+            f"model.lora is {config.model.lora} with model.pretrained = null, expected 0: adapters go on a model that "
+            "is trained already, one from scratch is trained as a whole"
+        )
     RunFolder.check(config, resume_from=resume_from)
     return _pretrain(config, resume_from)
 
@@ -170,7 +175,7 @@ def evaluate_policy(
         raise ConfigError("data.env is None, expected the simulator to act in")
     policy, settings = None, config.closed_loop
     if checkpoint is not None:
-        policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(Accelerator().device).eval()
+        policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(new_accelerator().device).eval()
     name = "expert" if policy is None else policy.fingerprint()
     imagine = None  # the control on latents imagines nothing, and ready-made latents cannot be decoded
     if (
@@ -220,6 +225,7 @@ def sample(
 
 def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) -> VampoConfig:
     config = load_config(config, *overrides)
+    new_accelerator()  # the first one decides on what they share
     if config.run.num_threads:
         torch.set_num_threads(config.run.num_threads)
     return config
@@ -228,7 +234,7 @@ def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) ->
 def _report(config: VampoConfig) -> None:
     """Write the report of a run that has ended well, and so does whatever becomes of the report."""
     try:
-        print(f"report: {write_report(config)}")
+        print(f"report: {current_report(config) or write_report(config)}")
     except Exception as error:
         again = f"`vampo report --config {config.run.dir}` tries again"
         warnings.warn(f"the report could not be written ({error}); {again}", RuntimeWarning, stacklevel=3)
@@ -236,7 +242,7 @@ def _report(config: VampoConfig) -> None:
 
 def _main_process_first() -> contextlib.AbstractContextManager[None]:
     """Of several processes the main one makes what is missing, and the others then find it."""
-    return Accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
+    return new_accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
 
 
 def base_checkpoint(config: VampoConfig) -> Path:

@@ -8,16 +8,24 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from vampo_core._extension import version
 from vampo_core.checkpoint import CheckpointError
 from vampo_core.config import ConfigError, load_config, presets
 from vampo_core.data.episode import EpisodeError
+from vampo_core.envs import SimulatorError
 
-EXPECTED_ERRORS = (ValueError, OSError, ImportError, ArithmeticError, CheckpointError, EpisodeError)
-"""What wrong data, a full disk or a diverged run raise: told in one line. Anything else is a bug, with traceback."""
+EXPECTED_ERRORS = (
+    *(ValueError, OSError, ImportError, ArithmeticError, CheckpointError, EpisodeError),
+    *(SimulatorError, BrokenProcessPool, torch.OutOfMemoryError),
+)
+"""What wrong data, a full disk or device, a killed worker or a diverged run raise: told in one line. Anything else is a
+bug, with traceback."""
 
 
 @dataclass(frozen=True)

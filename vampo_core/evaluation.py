@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vampo_core.config import RewardConfig
 from vampo_core.data.clips import collate
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.image_metrics import psnr, ssim
@@ -34,8 +35,9 @@ class Metric:
 class EvalResult:
     """Metrics of one predictor on held-out clips.
 
-    ``reward`` is ``cosine - l1``, the paper's. ``psnr`` (dB) and ``ssim`` compare decoded predictions with the expert's
-    decoded latents, so that what the codec loses counts for neither; None where nothing was decoded.
+    ``reward`` is ``cosine - l1``, the paper's, whatever a run was rewarded for: one yardstick for all. ``psnr`` (dB)
+    and ``ssim`` compare decoded predictions with the expert's decoded latents, so that what the codec loses counts for
+    neither; None where nothing was decoded.
     """
 
     l1: Metric
@@ -54,10 +56,14 @@ class EvalResult:
         """Those that were measured, by name."""
         return {name: value for name in HIGHER_IS_BETTER if (value := getattr(self, name)) is not None}
 
-    @property
-    def score(self) -> float:
-        """What the best checkpoint is chosen by: the reward."""
-        return self.reward.mean
+    def score(self, reward: RewardConfig) -> float:
+        """What the best checkpoint has the highest of: cosine and L1 as the reward weighs them.
+
+        Motion and pixels are not measured here; of a reward of these alone the score is :attr:`reward`.
+        """
+        if not reward.l1_weight and not reward.cosine_weight:
+            return self.reward.mean
+        return reward.cosine_weight * self.cosine.mean - reward.l1_weight * self.l1.mean
 
     def row(self) -> dict[str, float]:
         """What ``metrics.jsonl`` gets."""

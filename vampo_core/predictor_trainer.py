@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset, clip_loader
 from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.processes import new_accelerator
 from vampo_core.trainable import Trainable
 from vampo_core.training_run import TrainingRun, TrainResult
 
@@ -58,7 +57,7 @@ class PredictorTrainer(ABC):
         self.model, self.config, self.schedule, self.callbacks = model, config, schedule, list(callbacks)
         self.train_datasets = [train_dataset] if isinstance(train_dataset, ClipDataset) else list(train_dataset)
         self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
-        self.accelerator = Accelerator()
+        self.accelerator = new_accelerator()
         self.sampler = model.sampler(**config.sampler.overrides())
 
     def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
@@ -71,6 +70,7 @@ class PredictorTrainer(ABC):
             eval_every=self.schedule.eval_every,
             save_every=self.schedule.save_every,
             evaluate=self.evaluate,
+            score=lambda result: result.score(self.config.reward),
             result_type=EvalResult,
             resume_from=resume_from,
             name=self.schedule.name,

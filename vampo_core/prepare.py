@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from vampo_core.checkpoint import find_checkpoint
@@ -30,6 +29,7 @@ from vampo_core.data.vpp import VppDataset, VppEpisode
 from vampo_core.files import publish, temporary_beside
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.processes import new_accelerator
 
 SVD_SCALING_FACTOR = 0.18215
 _DATA_KEYS = (
@@ -68,20 +68,23 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
 
 def inference_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     """As :func:`load_predictor`, on the device of this process and ready to predict."""
-    return load_predictor(config, folder).to(Accelerator().device).eval()
+    return load_predictor(config, folder).to(new_accelerator().device).eval()
 
 
 def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VideoPredictor:
     """The embedded default, untrained; its weights follow from ``run.seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
-        return VideoPredictor.create(
+        model = VideoPredictor.create(
             codec,
             num_frames=config.data.num_frames,
             sigma_max=config.sampler.sigma_max,
             dtype=config.model.dtype,
             **config.model.unet_options(),
         )
+    if config.model.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
 
 
 def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
@@ -102,7 +105,7 @@ def _encoded(config: VampoConfig, codec: AnyCodec, root: str) -> Sequence[Episod
         return _with_latents(dataset, config.data.strict)
     if _came_with_latents(dataset, codec):
         return dataset.episodes
-    with _on_device(codec, Accelerator().device):
+    with _on_device(codec, new_accelerator().device):
         encoded = encode(
             dataset,
             codec,

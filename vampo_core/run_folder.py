@@ -11,6 +11,7 @@ from vampo_core.checkpoint import Checkpoints, find_checkpoint, step_of
 from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.files import remove_leftovers
 from vampo_core.metrics import MetricsLog
+from vampo_core.trackers import check_trackers
 
 CONTENTS = ("config.yaml", "metrics.jsonl", "checkpoints", "samples", "report.html", "tensorboard", "wandb")
 """What a run owns in its folder, and ``run.overwrite`` deletes; other files stay."""
@@ -23,6 +24,13 @@ CHANGEABLE = {
 }
 """Keys that a resumed run may change: what it has computed so far does not depend on them."""
 
+_DECAYS = {
+    "grpo.num_iterations": "optim.decay_steps",
+    "pretrain.num_steps": "pretrain.decay_steps",
+    "policy.num_steps": "policy.decay_steps",
+}
+"""Lengths of a run, and what counts back from its end: where that is not 0, the length is fixed from the start."""
+
 
 class RunFolder:
     """A run folder that this process writes to, and no other; use as a context.
@@ -33,8 +41,8 @@ class RunFolder:
             removed.
 
     Raises:
-        ConfigError: the folder holds a run already, another process writes to it, it is not writable, or
-            ``resume_from`` is of another run or one with other settings.
+        ConfigError: the folder holds a run already, another process writes to it, it is not writable, a tracker is not
+            installed, or ``resume_from`` is of another run or one with other settings.
         ValueError: there is no checkpoint at ``resume_from``.
     """
 
@@ -57,16 +65,17 @@ class RunFolder:
         Returns:
             the checkpoint to continue from.
         """
+        check_trackers(config)
         path = Path(config.run.dir)
         checkpoint = None if resume_from is None else find_checkpoint(resume_from)
         if checkpoint is not None:
             _check_resume(config, checkpoint)
         _check_writable(path)
-        held = [name for name in CONTENTS[:3] if (path / name).exists()]
-        if held and checkpoint is None and not config.run.overwrite:
+        if checkpoint is None and not config.run.overwrite and _holds_run(path):
             raise ConfigError(
-                f"run.dir is {config.run.dir!r}, which holds a run already ({', '.join(held)}): continue it with "
-                f"resume_from={config.run.dir!r}, delete it with run.overwrite=true, or choose another folder"
+                f"run.dir is {config.run.dir!r}, which holds a run already: continue it with "
+                f"--resume-from {config.run.dir} (in Python resume_from={config.run.dir!r}), delete it with "
+                "run.overwrite=true, or choose another folder"
             )
         return checkpoint
 
@@ -96,6 +105,8 @@ class RunFolder:
             resume_at = step_of(self.checkpoint)
         elif config.run.overwrite:
             self._delete()
+        else:
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)  # has no row, see _holds_run
         # as a recipe the file shall not delete the run that it describes
         replace(config, run=replace(config.run, overwrite=False)).save(self.path / "config.yaml")
         return MetricsLog(self.path / "metrics.jsonl", resume_at=resume_at)
@@ -110,6 +121,13 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
 
+def _holds_run(folder: Path) -> bool:
+    """Whether there is anything to lose. A run that was killed before its first checkpoint may simply begin again."""
+    metrics = folder / "metrics.jsonl"
+    has_rows = metrics.exists() and metrics.stat().st_size > 0
+    return has_rows or Checkpoints(folder / "checkpoints").latest is not None
+
+
 def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
     run = checkpoint.parent.parent
     if checkpoint.parent != Path(config.run.dir).resolve() / "checkpoints":
@@ -118,6 +136,12 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
     for section, entries in now.items():
         for name, value in entries.items():
             key, old = f"{section}.{name}", before[section][name]
+            decay = _DECAYS.get(key)
+            if value != old and decay is not None and (steps := now[decay.split(".")[0]]["decay_steps"]):
+                raise ConfigError(
+                    f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: with {decay} = {steps} the "
+                    "learning rate falls to 0 at that end, and another one would make it jump"
+                )
             if value != old and key not in CHANGEABLE:
                 raise ConfigError(
                     f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
@@ -130,7 +154,7 @@ def _check_writable(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".probe.tmp"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of this run may have been quicker
     except OSError as error:
         raise ConfigError(
             f"run.dir is {str(path)!r}, expected a folder that can be written to: {error.strerror}"

@@ -25,12 +25,7 @@ class Trackers:
     """
 
     def __init__(self, config: VampoConfig, *, resume_at: int | None = None) -> None:
-        for name in config.run.trackers:
-            if importlib.util.find_spec(_PACKAGES[name]) is None:
-                raise ConfigError(
-                    f"run.trackers names {name!r}, whose package is not installed, expected it after "
-                    f"`pip install vampo_core[{name}]`"
-                )
+        check_trackers(config)
         PartialState()  # accelerate's trackers ask it which process is the main one
         folder = Path(config.run.dir)
         self._trackers = [_make(name, folder, resume_at) for name in config.run.trackers]
@@ -49,6 +44,16 @@ class Trackers:
         """Flush and close."""
         for tracker in self._trackers:
             tracker.finish()
+
+
+def check_trackers(config: VampoConfig) -> None:
+    """Raise a ConfigError where the package of one of ``run.trackers`` is not installed."""
+    for name in config.run.trackers:
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise ConfigError(
+                f"run.trackers names {name!r}, whose package is not installed, expected it after "
+                f"`pip install vampo_core[{name}]`"
+            )
 
 
 def _make(name: str, folder: Path, resume_at: int | None) -> GeneralTracker:

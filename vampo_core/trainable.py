@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from vampo_core.checkpoint import TrainerState
 from vampo_core.config import AdamWConfig
@@ -21,6 +22,11 @@ class NonFiniteError(ArithmeticError):
 class TrainedModel(Protocol):
     """What is trained: an ``nn.Module`` that writes its checkpoint folder."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of its autocast."""
+        ...
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All of them; those that require grad are trained."""
         ...
@@ -31,7 +37,10 @@ class TrainedModel(Protocol):
 
 
 class Trainable:
-    """Optimizer, learning-rate schedule, gradient clipping and EMA around a model.
+    """Optimizer, learning-rate schedule, gradient clipping, loss scaling and EMA around a model.
+
+    In float16 small gradients would vanish: the loss is scaled up (Micikevicius et al. 2018, section 3.2) and gradients
+    scaled back before anything looks at them. Where they overflow, the scale is halved and that update left out.
 
     Args:
         model: every parameter that requires grad is optimised.
@@ -69,6 +78,8 @@ class Trainable:
         )
         self._lr_scales = list(groups)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.scaler = GradScaler(accelerator.device.type, enabled=model.dtype == torch.float16)
+        self.num_skipped = 0
         self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay > 0 else None
         self.num_updates, self._last_update = 0, num_updates
 
@@ -90,29 +101,43 @@ class Trainable:
             self.optimizer.zero_grad()
             raise NonFiniteError(f"{what}: the loss is {loss.item()}")
         with contextlib.nullcontext() if sync else self.accelerator.no_sync(self.wrapped):
-            self.accelerator.backward(loss)
+            self.accelerator.backward(self.scaler.scale(loss))
 
     def step(self, *, what: str) -> float:
         """One update from the gradients gathered since the last one; returns their norm before clipping.
 
+        In float16 a norm that is not finite means that the update was left out; the learning rate goes on all the same.
+
         Raises:
-            NonFiniteError: a gradient is not finite; names the first such parameter and leaves the weights as they are.
+            NonFiniteError: a gradient is not finite, in float16 even without scaling; names the first such parameter
+                and leaves the weights as they are.
         """
+        self.scaler.unscale_(self.optimizer)
         gradients = {name: p.grad for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None}
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-        if not torch.isfinite(norms).all():  # looked at before clipping, which spreads NaN to every parameter
+        finite, scale = bool(torch.isfinite(norms).all()), self.scaler.get_scale()
+        self.scaler.update()
+        if not finite and scale <= 1:  # looked at before clipping, which spreads NaN to every parameter
             culprit = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]
             self.optimizer.zero_grad()
             raise NonFiniteError(f"{what}: the gradient of {culprit} is not finite")
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        for group, scale in zip(self.optimizer.param_groups, self._lr_scales, strict=True):
-            group["lr"] = scale * self.lr
-        self.optimizer.step()
+        for group, lr_scale in zip(self.optimizer.param_groups, self._lr_scales, strict=True):
+            group["lr"] = lr_scale * self.lr
+        if finite:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_updates += 1
-        if self.ema is not None:
+        self.num_skipped += not finite
+        if self.ema is not None and finite:
             self.ema.step(self.parameters)
         return norm
+
+    def row(self) -> dict[str, float]:
+        """What ``metrics.jsonl`` gets of the loss scaling; nothing where there is none."""
+        if not self.scaler.is_enabled():
+            return {}
+        return {"loss_scale": self.scaler.get_scale(), "num_skipped": self.num_skipped}
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -128,8 +153,10 @@ class Trainable:
             self.ema.restore(self.parameters)
 
     def state_dict(self) -> TrainerState:
-        """Everything that an exact continuation needs: weights under training, optimizer, EMA, number of updates."""
+        """Everything that an exact continuation needs: weights under training, optimizer, EMA, scaler, counts."""
         counters: dict[str, Any] = {"num_updates": self.num_updates}
+        if self.scaler.is_enabled():
+            counters |= {"scaler": self.scaler.state_dict(), "num_skipped": self.num_skipped}
         weights: dict[str, dict[str, Tensor]] = {
             "policy": {name: p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
         }
@@ -162,3 +189,6 @@ class Trainable:
                 self.ema.optimization_step = state.counters["ema_steps"]
         self.optimizer.load_state_dict(state.optimizer)
         self.num_updates = state.counters["num_updates"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.counters["scaler"])
+            self.num_skipped = state.counters["num_skipped"]

@@ -1,5 +1,6 @@
 """What every training shares: run folder, metrics, checkpoints, evaluation, signals."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,6 @@ from vampo_core.trainable import Trainable
 
 class Evaluation(Protocol):
     """Held-out metrics of a model, as a run logs and keeps them."""
-
-    @property
-    def score(self) -> float:
-        """What the best checkpoint has the highest of."""
-        ...
 
     def row(self) -> dict[str, float]:
         """Metrics by name; ``eval_<name>`` in ``metrics.jsonl``."""
@@ -49,7 +45,7 @@ class TrainResult(Generic[E]):
     """What a training run leaves behind."""
 
     checkpoint: Path  # the newest
-    best_checkpoint: Path  # the one with the highest held-out score: reward, or for a policy the least action error
+    best_checkpoint: Path  # the one with the highest held-out reward, or for a policy the least action error
     history: list[dict[str, Any]]  # one per iteration
     before: E
     after: E
@@ -58,7 +54,7 @@ class TrainResult(Generic[E]):
 
 
 class TrainingRun(Generic[E]):
-    """A run in progress; use as a context and loop over :meth:`iterations`.
+    """A run in progress; use as a context, which owns the run folder, and loop over :meth:`iterations`.
 
     Args:
         config: of the run.
@@ -68,6 +64,7 @@ class TrainingRun(Generic[E]):
         eval_every: iterations between evaluations, which also happen before the first and after the last one.
         save_every: iterations between checkpoints; the best and the last one are saved in any case.
         evaluate: held-out metrics of the model as it is.
+        score: of these, what the best checkpoint has the highest of.
         result_type: what ``evaluate`` returns.
         resume_from: run folder or checkpoint to continue from.
         name: of the work, for the progress bar.
@@ -83,44 +80,49 @@ class TrainingRun(Generic[E]):
         eval_every: int,
         save_every: int,
         evaluate: Callable[[], E],
+        score: Callable[[E], float],
         result_type: type[E],
         resume_from: str | Path | None,
         name: str,
     ) -> None:
         self.config, self.trainable, self.accelerator = config, trainable, accelerator
         self.num_iterations, self.eval_every, self.save_every = num_iterations, eval_every, save_every
-        self.name, self._evaluate, self._result_type = name, evaluate, result_type
+        self.name, self._evaluate, self._score, self._result_type = name, evaluate, score, result_type
         self.iteration = 0
         self.before: E | None = None
         self.last: E | None = None
         self._best_score = float("-inf")
-        self._folder = RunFolder(config, resume_from=resume_from) if accelerator.is_main_process else None
-        self._stop = GracefulStop()
-        checkpoint = [None if self._folder is None else self._folder.checkpoint]
-        broadcast_object_list(checkpoint)
-        if checkpoint[0] is not None:
-            self._load(checkpoint[0])
-        else:
-            set_seed(config.run.seed, device_specific=True)  # for what draws from the global generators: rewards
+        self._resume_from, self._stop = resume_from, GracefulStop()
+        self._folder: RunFolder | None = None
+        self._trackers: Trackers | None = None
 
     def __enter__(self) -> "TrainingRun[E]":
-        self._stop.__enter__()
-        resume_at = None if self._folder is None or self._folder.checkpoint is None else self.iteration
-        self._trackers = Trackers(self.config, resume_at=resume_at) if self._folder is not None else None
+        with contextlib.ExitStack() as stack:
+            if self.accelerator.is_main_process:
+                self._folder = stack.enter_context(RunFolder(self.config, resume_from=self._resume_from))
+            checkpoint = [None if self._folder is None else self._folder.checkpoint]
+            broadcast_object_list(checkpoint)
+            if checkpoint[0] is not None:
+                self._load(checkpoint[0])
+            else:
+                # for what draws from the global generators: rewards
+                set_seed(self.config.run.seed, device_specific=True)
+            if self._folder is not None:
+                resume_at = None if checkpoint[0] is None else self.iteration
+                self._trackers = Trackers(self.config, resume_at=resume_at)
+                stack.callback(self._trackers.close)
+            stack.enter_context(self._stop)
+            self._cleanup = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stop.__exit__(*error)
-        if self._trackers is not None:
-            self._trackers.close()
-        if self._folder is not None:
-            self._folder.close()
+        self._cleanup.__exit__(*error)
 
     def iterations(self) -> Iterator[int]:
         """Iteration numbers that are still to be done, from 1; ends early where a signal asks for it."""
         if self.before is None:
             self.before = self.last = self._evaluate()
-            self._best_score = self.before.score
+            self._best_score = self._score(self.before)
             self._save(best=True)
         bar = tqdm(
             total=self.num_iterations, initial=self.iteration, desc=self.name, unit="it",
@@ -136,14 +138,15 @@ class TrainingRun(Generic[E]):
     def finish(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Take the record of the iteration that is done: evaluate, log and save where it is time; return its row."""
         self.iteration += 1
-        row: dict[str, Any] = {"iteration": self.iteration, **record}
+        row: dict[str, Any] = {"iteration": self.iteration, **record, **self.trainable.row()}
         ends = self.iteration == self.num_iterations or self._stopping()
         is_best = False
         if self.iteration % self.eval_every == 0 or self.iteration == self.num_iterations:
             self.last = self._evaluate()
             row |= {f"eval_{key}": value for key, value in self.last.row().items()}
-            is_best = self.last.score > self._best_score
-            self._best_score = max(self._best_score, self.last.score)
+            score = self._score(self.last)
+            is_best = score > self._best_score
+            self._best_score = max(self._best_score, score)
         if self._folder is not None:
             self._folder.metrics.append(row)
             row = self._folder.metrics.rows[-1]

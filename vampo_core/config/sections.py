@@ -35,7 +35,7 @@ class GRPOConfig:
     adv_clip_max: Above0 = 2.0
     """Advantages are clipped to ± this."""
     kl_coef: AtLeast0 = 0.0
-    """Weight of the KL divergence from the base model; 0 needs no copy of it."""
+    """Weight of the KL divergence from the base model, which is a second UNet in memory unless model.lora is set."""
     anchor_coef: AtLeast0 = 0.0
     """Weight of the squared distance from the base's output at noise levels of the ODE tail, which the policy gradient
     does not visit; 0 for none."""
@@ -108,7 +108,11 @@ class SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """Weights of the built-in rewards, each per frame; 0 leaves one out."""
+    """Weights of the built-in rewards, each per frame; 0 leaves one out.
+
+    The best checkpoint is chosen by held-out L1 and cosine in these weights. What is reported as the held-out reward is
+    always cosine - L1, so that runs with different rewards compare.
+    """
 
     l1_weight: AtLeast0 = 1.0
     """Negative L1 distance from the expert's latents."""

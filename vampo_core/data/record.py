@@ -60,7 +60,7 @@ def record(
     Raises:
         ValueError: an argument is wrong, or ``root`` holds a dataset of another environment, seed or setting.
         ImportError: the simulator is not installed, and episodes are missing.
-        RuntimeError: an episode could not be recorded; the message names it.
+        SimulatorError: an episode could not be recorded; the message names it.
     """
     for name, value in (("num_episodes", num_episodes), ("num_workers", num_workers)):
         if value < 1:
@@ -161,7 +161,8 @@ def _record_episode(task: tuple[str, dict[str, Any], str, int, int]) -> bool:
     except ImportError:  # says what to install
         raise
     except Exception as error:
-        raise RuntimeError(f"episode {index} of {name!r} (seed {seed}) could not be recorded: {error}") from error
+        message = f"episode {index} of {name!r} (seed {seed}) could not be recorded: {error}"
+        raise envs.SimulatorError(message) from error
 
 
 def _rollout(env: envs.TaskEnv, name: str, folder: Path, seed: int) -> bool:

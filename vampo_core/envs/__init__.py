@@ -18,6 +18,10 @@ _ENVIRONMENTS = {
 }
 
 
+class SimulatorError(RuntimeError):
+    """A simulator, or the process it runs in, failed in the middle of an episode; the message names the episode."""
+
+
 class TaskEnv(Protocol):
     """A gymnasium environment that shows pixels and brings its own expert.
 

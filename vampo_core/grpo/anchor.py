@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from vampo_core.diffusion.noise import stream_seed
 from vampo_core.diffusion.sampler import EulerHybridSampler
+from vampo_core.grpo.reference import Reference
 from vampo_core.grpo.rollout import GroupRollout
 from vampo_core.ops.philox import philox_normal
 
@@ -17,7 +18,7 @@ def deterministic_sigmas(sampler: EulerHybridSampler) -> list[float]:
 
 
 def anchor_loss(
-    policy: nn.Module, reference: nn.Module, sampler: EulerHybridSampler, rollout: GroupRollout
+    policy: nn.Module, reference: Reference, sampler: EulerHybridSampler, rollout: GroupRollout
 ) -> Tensor:  # []
     """Mean squared distance of the policy's raw output from the base's, on the policy's predictions with noise added.
 

@@ -1,7 +1,6 @@
 """VAMPO post-training: the GRPO loop on a video predictor."""
 
 import contextlib
-import copy
 import resource
 import time
 from collections import defaultdict
@@ -17,6 +16,7 @@ from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.noise import stream_seed
 from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
+from vampo_core.grpo.reference import frozen_base
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops import group_advantages
@@ -70,7 +70,7 @@ class VampoTrainer(PredictorTrainer):
             reward_funcs = configured_rewards(config.reward, model.codec)
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         compares = config.grpo.kl_coef > 0 or config.grpo.anchor_coef > 0
-        self.reference = _frozen_copy(model).to(self.accelerator.device) if compares else None
+        self.reference = frozen_base(model.to(self.accelerator.device)) if compares else None
         if isinstance(model.text_encoder, nn.Module):
             model.text_encoder.requires_grad_(False)  # no part of the policy
         self.trainable = Trainable(
@@ -167,7 +167,7 @@ class VampoTrainer(PredictorTrainer):
             sample, rows = sample.flatten(0, 1), rows.repeat_interleave(sample.shape[1])
         condition = rollout.condition.index_select(rows)
         with torch.no_grad():
-            denoise = self.reference.denoiser(condition, guidance=self.sampler.uses_guidance)
+            denoise = self.model.denoiser(condition, guidance=self.sampler.uses_guidance, model=self.reference)
             base = ModelOutput(*denoise(sample, self.sampler.sigmas[step_index], None))
         scale = self.sampler.guidance(sample, output.uncond)
         coefficients = self.sampler.coefficients(step_index)
@@ -219,11 +219,6 @@ class _Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[phase] += time.perf_counter() - begin
-
-
-def _frozen_copy(model: VideoPredictor) -> VideoPredictor:
-    """The predictor as it is now: the reference of KL penalty and anchor."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def _peak_resident_mb() -> float:

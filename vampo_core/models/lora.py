@@ -1,6 +1,7 @@
 """Low-rank adapters of a predictor's UNet through PEFT."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,34 @@ def load_adapter(unet: nn.Module, folder: str | Path, trainable: bool):
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds no adapter_config.json, expected a PEFT adapter folder")
     return _float32(_peft().PeftModel.from_pretrained(unet, str(folder), is_trainable=trainable))
+
+
+def has_adapter(unet: nn.Module) -> bool:
+    """Whether there are adapters in ``unet``."""
+    return any("lora_" in name for name, _ in unet.named_parameters())
+
+
+@contextlib.contextmanager
+def adapter_off(unet: nn.Module) -> Iterator[None]:
+    """Run ``unet`` as it is under its adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[Any] = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def save_merged(unet: Any, folder: Path) -> None:
+    """Write ``unet`` with its adapters added, as a UNet that needs no PEFT."""
+    with torch.device("meta"):
+        merged = type(unet).from_config(unet.config)
+    merged.load_state_dict(merged_state_dict(unet), assign=True)
+    merged.save_pretrained(folder)
 
 
 def merged_state_dict(unet: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +148,7 @@ class VideoPredictor(nn.Module):
         return predictor
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint folder; adapters are merged into what is written, not into this model.
+        """Write a checkpoint folder; adapters are merged into what is written, and written to ``adapter/`` alone too.
 
         What came from an SVD folder opens in ``StableVideoDiffusionPipeline.from_pretrained``.
 
@@ -158,10 +158,8 @@ class VideoPredictor(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self._adapter:
-            with torch.device("meta"):
-                merged = UNetSpatioTemporalConditionModel.from_config(self.unet.config)
-            merged.load_state_dict(lora.merged_state_dict(self.unet), assign=True)
-            merged.save_pretrained(folder / "unet")
+            lora.save_merged(self.unet, folder / "unet")
+            self.save_adapter(folder / "adapter")
         else:
             self.unet.save_pretrained(folder / "unet")
         self.scheduler.save_pretrained(folder / "scheduler")
@@ -258,13 +256,13 @@ class VideoPredictor(nn.Module):
         condition = self.condition(instructions=instructions, first_frames=first_frames, first_latents=first_latents)
         return FeatureExtractor(self, layers=layers, seed=seed)(condition)
 
-    def denoiser(self, condition: Condition, *, guidance: bool = False, model: nn.Module | None = None) -> Denoise:
+    def denoiser(self, condition: Condition, *, guidance: bool = False, model: Callable | None = None) -> Denoise:
         """The callable that :class:`EulerHybridSampler` wants, for these clips.
 
         Args:
             condition: of all B clips; the sampler's rows pick theirs.
             guidance: run the unconditional half too (:attr:`EulerHybridSampler.uses_guidance`).
-            model: called in place of this predictor, e.g. the same one wrapped for distributed training.
+            model: called in place of this predictor, e.g. the same one wrapped for distributed training, or its base.
         """
         model = self if model is None else model
 

@@ -104,7 +104,7 @@ def evaluate_closed_loop(
     Raises:
         ValueError: an argument or an action of the controller is wrong, or ``output`` holds others' episodes.
         ImportError: a simulator is not installed or cannot render.
-        RuntimeError: a simulator raised an error, or a worker died three times in one episode.
+        SimulatorError: a simulator raised an error, or a worker died three times in one episode.
     """
     least = {"num_episodes": 1, "num_envs": 1, "seed": 0, "num_workers": 0, "num_videos": 0}
     given = (num_episodes, 1 if num_envs is None else num_envs, seed, num_workers, num_videos)
@@ -202,7 +202,7 @@ class _Loop:
 
     def _repeat(self, episode: _Running, lost: Lost) -> _Running:
         if episode.attempt == MAX_ATTEMPTS:
-            raise RuntimeError(
+            raise envs.SimulatorError(
                 f"episode of {episode.env!r} with seed {episode.seed}: its worker died {MAX_ATTEMPTS} times "
                 f"(exit code {lost.exit_code})"
             )

@@ -70,6 +70,11 @@ class Policy(nn.Module):
         self._episode: tuple[str, PolicyController] | None = None
         self._seed = 0
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of autocast around the predictor's UNet; former and head are float32."""
+        return self.predictor.dtype
+
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: str | torch.dtype = "float32") -> "Policy":
         """Load a policy folder, a checkpoint of a policy's training, or its run folder for the newest one.

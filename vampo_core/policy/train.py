@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from vampo_core.config import PolicyConfig, VampoConfig
@@ -22,6 +21,7 @@ from vampo_core.policy.feature_cache import FeatureCache
 from vampo_core.policy.policy import Policy, feature_extractor, normalize, observed_features
 from vampo_core.policy.settings import PolicySettings
 from vampo_core.prepare import Clips
+from vampo_core.processes import new_accelerator
 from vampo_core.trainable import Trainable
 from vampo_core.training_run import TrainingRun, TrainResult
 
@@ -46,7 +46,7 @@ class PolicyTrainer:
     ) -> None:
         self.model, self.config, self.train_dataset = model, config, train_dataset
         self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
-        self.accelerator = Accelerator()
+        self.accelerator = new_accelerator()
         self.trainable = Trainable(
             model,
             self.accelerator,
@@ -67,6 +67,7 @@ class PolicyTrainer:
             eval_every=settings.eval_every,
             save_every=settings.save_every,
             evaluate=self.evaluate,
+            score=lambda result: result.score,
             result_type=PolicyEvalResult,
             resume_from=resume_from,
             name="policy",

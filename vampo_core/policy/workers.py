@@ -92,7 +92,7 @@ class Workers:
 
         Raises:
             ImportError: a simulator cannot be loaded or cannot render.
-            RuntimeError: a simulator raised an error.
+            SimulatorError: a simulator raised an error.
         """
         replies: dict[int, Reply | Lost] = {}
         while any(self._waiting.values()) and (every or not replies):
@@ -157,7 +157,7 @@ class InProcess:
 
 def _checked(reply: Reply | _Failure) -> Reply:
     if isinstance(reply, _Failure):
-        raise (ImportError if reply.is_import_error else RuntimeError)(reply.message)
+        raise (ImportError if reply.is_import_error else envs.SimulatorError)(reply.message)
     return reply
 
 

@@ -2,12 +2,21 @@
 
 from pathlib import Path
 
+from vampo_core.checkpoint import TRAINER_STATE, find_checkpoint
 from vampo_core.config import VampoConfig
 from vampo_core.files import write_text
 from vampo_core.panels import save_video, side_by_side
 from vampo_core.report.gather import gather
 from vampo_core.report.page import render
 from vampo_core.report.policy import is_policy_run, render_policy
+
+
+def current_report(config: VampoConfig) -> Path | None:
+    """The report in ``run.dir``, where it is newer than the newest checkpoint; else None."""
+    folder = Path(config.run.dir)
+    report, checkpoint = folder / "report.html", find_checkpoint(folder)
+    written = (checkpoint / TRAINER_STATE).stat().st_mtime
+    return report if report.is_file() and report.stat().st_mtime >= written else None
 
 
 def write_report(config: VampoConfig) -> Path:
