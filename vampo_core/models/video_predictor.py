@@ -33,7 +33,7 @@ class VideoPredictor(nn.Module):
 
     Weights are float32; ``dtype`` is the precision of autocast around the UNet. Codec, CLIP encoders and, with LoRA,
     the UNet's own weights are frozen. Dropout stays inactive in ``train()`` mode too, because a policy must score
-    its actions with the network that drew them; pretraining sets ``dropout_active``.
+    its actions with the network that drew them, unless ``dropout_active`` is set.
 
     Args:
         unet: denoiser; takes noisy latents and the first frame's, side by side on channels.
