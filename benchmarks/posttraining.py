@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME", help=", ".join(ARMS))
-    parser.add_argument("--iterations", type=int, default=150, help="of VAMPO; other arms get the same compute")
+    parser.add_argument("--iterations", type=int, default=50, help="of VAMPO; other arms get the same compute")
     parser.add_argument("--folder", type=Path, default=Path("runs/posttraining"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--config", default="pusht")

@@ -11,8 +11,8 @@ from vampo_core.config import VampoConfig
 
 _CONFIG = Path(package.__file__).parent
 _REPORT = _CONFIG.parent / "report"
-_VIEWS = {"overrides", "unet_options"}
-"""Methods of sections that hand their fields on."""
+_VIEWS = {"overrides", "unet_options", "roots", "image_size"}
+"""Methods and properties of sections that hand their fields on."""
 _NAMING = {"data_settings", "base_config"}
 """Functions that name folders after settings, which uses none of them."""
 

@@ -186,7 +186,7 @@ def test_videos_are_encoded_on_the_device_of_the_process(tmp_path, monkeypatch):
     config = tiny.settings(tmp_path)
     codec, moved = prepare_codec(config), []
     monkeypatch.setattr(codec, "to", moved.append)
-    monkeypatch.setattr("vampo_core.prepare.Accelerator", lambda: SimpleNamespace(device="the accelerator"))
+    monkeypatch.setattr("vampo_core.prepare.new_accelerator", lambda: SimpleNamespace(device="the accelerator"))
     monkeypatch.setattr("vampo_core.prepare.encode", lambda *a, **b: moved.append("encoded") or encode(*a, **b))
     prepare_clips(config, codec)
     assert moved == ["the accelerator", "encoded", torch.device("cpu")]

@@ -188,11 +188,11 @@ ELSEWHERE = {
         *("model.patch_size", "model.latent_channels", "model.block_out_channels"),
         *("model.layers_per_block", "model.num_attention_heads"),
     },
-    "policy train": {"run.eval_every", "run.save_every"},
+    "policy train": {"data.weights", "run.eval_every", "run.save_every"},
     "policy eval": set(),
 }
-"""Except for these: a new model has no text encoder yet, ``train`` was given a model that has its shape, and intervals
-of pretraining and policies, and pretraining's running mean, stand in their own sections."""
+"""Except for these: a new model has no text encoder yet, ``train`` was given a model that has its shape, intervals of
+pretraining and policies, and pretraining's running mean, stand in their own sections, and a policy has one dataset."""
 
 
 def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):
