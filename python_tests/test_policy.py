@@ -61,8 +61,9 @@ def test_the_control_runs_no_video_model(monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_actions_do_not_depend_on_the_slots_beside(batch_size):
+def test_actions_do_not_depend_on_the_slots_beside(batch_size, set_num_threads):
     """Of three slots the third comes alone into the second batch of two: to the bit the same in batches of one size."""
+    set_num_threads(1)
     policy = make_policy()
     together, alone = (PolicyController(policy, batch_size=batch_size) for _ in range(2))
     for slot in range(3):

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,19 +184,20 @@ def evaluate_policy(
         and not isinstance(policy.predictor.codec, LatentCodec)
     ):
         imagine = Imagination(policy.predictor, stride=config.data.stride)
-    return evaluate_closed_loop(
-        None if policy is None else PolicyController(policy, batch_size=settings.num_envs),
-        config.data.env,
-        num_episodes=settings.num_episodes,
-        seed=settings.seed,
-        num_workers=settings.num_workers,
-        num_envs=settings.num_envs,
-        env_kwargs={"image_size": config.data.resolution},
-        output=Path(config.run.dir) / "closed_loop" / name if output is None else Path(output) / name,
-        controller_id=name,
-        num_videos=settings.num_videos,
-        imagine=imagine,
-    )
+    with _num_threads(config.run.num_threads or 1):  # one: see PolicyController; simulators take the other cores
+        return evaluate_closed_loop(
+            None if policy is None else PolicyController(policy, batch_size=settings.num_envs),
+            config.data.env,
+            num_episodes=settings.num_episodes,
+            seed=settings.seed,
+            num_workers=settings.num_workers,
+            num_envs=settings.num_envs,
+            env_kwargs={"image_size": config.data.resolution},
+            output=Path(config.run.dir) / "closed_loop" / name if output is None else Path(output) / name,
+            controller_id=name,
+            num_videos=settings.num_videos,
+            imagine=imagine,
+        )
 
 
 def sample(
@@ -229,6 +230,16 @@ def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) ->
     if config.run.num_threads:
         torch.set_num_threads(config.run.num_threads)
     return config
+
+
+@contextlib.contextmanager
+def _num_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _report(config: VampoConfig) -> None:

@@ -338,7 +338,7 @@ class RunConfig:
     overwrite: bool = False
     """Delete the run that ``run.dir`` holds, instead of refusing to start."""
     num_threads: Count = 0
-    """CPU threads of torch; 0 leaves them as they are."""
+    """CPU threads of torch; 0 leaves them as they are, but for closed loops, in which a policy then takes one."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go beside ``metrics.jsonl``."""
 

@@ -37,7 +37,7 @@ class PolicyController:
     Every ``num_executed_steps`` control steps a chunk is predicted; the noise it is drawn from follows from the
     episode's seed and the step alone, so that an episode does not depend on those beside it. Floats round differently
     in batches of different sizes: with ``batch_size`` every batch is filled up to that size, and an episode is the same
-    to the last bit whatever runs beside it.
+    to the last bit whatever runs beside it. (On a CPU with one thread: several split a batch by its rows.)
 
     Args:
         policy: in eval mode, on the device where it should run.
