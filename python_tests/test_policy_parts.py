@@ -6,7 +6,7 @@ from diffusers import EDMEulerScheduler
 
 from vampo_core.policy.action_head import SIGMA_DATA, SIGMA_MAX, ActionCondition, ActionHead, action_loss
 from vampo_core.policy.policy import normalize, unnormalize
-from vampo_core.policy.video_former import VideoFormer
+from vampo_core.policy.video_former import QueryAttention, VideoFormer
 
 
 def make_former(depth=2):
@@ -18,6 +18,21 @@ def make_head():
     torch.manual_seed(0)
     sizes = {"action_dim": 2, "action_horizon": 4, "state_dim": 3, "text_dim": 6}
     return ActionHead(**sizes, width=16, depth=1, num_heads=2)
+
+
+def test_query_attention_is_multi_head_attention():
+    torch.manual_seed(0)
+    ours, expected = QueryAttention(16, num_heads=4), torch.nn.MultiheadAttention(16, num_heads=4, batch_first=True)
+    with torch.no_grad():
+        projections = (ours.query, ours.key, ours.value)
+        expected.in_proj_weight.copy_(torch.cat([linear.weight for linear in projections]))
+        expected.in_proj_bias.copy_(torch.cat([ours.query.bias, torch.randn(16), ours.value.bias]))
+        expected.out_proj.load_state_dict(ours.output.state_dict())
+    queries, pixels = torch.randn(3, 2, 16, requires_grad=True), torch.randn(3, 7, 16, requires_grad=True)
+    results = ours(queries, pixels), expected(queries, pixels, pixels)[0]
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(result.square().sum(), (queries, pixels)) for result in results]
+    torch.testing.assert_close(*gradients)
 
 
 def test_queries_look_at_their_own_frame_and_then_over_time():
