@@ -1,5 +1,6 @@
 """Training of a policy on expert episodes."""
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -80,13 +81,13 @@ class PolicyTrainer:
 
     def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         """One update; returns what there is to log."""
-        what, lr = f"step {iteration}", self.trainable.lr
+        what, lr, begin = f"step {iteration}", self.trainable.lr, time.perf_counter()
         self.model.train()
         loss = self.loss(iteration, next(batches))
         self.trainable.backward(loss, what=what)
         grad_norm = self.trainable.step(what=what)
         mean = self.accelerator.reduce(loss.detach(), reduction="mean")
-        return {"loss": mean.item(), "grad_norm": grad_norm, "lr": lr}
+        return {"loss": mean.item(), "grad_norm": grad_norm, "lr": lr, "update_s": time.perf_counter() - begin}
 
     def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:
         """The denoising loss of a batch, whose noise follows from seed, iteration and process alone."""

@@ -1,0 +1,184 @@
+"""What better predictions do for the robot: success of policies on base and VAMPO features, and of their control.
+
+    python benchmarks/chain.py --config metaworld [--seeds 0 1 2] [--results FOLDER] [key=value ...]
+
+Each seed is a whole chain: predictor, VAMPO and policies are trained anew from one recorded dataset. Every policy acts
+in the same episodes, whose object positions none was trained on, and once more with every instruction in words that it
+was not trained on (``rephrased.py``). What is done already is kept: a second call continues the first.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import environment
+
+import vampo_core
+from vampo_core.chain import EXPERT, POLICIES, run_chain
+from vampo_core.config import VampoConfig, load_config
+from vampo_core.evaluation import Metric, bootstrap
+from vampo_core.policy.closed_loop_results import ClosedLoopResult
+
+MEANINGS = {
+    "base": "features of the base predictor",
+    "vampo": "features after VAMPO",
+    "latents": "control: the same head on the current frame's latents alone",
+    EXPERT: "the simulator's own expert through the same harness",
+}
+
+
+def run_seed(config: VampoConfig) -> dict[str, Any]:
+    """One chain, and its policies under instructions in other words."""
+    chain = run_chain(config)
+    words = ",".join(f"rephrased:make/{name}" for name in config.data.env.split(","))
+    rephrased = load_config(replace(config, data=replace(config.data, env=words)), "closed_loop.num_videos=0")
+    output = Path(config.run.dir).parent / "rephrased"
+    results = {}
+    for name, loop in chain.closed_loop.items():
+        results[name] = {"closed_loop": without_latencies(loop)}
+        if name in POLICIES:
+            folder = chain.folders[f"policy-{name}"]
+            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            again = vampo_core.evaluate_policy(folder, rephrased, output=output)
+            results[name] |= {
+                "updates": len(rows),
+                "minutes": sum(row["update_s"] for row in rows) / 60,
+                "action_l1": chain.policies[name].action_l1.mean,
+                "rephrased": without_latencies(again),
+            }
+    video = {key: getattr(chain, key) for key in ("base", "vampo")}
+    return {
+        "policies": results,
+        "video": {key: {"l1": x.l1.mean, "cosine": x.cosine.mean, "reward": x.reward.mean} for key, x in video.items()},
+    }
+
+
+def without_latencies(result: ClosedLoopResult) -> dict[str, Any]:
+    """A result as plain values; percentiles of the latencies say enough."""
+    values = result.to_dict()
+    for episode in values["episodes"]:
+        del episode["latencies_ms"]
+    return values
+
+
+def over_seeds(loops: Sequence[dict], value: Callable[[dict], float], before: Sequence[dict] | None = None) -> Metric:
+    """Mean over training seeds and episodes, less that of ``before``; episodes, shared by all seeds, are resampled."""
+    tables = [
+        {(e["env"], e["seed"]): sign * value(e) for e in loop["episodes"]}
+        for sign, part in ((1, loops), (-1, before or []))
+        for loop in part
+    ]
+    keys = list(tables[0])
+    return bootstrap([sum(table[key] for table in tables) / len(loops) for key in keys], [str(key) for key in keys])
+
+
+def markdown(seeds: dict[str, dict], head: str) -> str:
+    """Success of every policy over all seeds, by task, and by seed."""
+    names = list(next(iter(seeds.values()))["policies"])
+    of = {name: [seed["policies"][name] for seed in seeds.values()] for name in names}
+    loops = {name: [policy["closed_loop"] for policy in of[name]] for name in names}
+    count = loops["base"][0]["num_episodes"]
+    has_coverage = loops["base"][0]["max_coverage"] is not None
+    measures = {"success": lambda e: float(e["success"])}
+    if has_coverage:
+        measures["largest coverage"] = lambda e: e["max_coverage"]
+    lines = [
+        head, "",
+        f"Training seeds {', '.join(seeds)}; {count} episodes for every policy of every seed. 95 % intervals over "
+        "episodes, differences (Δ) from the policy on the base's features paired by episode.",
+        "",
+    ]  # fmt: skip
+    columns = [
+        "updates",
+        "minutes",
+        "action L1",
+        *(f"{m}{d}" for m in measures for d in ("", " Δ")),
+        "other words",
+        "Hz",
+    ]
+    lines += table(["policy", *columns], [row(name, of, loops, measures) for name in names])
+    tasks = list(loops["base"][0]["success_by_env"])
+    if len(tasks) > 1:
+        rates = [[name, *(percent(success(loops[name], task)) for task in tasks)] for name in names]
+        lines += ["", *table(["success", *(task.partition("/")[2] for task in tasks)], rates)]
+    by_seed = [
+        [seed, *(percent(values["policies"][name]["closed_loop"]["success"]["mean"]) for name in names),
+         *(f"{values['video'][name]['l1']:.4f}" for name in ("base", "vampo"))]
+        for seed, values in seeds.items()
+    ]  # fmt: skip
+    lines += ["", *table(["seed", *(f"{name}: success" for name in names), "video L1: base", "VAMPO"], by_seed)]
+    return "\n".join([*lines, "", *(f"- **{name}**: {MEANINGS[name]}." for name in names)]) + "\n"
+
+
+def row(name: str, of: dict[str, list], loops: dict[str, list], measures: dict[str, Callable]) -> list[str]:
+    """A policy's line of the first table."""
+    cells = [""] * 3 if name == EXPERT else [
+        f"{statistics.fmean(policy[key] for policy in of[name]):.{digits}f}"
+        for key, digits in (("updates", 0), ("minutes", 1), ("action_l1", 4))
+    ]  # fmt: skip
+    for value in measures.values():
+        cells.append(interval(over_seeds(loops[name], value)))
+        shown = name not in ("base", EXPERT)
+        cells.append(interval(over_seeds(loops[name], value, loops["base"]), sign="+") if shown else "")
+    if name == EXPERT:
+        return [name, *cells, "", ""]
+    other = over_seeds([policy["rephrased"] for policy in of[name]], measures["success"])
+    hz = statistics.fmean(loop["latency"]["hz"] for loop in loops[name])
+    return [name, *cells, interval(other), f"{hz:.0f}"]
+
+
+def success(loops: Sequence[dict], task: str) -> float:
+    """Rate of one task, over seeds."""
+    return statistics.fmean(loop["success_by_env"][task]["mean"] for loop in loops)
+
+
+def percent(rate: float) -> str:
+    return f"{rate:.0%}"
+
+
+def interval(metric: Metric, *, sign: str = "") -> str:
+    low, high = metric.ci95
+    return f"{metric.mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="metaworld", help="preset or file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, help="of all runs; runs/chain-<config> by default")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
+    args = parser.parse_args()
+
+    name = Path(args.config).stem
+    folder = args.folder or Path("runs") / f"chain-{name}"
+    config = load_config(args.config, *args.overrides)
+    for seed in args.seeds:
+        print(f"seed {seed}", flush=True)
+        seeded = load_config(config, f"run.seed={seed}", f"run.dir={folder / f'seed-{seed}' / 'run'}")
+        values = run_seed(seeded)
+        (folder / f"seed-{seed}.json").write_text(json.dumps(values) + "\n")
+    seeds = {
+        path.stem.removeprefix("seed-"): json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))
+    }
+    where = environment("cuda" if torch.cuda.is_available() else "cpu")
+    head = f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
+    args.results.mkdir(parents=True, exist_ok=True)
+    result = {"environment": where, "config": config.to_dict(), "seeds": seeds}
+    (args.results / f"chain-{name}-{where['device']}.json").write_text(json.dumps(result) + "\n")
+    text = markdown(seeds, head)
+    (args.results / f"chain-{name}-{where['device']}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
