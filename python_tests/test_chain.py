@@ -2,6 +2,7 @@
 
 import pytest
 import simulators  # noqa: F401 (the environment's module)
+import torch
 from tiny_run import settings
 
 from vampo_core import api, chain
@@ -44,6 +45,15 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch):
     again = chain.run_chain(config)
     assert again.folders == before.folders
     assert again.closed_loop["vampo"].episodes == before.closed_loop["vampo"].episodes
+
+
+def test_a_policy_acts_with_one_thread_unless_told_otherwise(finished, monkeypatch, set_num_threads):
+    config, result = finished
+    monkeypatch.setattr(api, "evaluate_closed_loop", lambda *_, **__: torch.get_num_threads())
+    set_num_threads(2)
+    assert api.evaluate_policy(result.folders["policy-base"], config) == 1
+    assert torch.get_num_threads() == 2
+    assert api.evaluate_policy(result.folders["policy-base"], config, "run.num_threads=2") == 2
 
 
 def test_a_change_makes_its_stage_and_what_follows_anew(finished, monkeypatch):

@@ -50,7 +50,7 @@ def test_the_preset_pusht_differs_from_the_default_in_how_it_samples_and_how_fas
     changed = {
         f"{name}.{key}" for name, section in preset.items() for key in section if section[key] != default[name][key]
     }
-    sampling = {"sampler.num_inference_steps", "sampler.sigma_min", "grpo.num_generations"}
+    sampling = {"sampler.num_inference_steps", "sampler.sigma_min", "sampler.sigma_max", "grpo.num_generations"}
     lengths = {"data.num_episodes", "grpo.num_iterations", "pretrain.num_steps"}
     speed = {"optim.lr", "optim.decay_steps", "pretrain.lr", "pretrain.decay_steps", "pretrain.ema_decay"}
     assert changed == sampling | lengths | speed
@@ -173,6 +173,18 @@ def test_checks_across_keys():
     assert "above 0" in refusal("pusht", "reward.l1_weight=0", "reward.cosine_weight=0")
     fewer = refusal("pusht", "sampler.num_inference_steps=4", "sampler.stochastic_steps=[0, 3]")
     assert "[0, 3]" in fewer and "= 2" in fewer
+
+
+def test_a_predictor_keeps_its_own_sampler_where_nothing_is_set():
+    kept = {"eta": 1.0, "stochastic_steps": (0,), "antithetic": False, "shared_initial_noise": True}
+    assert load_config(VampoConfig()).sampler.overrides() == kept
+    set_ = load_config(
+        VampoConfig(), "sampler.guidance_scale=2", "sampler.sigma_max=700", "sampler.stochastic_steps=[9]"
+    )
+    assert set_.sampler.overrides() == kept | {
+        "guidance_scale": 2.0, "min_guidance_scale": 1.0, "sigma_max": 700.0, "stochastic_steps": (9,),
+    }  # fmt: skip
+    assert "at least one" in refusal("pusht", "sampler.num_inference_steps=null", "sampler.stochastic_steps=[]")
 
 
 def test_frames_need_not_be_square():

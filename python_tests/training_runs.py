@@ -61,6 +61,8 @@ def make_config(folder: Path, *overrides: str) -> VampoConfig:
         "grpo.num_generations=4",
         "sampler.num_inference_steps=4",
         "sampler.sigma_min=0.002",
+        "sampler.rho=7",
+        "sampler.guidance_scale=1",
         "optim.lr=1e-3",
         "optim.decay_steps=0",
         "model.latent_channels=4",

@@ -28,6 +28,7 @@ from vampo_core.data.spread_frames import spread_frames
 from vampo_core.data.vpp import VppDataset, VppEpisode
 from vampo_core.files import publish, temporary_beside
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
+from vampo_core.models.default import SIGMA_MAX
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.processes import new_accelerator
 
@@ -78,13 +79,18 @@ def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> Video
         model = VideoPredictor.create(
             codec,
             num_frames=config.data.num_frames,
-            sigma_max=config.sampler.sigma_max,
+            sigma_max=_sigma_max(config),
             dtype=config.model.dtype,
             **config.model.unet_options(),
         )
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model
+
+
+def _sigma_max(config: VampoConfig) -> float:
+    """Largest noise level of a predictor made from scratch."""
+    return config.sampler.sigma_max or SIGMA_MAX
 
 
 def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
@@ -191,7 +197,7 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
         "data": data_settings(config),
         "model": {**config.model.unet_options(), "dtype": config.model.dtype},
         "pretrain": config.to_dict()["pretrain"],
-        "sigma_max": config.sampler.sigma_max,
+        "sigma_max": _sigma_max(config),
         "seed": config.run.seed,
     }
     folder = Path(config.run.dir).parent / f"base-{digest(depends_on)}"

@@ -48,22 +48,25 @@ class GRPOConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """Euler Hybrid sampling: noise where the policy acts, an ODE everywhere else."""
+    """Euler Hybrid sampling: noise where the policy acts, an ODE everywhere else.
 
-    num_inference_steps: Annotated[int, Range(minimum=2)] = 8
-    """Denoiser evaluations of one video (T)."""
-    sigma_min: Above0 = 0.002
-    """Smallest noise level above 0."""
-    sigma_max: Above0 = 80.0
-    """Largest noise level (SVD: 700)."""
-    rho: Above0 = 7.0
-    """Exponent of the Karras schedule."""
+    What is null is the predictor's own setting, as its folder tells; one made from scratch has the one in brackets.
+    """
+
+    num_inference_steps: Annotated[int, Range(minimum=2)] | None = None
+    """Denoiser evaluations of one video (T) [8]."""
+    sigma_min: Above0 | None = None
+    """Smallest noise level above 0 [0.002]."""
+    sigma_max: Above0 | None = None
+    """Largest noise level [80; SVD: 700]."""
+    rho: Above0 | None = None
+    """Exponent of the Karras schedule [7]."""
     eta: Above0 = 1.0
     """Noise of the stochastic steps; 1 is the full ancestral step."""
     stochastic_steps: tuple[Count, ...] = (0,)
     """Indices of the steps that draw noise; the last step, to noise level 0, cannot."""
-    guidance_scale: AtLeast0 = 1.0
-    """Classifier-free guidance of the last frame, linear from 1 at the first; 1 is none."""
+    guidance_scale: AtLeast0 | None = None
+    """Classifier-free guidance of the last frame, linear from 1 at the first; 1 is none [1]."""
     antithetic: bool = False
     """Draw a group's noise in pairs z, -z."""
     shared_noise: bool = True
@@ -74,15 +77,16 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         check_fields(self, "sampler")
         object.__setattr__(self, "stochastic_steps", tuple(sorted(set(self.stochastic_steps))))
-        if self.sigma_min >= self.sigma_max:
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
             raise ConfigError(
                 f"sampler.sigma_min is {self.sigma_min}, expected less than sampler.sigma_max = {self.sigma_max}"
             )
-        last = self.num_inference_steps - 2
-        if not self.stochastic_steps or self.stochastic_steps[-1] > last:
+        last = None if self.num_inference_steps is None else self.num_inference_steps - 2
+        if not self.stochastic_steps or (last is not None and self.stochastic_steps[-1] > last):
             raise ConfigError(
                 f"sampler.stochastic_steps is {list(self.stochastic_steps)}, expected at least one index from 0 to "
-                f"sampler.num_inference_steps - 2 = {last}: the step to noise level 0 has no density"
+                f"sampler.num_inference_steps - 2{'' if last is None else f' = {last}'}: the step to noise level 0 has "
+                "no density"
             )
         if self.antithetic and not self.shared_noise:
             raise ConfigError(
@@ -91,8 +95,8 @@ class SamplerConfig:
             )
 
     def overrides(self) -> dict[str, Any]:
-        """The fields as :class:`~vampo_core.EulerHybridSampler` names them."""
-        return {
+        """What is set, as :class:`~vampo_core.EulerHybridSampler` names it."""
+        fields = {
             "num_inference_steps": self.num_inference_steps,
             "sigma_min": self.sigma_min,
             "sigma_max": self.sigma_max,
@@ -100,10 +104,11 @@ class SamplerConfig:
             "eta": self.eta,
             "stochastic_steps": self.stochastic_steps,
             "guidance_scale": self.guidance_scale,
-            "min_guidance_scale": 1.0,
+            "min_guidance_scale": None if self.guidance_scale is None else 1.0,
             "antithetic": self.antithetic,
             "shared_initial_noise": self.shared_noise,
         }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

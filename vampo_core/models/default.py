@@ -6,6 +6,8 @@ from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemp
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 TEXT_DIM = 64
+SIGMA_MAX = 80.0
+"""Largest noise level, of training and sampling."""
 
 
 def default_unet(latent_channels: int, num_frames: int, sample_size: int | None, **overrides: Any):
@@ -37,7 +39,7 @@ def default_unet(latent_channels: int, num_frames: int, sample_size: int | None,
     return UNetSpatioTemporalConditionModel(**config | overrides)
 
 
-def default_scheduler(sigma_min: float = 0.002, sigma_max: float = 80.0, prediction_type: str = "v_prediction"):
+def default_scheduler(sigma_min: float = 0.002, sigma_max: float = SIGMA_MAX, prediction_type: str = "v_prediction"):
     """SVD's scheduler with EDM's noise range."""
     return EulerDiscreteScheduler(
         prediction_type=prediction_type,

@@ -19,7 +19,7 @@ from vampo_core.models import lora
 from vampo_core.models.change import first_frame_share, input_scale
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.condition import Condition
-from vampo_core.models.default import default_scheduler, default_unet
+from vampo_core.models.default import SIGMA_MAX, default_scheduler, default_unet
 from vampo_core.models.features import DEFAULT_LAYERS, FeatureExtractor
 from vampo_core.models.settings import PredictorSettings, as_dtype
 from vampo_core.models.text import ClipTextEncoder, InstructionEncoder
@@ -87,7 +87,7 @@ class VideoPredictor(nn.Module):
         *,
         num_frames: int = 8,
         sample_size: int | None = None,
-        sigma_max: float = 80.0,
+        sigma_max: float = SIGMA_MAX,
         dtype: str | torch.dtype = "float32",
         **unet_overrides: Any,
     ) -> "VideoPredictor":
