@@ -39,11 +39,11 @@ class PolicyConfig(AdamWConfig):
     """Train the predictor's UNet with the policy, instead of keeping it frozen and its features in a cache."""
     predictor_lr_scale: Above0 = 0.1
     """Learning rate of the predictor, in units of ``lr``."""
-    num_steps: Positive = 2500
+    num_steps: Positive = 2000
     """Updates."""
     batch_size: Positive = 32
     """Frames per update, over all processes together."""
-    lr: Above0 = 3e-4
+    lr: Above0 = 1e-3
     """Learning rate between warm-up and decay."""
     weight_decay: AtLeast0 = 1e-4
     """Decoupled weight decay."""
