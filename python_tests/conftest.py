@@ -1,4 +1,4 @@
-"""Fixtures of the operator tests: devices, kernels, thread counts, and how much hypothesis draws."""
+"""Fixtures that several files share, and how much hypothesis draws."""
 
 import pytest
 import torch
@@ -65,3 +65,30 @@ def tiny_run(tmp_path_factory):
     config = tiny_run.settings(folder)
     vampo_core.train(config)
     return config
+
+
+@pytest.fixture(scope="session")
+def codec():
+    """A patch codec of four channels, for frames of 32 pixels; nobody trains it."""
+    from vampo_core.models import PatchCodec
+
+    generator = torch.Generator().manual_seed(0)
+    return PatchCodec.fit(torch.rand(40, 3, 32, 32, generator=generator), patch_size=4, latent_channels=4)
+
+
+@pytest.fixture(scope="session")
+def svd_folder(tmp_path_factory):
+    """A tiny model in the layout of Stable Video Diffusion, which tests only read."""
+    import svd_folder
+
+    folder = tmp_path_factory.mktemp("svd") / "model"
+    svd_folder.make_svd_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A tiny CLIP text model as VPP uses it, which tests only read."""
+    import svd_folder
+
+    return svd_folder.make_clip_text_folder(tmp_path_factory.mktemp("clip") / "model")

@@ -4,19 +4,12 @@ import functools
 
 import pytest
 import torch
-from svd_folder import make_clip_text_folder, make_svd_pipeline
 from torch.nn.functional import interpolate
 
-from vampo_core.models import PatchCodec, VideoPredictor
+from vampo_core.models import VideoPredictor
 from vampo_core.models.features import FeatureExtractor
 
 TEXTS = ["open the drawer", "close the drawer", "push the block"]
-
-
-@pytest.fixture(scope="module")
-def codec():
-    generator = torch.Generator().manual_seed(0)
-    return PatchCodec.fit(torch.rand(40, 3, 32, 32, generator=generator), patch_size=4, latent_channels=4)
 
 
 @pytest.fixture
@@ -25,20 +18,10 @@ def small(codec):
     return VideoPredictor.create(codec, num_frames=3, block_out_channels=(32, 32), num_attention_heads=2)
 
 
-@pytest.fixture(scope="module")
-def svd_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("svd")
-    make_svd_pipeline().save_pretrained(folder / "svd")
-    make_clip_text_folder(folder / "clip")
-    return folder
-
-
-def load(kind, svd_folder, small):
+def load(kind, svd_folder, clip_folder, small):
     if kind == "small":
         return small
-    return VideoPredictor.from_pretrained(
-        svd_folder / "svd", text_encoder=svd_folder / "clip" if kind == "vpp" else None
-    )
+    return VideoPredictor.from_pretrained(svd_folder, text_encoder=clip_folder if kind == "vpp" else None)
 
 
 def some_frames(num_clips=3):
@@ -62,8 +45,8 @@ def hooked(model, condition, num_frames, seed=0):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["small", "svd", "vpp"])
-def test_features_are_the_denoisers_own(svd_folder, small, kind):
-    model, frames = load(kind, svd_folder, small), some_frames()
+def test_features_are_the_denoisers_own(svd_folder, clip_folder, small, kind):
+    model, frames = load(kind, svd_folder, clip_folder, small), some_frames()
     condition = model.condition(instructions=TEXTS, first_frames=frames)
     first, last = hooked(model, condition, 3)
     features = model.features(frames, TEXTS)

@@ -7,23 +7,11 @@ import pytest
 import tiny_run as tiny
 import torch
 from diffusers import StableVideoDiffusionPipeline
-from svd_folder import make_clip_text_folder, make_svd_pipeline
 
 import vampo_core
+from vampo_core import api
 from vampo_core.models.condition import observed_condition
 from vampo_core.models.video_predictor import VideoPredictor
-
-
-@pytest.fixture(scope="module")
-def svd_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("svd") / "model"
-    make_svd_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    return make_clip_text_folder(tmp_path_factory.mktemp("clip") / "model")
 
 
 def settings(folder, svd_folder, *overrides):
@@ -54,6 +42,15 @@ def test_an_iteration_on_a_published_folder(tmp_path, svd_folder, clip_folder, k
     image = PIL.Image.new("RGB", (32, 32), "red")
     frames = pipe(image, num_frames=3, height=32, width=32, num_inference_steps=1, output_type="pt").frames
     assert frames.isfinite().all()
+
+
+def test_a_published_folder_is_sampled_as_it_was_made(tmp_path, svd_folder, monkeypatch):
+    """Its largest noise level, SVD's 700, where the configuration names none."""
+    samplers = []
+    monkeypatch.setattr(api, "evaluate_predictor", lambda _, sampler, *args, **kwargs: samplers.append(sampler))
+    for sigma_max in ("null", "80"):
+        vampo_core.evaluate(svd_folder, settings(tmp_path, svd_folder, f"sampler.sigma_max={sigma_max}"))
+    assert [round(sampler.sigmas[0]) for sampler in samplers] == [700, 80]
 
 
 def test_a_clip_image_condition_is_that_of_the_decoded_frame(svd_folder):

@@ -4,17 +4,12 @@ import math
 
 import pytest
 import torch
-from svd_folder import CROSS_ATTENTION_DIM, make_clip_text_folder
+from svd_folder import CROSS_ATTENTION_DIM
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionConfig
 
 from vampo_core.models import ClipTextEncoder, InstructionEncoder
 
 TEXTS = ["open the drawer", "close the drawer", "push the t-shaped block"]
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    return make_clip_text_folder(tmp_path_factory.mktemp("models") / "clip")
 
 
 def test_words_become_two_rows_each():

@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
 from peft import PeftModel
-from svd_folder import make_clip_text_folder, make_svd_pipeline
 from torch import nn
 
 from vampo_core.models import Condition, PatchCodec, PredictorSettings, VideoPredictor
@@ -19,24 +18,6 @@ from vampo_core.models.default import default_scheduler
 
 TEXTS = ["open the drawer", "close the drawer"]
 SMALL = {"block_out_channels": (32, 32), "num_attention_heads": 2, "cross_attention_dim": 16}
-
-
-@pytest.fixture(scope="module")
-def svd_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("svd") / "model"
-    make_svd_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    return make_clip_text_folder(tmp_path_factory.mktemp("clip") / "model")
-
-
-@pytest.fixture(scope="module")
-def codec():
-    generator = torch.Generator().manual_seed(0)
-    return PatchCodec.fit(torch.rand(40, 3, 32, 32, generator=generator), patch_size=4, latent_channels=4)
 
 
 @pytest.fixture
