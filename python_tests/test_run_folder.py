@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
+from vampo_core import trackers
 from vampo_core.checkpoint import TrainerState
 from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.graceful_stop import GracefulStop
@@ -211,6 +213,18 @@ def test_metrics_of_another_run_are_not_appended_to(tmp_path):
     MetricsLog(tmp_path / "metrics.jsonl").close()
     with pytest.raises(FileExistsError):
         MetricsLog(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(("resume_at", "expected"), [(2, ("k3jw", "allow")), (None, (None, None))])
+def test_a_resumed_run_goes_on_in_its_own_wandb_run(config, monkeypatch, resume_at, expected):
+    file = Path(config.run.dir) / "wandb" / "latest-run" / "run-k3jw.wandb"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    made = []
+    monkeypatch.setattr(trackers, "check_trackers", lambda config: None)
+    monkeypatch.setattr(trackers, "WandBTracker", lambda *args, **kwargs: made.append(kwargs) or MagicMock())
+    Trackers(load_config(config, "run.trackers=[wandb]"), resume_at=resume_at)
+    assert [(kwargs["id"], kwargs["resume"]) for kwargs in made] == [expected]
 
 
 @pytest.mark.parametrize("damage", ['{"iter', "7", '{"loss": 1}', '{"iteration": "x"}'])

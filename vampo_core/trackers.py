@@ -60,7 +60,15 @@ def _make(name: str, folder: Path, resume_at: int | None) -> GeneralTracker:
     if name == "tensorboard":
         purge_step = None if resume_at is None else resume_at + 1
         return TensorBoardTracker("tensorboard", folder, purge_step=purge_step)
-    return WandBTracker("vampo", name=folder.resolve().name, group=folder.resolve().name, dir=str(folder))
+    name = folder.resolve().name
+    begun = None if resume_at is None else _wandb_id(folder)
+    return WandBTracker("vampo", name=name, group=name, dir=str(folder), id=begun, resume="allow" if begun else None)
+
+
+def _wandb_id(folder: Path) -> str | None:
+    """The run that an earlier part of this one reported to, as wandb itself has noted it in its folder."""
+    files = list((folder / "wandb" / "latest-run").glob("run-*.wandb"))
+    return files[0].stem.removeprefix("run-") if files else None
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
