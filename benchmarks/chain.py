@@ -4,7 +4,7 @@
 
 Each seed is a whole chain: predictor, VAMPO and policies are trained anew from one recorded dataset. Every policy acts
 in the same episodes, whose object positions none was trained on, and once more with every instruction in words that it
-was not trained on (``rephrased.py``). What is done already is kept: a second call continues the first.
+was never heard in (``rephrased.py``). What is done already is kept: a second call continues the first.
 """
 
 import argparse
@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import rephrased
 import torch
 from report import environment
 
 import vampo_core
+from vampo_core import envs
 from vampo_core.chain import EXPERT, POLICIES, run_chain
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.evaluation import Metric, bootstrap
@@ -35,8 +37,8 @@ MEANINGS = {
 def run_seed(config: VampoConfig) -> dict[str, Any]:
     """One chain, and its policies under instructions in other words."""
     chain = run_chain(config)
-    words = ",".join(f"rephrased:make/{name}" for name in config.data.env.split(","))
-    rephrased = load_config(replace(config, data=replace(config.data, env=words)), "closed_loop.num_videos=0")
+    words = ",".join(f"rephrased:make/{name}" for name in envs.split_names(config.data.env))
+    in_other_words = load_config(replace(config, data=replace(config.data, env=words)), "closed_loop.num_videos=0")
     output = Path(config.run.dir).parent / "rephrased"
     results = {}
     for name, loop in chain.closed_loop.items():
@@ -44,7 +46,7 @@ def run_seed(config: VampoConfig) -> dict[str, Any]:
         if name in POLICIES:
             folder = chain.folders[f"policy-{name}"]
             rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            again = vampo_core.evaluate_policy(folder, rephrased, output=output)
+            again = vampo_core.evaluate_policy(folder, in_other_words, output=output)
             results[name] |= {
                 "updates": len(rows),
                 "minutes": sum(row["update_s"] for row in rows) / 60,
@@ -89,8 +91,9 @@ def markdown(seeds: dict[str, dict], head: str) -> str:
         measures["largest coverage"] = lambda e: e["max_coverage"]
     lines = [
         head, "",
-        f"Training seeds {', '.join(seeds)}; {count} episodes for every policy of every seed. 95 % intervals over "
-        "episodes, differences (Δ) from the policy on the base's features paired by episode.",
+        f"Training seeds {', '.join(seeds)}; {count} episodes for every policy of every seed. Differences (Δ) from the "
+        "policy on the base's features are paired by episode. 95 % intervals resample episodes, not training seeds. "
+        "Minutes are those of the updates.",
         "",
     ]  # fmt: skip
     columns = [
@@ -105,7 +108,7 @@ def markdown(seeds: dict[str, dict], head: str) -> str:
     tasks = list(loops["base"][0]["success_by_env"])
     if len(tasks) > 1:
         rates = [[name, *(percent(success(loops[name], task)) for task in tasks)] for name in names]
-        lines += ["", *table(["success", *(task.partition("/")[2] for task in tasks)], rates)]
+        lines += ["", *table(["success", *(task.rpartition("/")[2] for task in tasks)], rates)]
     by_seed = [
         [seed, *(percent(values["policies"][name]["closed_loop"]["success"]["mean"]) for name in names),
          *(f"{values['video'][name]['l1']:.4f}" for name in ("base", "vampo"))]
@@ -162,14 +165,14 @@ def main() -> None:
     name = Path(args.config).stem
     folder = args.folder or Path("runs") / f"chain-{name}"
     config = load_config(args.config, *args.overrides)
+    for env in envs.split_names(config.data.env):
+        rephrased.make(env).close()  # or hours later
     for seed in args.seeds:
         print(f"seed {seed}", flush=True)
         seeded = load_config(config, f"run.seed={seed}", f"run.dir={folder / f'seed-{seed}' / 'run'}")
         values = run_seed(seeded)
         (folder / f"seed-{seed}.json").write_text(json.dumps(values) + "\n")
-    seeds = {
-        path.stem.removeprefix("seed-"): json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))
-    }
+    seeds = {str(seed): json.loads((folder / f"seed-{seed}.json").read_text()) for seed in args.seeds}
     where = environment("cuda" if torch.cuda.is_available() else "cpu")
     head = f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
     args.results.mkdir(parents=True, exist_ok=True)

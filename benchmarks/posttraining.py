@@ -25,6 +25,7 @@ from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.data.clips import ClipDataset
 from vampo_core.evaluation import EvalResult, Metric, bootstrap, held_out_batch, paired_difference, score
+from vampo_core.models import PredictorSettings
 from vampo_core.prepare import prepare_clips, prepare_codec
 from vampo_core.training_run import TrainResult
 
@@ -72,7 +73,8 @@ ARMS = {
 
 def forwards_per_iteration(config: VampoConfig) -> int:
     """Denoiser forwards of one VAMPO iteration; a forward and backward pass counts as three."""
-    generations, steps = config.grpo.num_generations, config.sampler.num_inference_steps
+    generations = config.grpo.num_generations
+    steps = config.sampler.num_inference_steps or PredictorSettings.num_inference_steps
     first, *later = config.sampler.stochastic_steps
     rows = 1 if config.sampler.shared_noise else generations  # of the steps up to the split
     anchor = 4 if config.grpo.anchor_coef > 0 else 0

@@ -15,7 +15,13 @@ OTHER_WORDS = {
 
 
 def make(name: str, **kwargs: Any) -> envs.TaskEnv:
-    """The simulator ``name`` with its instruction in other words."""
+    """The simulator ``name`` with its instruction in other words.
+
+    Raises:
+        ValueError: there are none for it.
+    """
     env = envs.make(name, **kwargs)
+    if env.instruction not in OTHER_WORDS:
+        raise ValueError(f"env is {name!r}, whose instruction {env.instruction!r} has no other words in rephrased.py")
     env.instruction = OTHER_WORDS[env.instruction]
     return env

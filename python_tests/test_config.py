@@ -50,7 +50,9 @@ def test_the_preset_pusht_differs_from_the_default_in_how_it_samples_and_how_fas
     changed = {
         f"{name}.{key}" for name, section in preset.items() for key in section if section[key] != default[name][key]
     }
-    sampling = {"sampler.num_inference_steps", "sampler.sigma_min", "sampler.sigma_max", "grpo.num_generations"}
+    sampling = {
+        f"sampler.{name}" for name in ("num_inference_steps", "sigma_min", "sigma_max", "rho", "guidance_scale")
+    } | {"grpo.num_generations"}
     lengths = {"data.num_episodes", "grpo.num_iterations", "pretrain.num_steps"}
     speed = {"optim.lr", "optim.decay_steps", "pretrain.lr", "pretrain.decay_steps", "pretrain.ema_decay"}
     assert changed == sampling | lengths | speed

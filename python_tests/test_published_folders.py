@@ -38,6 +38,9 @@ def test_an_iteration_on_a_published_folder(tmp_path, svd_folder, clip_folder, k
     after = pipe.unet.state_dict()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed and (kind == "svd" or all("attn" in name or "transformer" in name for name in changed))
+    trained, own = VideoPredictor.from_pretrained(result.checkpoint).sampler(), result.config.sampler
+    assert trained.sigmas[0] == own.sigma_max and len(trained.sigmas) == own.num_inference_steps + 1
+    assert trained.guidance_scale == own.guidance_scale == 1
     pipe.set_progress_bar_config(disable=True)
     image = PIL.Image.new("RGB", (32, 32), "red")
     frames = pipe(image, num_frames=3, height=32, width=32, num_inference_steps=1, output_type="pt").frames

@@ -33,7 +33,7 @@ class ChainResult:
 
     folders: dict[str, Path]  # of runs, by stage
     base: EvalResult
-    vampo: EvalResult
+    vampo: EvalResult  # of the best checkpoint, which the policy sees
     policies: dict[str, PolicyEvalResult]  # by name, as in POLICIES
     closed_loop: dict[str, ClosedLoopResult]  # by name, and the expert's
 
@@ -71,8 +71,9 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
         checkpoint = folders.get(f"policy-{name}")
         output = Path(config.run.dir).parent / f"closed_loop-{digest([config.data.env, config.data.resolution])}"
         closed_loop[name] = api.evaluate_policy(checkpoint, config, output=output)
-    before, after = (EvalResult.from_dict(_counters(folders["vampo"])[key]) for key in ("before", "last"))
-    policies = {name: PolicyEvalResult.from_dict(_counters(folders[f"policy-{name}"])["last"]) for name in POLICIES}
+    before, after = (EvalResult.from_dict(read_counters(seen["vampo"])[key]) for key in ("before", "last"))
+    latest = {name: folders[f"policy-{name}"] / "checkpoints" / "latest" for name in POLICIES}
+    policies = {name: PolicyEvalResult.from_dict(read_counters(latest[name])["last"]) for name in POLICIES}
     return ChainResult(folders, before, after, policies, closed_loop)
 
 
@@ -91,7 +92,3 @@ def _stage(
     if result.interrupted:
         raise KeyboardInterrupt(f"interrupted in {folder}; the same call continues there")
     return folder
-
-
-def _counters(folder: Path) -> dict[str, Any]:
-    return read_counters(folder / "checkpoints" / "latest")

@@ -59,6 +59,7 @@ class PredictorTrainer(ABC):
         self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
         self.accelerator = new_accelerator()
         self.sampler = model.sampler(**config.sampler.overrides())
+        model.set_sampler(self.sampler)  # what it is trained, or chosen as the best, to be sampled with
 
     def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
         """Run the loop, from the start or from a checkpoint of this run."""

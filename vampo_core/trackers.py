@@ -18,7 +18,8 @@ class Trackers:
 
     Args:
         config: of the run.
-        resume_at: iteration after which an earlier part of the run is replaced; None for a new run.
+        resume_at: iteration after which an earlier part of the run is replaced (by TensorBoard; wandb keeps it, and
+            takes what comes behind it); None for a new run.
 
     Raises:
         ConfigError: a tracker's package is not installed.

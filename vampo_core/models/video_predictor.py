@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -296,6 +297,17 @@ class VideoPredictor(nn.Module):
             "unit_variance_start": config["timestep_spacing"] == "leading",
         }
         return EulerHybridSampler(**fields | overrides)
+
+    def set_sampler(self, sampler: EulerHybridSampler) -> None:
+        """Make the schedule and guidance of a sampler this model's own, in the folders it is saved to as well."""
+        self.settings = replace(
+            self.settings,
+            num_inference_steps=sampler.num_inference_steps,
+            rho=sampler.rho,
+            guidance_scale=sampler.guidance_scale,
+            min_guidance_scale=sampler.min_guidance_scale,
+        )
+        self.scheduler.register_to_config(sigma_min=sampler.sigma_min, sigma_max=sampler.sigma_max)
 
     def train(self, mode: bool = True) -> "VideoPredictor":
         """As ``nn.Module.train``, but frozen parts stay in eval mode, and dropout unless ``dropout_active``."""
