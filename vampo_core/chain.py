@@ -61,6 +61,8 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     sections = {name: settings[name] for name in ("grpo", "sampler", "reward", "optim", "model")}
     folders = {"vampo": _stage("vampo", api.train, started, config.grpo.num_iterations, [str(base), sections, common])}
     seen = {"base": base, "vampo": (folders["vampo"] / "checkpoints" / "best").resolve(), CONTROL: base}
+    if step_of(seen["vampo"]) == 0:
+        print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
     for name, features in POLICIES.items():
         policy = replace(config.policy, predictor=str(seen[name]), features=features)
         stage, depends_on = f"policy-{name}", [asdict(policy), common]
