@@ -9,6 +9,7 @@ from policy_runs import ACTION_DIM, HORIZON, SIZE, STATE_DIM, make_policy
 
 from vampo_core import Policy
 from vampo_core.policy.controller import PolicyController, ensemble
+from vampo_core.policy.policy import beside_current
 
 TEXT = "push the block"
 
@@ -50,6 +51,21 @@ def test_everything_observed_counts():
     assert torch.equal(denoised(), denoised())
     for changed in ({"latent": 1}, {"state": 1}, {"text": "leave it alone"}):
         assert (denoised(**changed) - denoised()).abs().max() > 1e-4, changed
+
+
+@torch.no_grad()
+def test_the_former_sees_the_current_frame_beside_its_prediction():
+    policy, sizes = make_policy(), []
+    policy.former.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0]))
+    latents = torch.randn(1, 4, 8, 8)
+    condition = policy.predictor.condition(instructions=[TEXT], first_latents=latents)
+    policy(chunk_noise(), torch.ones(1), torch.zeros(1, STATE_DIM), condition)
+    (seen,) = sizes
+    assert torch.equal(seen[:, :, :64], policy.features(condition))
+    for frame in seen[0, :, 64:]:
+        torch.testing.assert_close(frame, latents[0])
+    smaller = beside_current(torch.zeros(1, 3, 64, 2, 2), latents.unsqueeze(1))
+    torch.testing.assert_close(smaller[0, 2, 64:], torch.nn.functional.avg_pool2d(latents, 4)[0])
 
 
 def test_the_control_runs_no_video_model(monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.models.condition import Condition
@@ -46,8 +47,11 @@ class Policy(nn.Module):
     def __init__(self, predictor: VideoPredictor, settings: PolicySettings, ranges: Ranges) -> None:
         super().__init__()
         self.predictor, self.settings = predictor, settings
+        num_frames, channels, height, width = settings.feature_size
+        if settings.features == "predictive":
+            channels += predictor.codec.latent_channels
         self.former = VideoFormer(
-            settings.feature_size,
+            (num_frames, channels, height, width),
             width=settings.width,
             num_queries=settings.num_queries,
             depth=settings.former_depth,
@@ -122,7 +126,7 @@ class Policy(nn.Module):
         self._extractor = feature_extractor(self.predictor, settings.features, settings.feature_layers, compiled=True)
 
     def features(self, condition: Condition) -> Tensor:  # [B, F, D, h, w] float32
-        """What the Video Former sees of B clips."""
+        """Features of B clips; beside predictive ones the Video Former sees the current frame's latents."""
         return observed_features(self.predictor, self._extractor, condition)
 
     def forward(
@@ -189,6 +193,8 @@ class Policy(nn.Module):
 
     def _action_condition(self, states: Tensor, condition: Condition, features: Tensor | None) -> ActionCondition:
         features = self.features(condition) if features is None else features
+        if self.settings.features == "predictive":
+            features = beside_current(features, current_latents(self.predictor, condition))
         states = normalize(states, self.state_range)
         return self.head.condition(self.former(features), condition.encoder_hidden_states, states)
 
@@ -223,9 +229,26 @@ def observed_features(
     predictor: VideoPredictor, extractor: FeatureExtractor | None, condition: Condition
 ) -> Tensor:  # [B, F, D, h, w] float32
     """Predictive features, or without an extractor the current frame's latents as features of one frame."""
-    if extractor is None:
-        return (condition.image_latents * predictor.codec.scaling_factor).unsqueeze(1).float()
-    return extractor(condition).float()
+    return current_latents(predictor, condition) if extractor is None else extractor(condition).float()
+
+
+def current_latents(predictor: VideoPredictor, condition: Condition) -> Tensor:  # [B, 1, C, h, w] float32
+    """Latents of the frame that is observed, as the codec gives them."""
+    return (condition.image_latents * predictor.codec.scaling_factor).unsqueeze(1).float()
+
+
+def beside_current(
+    features: Tensor,  # [B, F, D, h, w]
+    latents: Tensor,  # [B, 1, C, h', w'], of the current frame
+) -> Tensor:  # [B, F, D + C, h, w]
+    """Predictive features with the current frame's latents on further channels of every frame.
+
+    A predictor of changes says little about what stands still, a goal for example.
+    """
+    size = features.shape[-2], features.shape[-1]
+    if tuple(latents.shape[-2:]) != size:
+        latents = adaptive_avg_pool2d(latents.flatten(0, 1), size).unflatten(0, latents.shape[:2])
+    return torch.cat([features, latents.expand(-1, features.shape[1], -1, -1, -1)], dim=2)
 
 
 def normalize(
