@@ -34,22 +34,23 @@ def render_chain(config: VampoConfig, result: ChainResult) -> str:
 def _success(result: ChainResult) -> str:
     rows = []
     base = result.closed_loop["base"]
+    covers = base.max_coverage is not None
     for name, loop in result.closed_loop.items():
         paired = ""
         if name in ("vampo", "latents"):
             comparison = compare(base, loop)
-            paired = f"{_percent(comparison.success, sign=True)}, McNemar p = {comparison.p_value:.2g}"
+            paired = f"{_percent(comparison.success, sign=True)}, p = {comparison.p_value:.2g}"
         coverage = "" if loop.max_coverage is None else _number(loop.max_coverage, 3)
         latency = "" if loop.latency is None else f"{loop.latency.p50_ms:.1f} / {loop.latency.p99_ms:.1f} ms"
         rows.append(
-            [_MEANING[name], str(len(loop.episodes)), _percent(loop.success), paired, coverage,
+            [_MEANING[name], str(len(loop.episodes)), _percent(loop.success), paired, *([coverage] if covers else []),
              _number(loop.length, 1), latency]
         )  # fmt: skip
-    head = ["Policy on", "Episodes", "Success", "Difference from the base, paired", "Largest coverage", "Steps",
-            "Action, p50 / p99"]  # fmt: skip
+    head = ["Policy on", "Episodes", "Success", "Difference, paired", *(["Largest coverage"] if covers else []),
+            "Steps", "Action, p50 / p99"]  # fmt: skip
     note = (
-        "95&nbsp;% intervals: Wilson for rates, bootstrap over episodes for the rest. All act in the same seeded "
-        "episodes, none of which was recorded."
+        "Differences are from the features of the base, p by the exact McNemar test. 95&nbsp;% intervals: Wilson for "
+        "rates, bootstrap over episodes for the rest. All act in the same seeded episodes, none of which was recorded."
     )
     return _table(head, rows, note) + _by_env(result)
 
@@ -60,7 +61,7 @@ def _by_env(result: ChainResult) -> str:
         return ""
     rows = [[_MEANING[name], *(_percent(loop.success_by_env[env]) for env in names)]
             for name, loop in result.closed_loop.items()]  # fmt: skip
-    return _table(["Success by task", *names], rows, "")
+    return _table(["Success by task", *(env.rpartition("/")[2] for env in names)], rows, "")
 
 
 def _actions(result: ChainResult) -> str:
