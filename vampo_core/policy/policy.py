@@ -243,7 +243,7 @@ def beside_current(
 ) -> Tensor:  # [B, F, D + C, h, w]
     """Predictive features with the current frame's latents on further channels of every frame.
 
-    A predictor of changes says little about what stands still, a goal for example.
+    A predictor of changes need not say what stands still, a goal for example.
     """
     size = features.shape[-2], features.shape[-1]
     if tuple(latents.shape[-2:]) != size:
