@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 
+import gymnasium
 import numpy as np
 import pytest
+import simulators
 import torch
 
 from vampo_core.data import EpisodeError, RecordedDataset, record
+from vampo_core.data.record import Disturbance
 from vampo_core.data.recorded import EpisodeHeader, episode_folder, is_whole, write_episode
 from vampo_core.data.video import count_frames, read_frames, write_video
 
@@ -99,6 +102,50 @@ def test_killed_recording_resumes_to_the_same_bytes(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def record_line(root, num_episodes=4, **kwargs):
+    dataset = record("simulators:line", root, num_episodes=num_episodes, progress=False, **kwargs)
+    return [(episode.actions[:-1, 0], episode.states[:, 0]) for episode in dataset.episodes]
+
+
+def test_disturbed_experts_answer_to_where_they_are(tmp_path):
+    for actions, states in record_line(tmp_path / "calm"):
+        torch.testing.assert_close(states.diff(), actions)
+    disturbed = record_line(tmp_path / "disturbed", action_noise=0.5)
+    for actions, states in disturbed:
+        torch.testing.assert_close(actions, (-states[:-1]).clamp(-0.2, 0.2))  # the expert's own, not what was executed
+        assert states.diff().abs().max() <= 0.2 + 1e-6
+    assert any((states.diff() - actions).abs().max() > 0.05 for actions, states in disturbed)
+    record_line(tmp_path / "two", action_noise=0.5, num_workers=2)
+    assert contents(tmp_path / "disturbed") == contents(tmp_path / "two")
+
+
+def test_disturbance_has_its_deviation_in_half_ranges_and_lasts():
+    space = gymnasium.spaces.Box(np.float32([-1, 100]), np.float32([1, 500]))
+    disturbed = Disturbance(space, 0.1, seed=3)
+    middle = np.array([0, 300], np.float32)
+    noise = (np.stack([disturbed(middle) for _ in range(20000)]) - middle) / [1, 200]
+    np.testing.assert_allclose(noise.std(0), 0.1, rtol=0.05)
+    for lag in (1, 5):
+        correlation = (noise[lag:] * noise[:-lag]).mean(0) / noise.var(0)
+        np.testing.assert_allclose(correlation, 0.9**lag, atol=0.05)
+    np.testing.assert_allclose(np.corrcoef(noise.T)[0, 1], 0, atol=0.08)
+
+
+def test_disturbance_needs_bounds_of_actions(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulators.Line, "__init__", _without_bounds(simulators.Line.__init__))
+    with pytest.raises(ValueError, match="actions of env 'simulators:line' have no bounds to measure it by"):
+        record_line(tmp_path, action_noise=0.1)
+    assert not list(tmp_path.iterdir())
+
+
+def _without_bounds(init):
+    def unbounded(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    return unbounded
+
+
 def _group_is_alive(group):
     listing = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
     processes = (line.split() for line in listing.splitlines())
@@ -160,6 +207,15 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     record_short(tmp_path / "data", 1)
     with pytest.raises(ValueError, match=r"seed is 5, but the dataset at .* was recorded with 0"):
         record_short(tmp_path / "data", 1, seed=5)
+    with pytest.raises(ValueError, match=r"action_noise is 0.1, but the dataset at .* was recorded with 0.0"):
+        record_short(tmp_path / "data", 1, action_noise=0.1)
+    info = tmp_path / "data" / "dataset.json"
+    recorded = json.loads(info.read_text())
+    del recorded["action_noise"]  # as before there was any
+    info.write_text(json.dumps(recorded))
+    record_short(tmp_path / "data", 1)
+    with pytest.raises(ValueError, match=r"action_noise is 0.1, but"):
+        record_short(tmp_path / "data", 1, action_noise=0.1)
     with pytest.raises(ValueError, match=r"env_kwargs is .* was recorded with"):
         record("pusht", tmp_path / "data", num_episodes=1, progress=False)
     assert len(record_short(tmp_path / "data", 1, seed=5, overwrite=True)) == 1
@@ -176,6 +232,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         ({"num_episodes": 0}, "num_episodes is 0, expected at least 1"),
         ({"num_workers": 0}, "num_workers is 0, expected at least 1"),
         ({"seed": -1}, "seed is -1, expected at least 0"),
+        ({"action_noise": -0.1}, "action_noise is -0.1, expected at least 0"),
     ],
 )
 def test_bad_arguments(tmp_path, kwargs, message):

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +25,9 @@ from vampo_core.data.recorded import (
 from vampo_core.env_workers import borrowed_env, close_envs, start_worker
 from vampo_core.files import remove_leftovers, write_text
 
+_PERSISTENCE = 0.9
+"""Correlation of an expert's disturbance from one action to the next."""
+
 
 def record(
     env: str,
@@ -34,6 +37,7 @@ def record(
     seed: int = 0,
     num_workers: int = 1,
     env_kwargs: dict[str, Any] | None = None,
+    action_noise: float = 0.0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RecordedDataset:
@@ -51,6 +55,9 @@ def record(
         seed: of the dataset; datasets with different seeds share no episode.
         num_workers: processes; 1 records in this one.
         env_kwargs: passed to every environment, e.g. ``{"image_size": 64}``.
+        action_noise: standard deviation of what pushes the expert off its way, in half the range of an action, so that
+            episodes show how to come back. The simulator gets the sum, the dataset the expert's own actions (DART,
+            Laskey et al. 2017, arXiv 1703.09327).
         overwrite: delete a dataset at ``root`` first.
         progress: show a progress bar.
 
@@ -62,20 +69,22 @@ def record(
         ImportError: the simulator is not installed, and episodes are missing.
         SimulatorError: an episode could not be recorded; the message names it.
     """
-    for name, value in (("num_episodes", num_episodes), ("num_workers", num_workers)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, expected at least 0")
+    arguments = {"num_episodes": (num_episodes, 1), "num_workers": (num_workers, 1)}
+    for name, (value, least) in (arguments | {"seed": (seed, 0), "action_noise": (action_noise, 0)}).items():
+        if value < least:
+            raise ValueError(f"{name} is {value}, expected at least {least}")
     root = Path(root)
     env_kwargs = env_kwargs or {}
     names = envs.split_names(env)
-    info = {"format": FORMAT, "version": VERSION, "env": env, "env_kwargs": env_kwargs, "seed": seed}
+    settings = {"env": env, "env_kwargs": env_kwargs, "action_noise": action_noise, "seed": seed}
+    info = {"format": FORMAT, "version": VERSION, **settings}
     missing = [i for i in range(num_episodes) if overwrite or not is_whole(episode_folder(root, i))]
     if missing:  # wrong arguments fail here, before anything is deleted or started
-        info["fps"] = _probe(names, env_kwargs)
+        info["fps"] = _probe(names, env_kwargs, bounded=action_noise > 0)
     _prepare(root, info, overwrite)
-    tasks = [(names[i % len(names)], env_kwargs, str(root), i, episode_seed(seed, i)) for i in missing]
+    tasks = [
+        _Task(names[i % len(names)], env_kwargs, str(root), i, episode_seed(seed, i), action_noise) for i in missing
+    ]
     bar = tqdm(
         total=num_episodes,
         initial=num_episodes - len(missing),
@@ -96,17 +105,21 @@ def episode_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def _probe(names: list[str], env_kwargs: dict[str, Any]) -> float:
+def _probe(names: list[str], env_kwargs: dict[str, Any], *, bounded: bool) -> float:
     """The environments' common frame rate.
 
     Raises:
-        ValueError: they differ in frame rate or in the shape of actions.
+        ValueError: they differ in frame rate or in the shape of actions, or have no bounds of actions where those are
+            asked for.
     """
     found = {}
     for name in names:
         env = envs.make(name, **env_kwargs)
         found[name] = (env.fps, env.action_space.shape)
+        has_bounds = env.action_space.is_bounded()
         env.close()
+        if bounded and not has_bounds:
+            raise ValueError(f"action_noise is above 0, but actions of env {name!r} have no bounds to measure it by")
     fps, shape = found[names[0]]
     for name, (other_fps, other_shape) in found.items():
         if (other_fps, other_shape) != (fps, shape):
@@ -119,7 +132,7 @@ def _probe(names: list[str], env_kwargs: dict[str, Any]) -> float:
 
 def _prepare(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     if (root / "dataset.json").exists() and not overwrite:
-        for key, found in read_info(root).items():
+        for key, found in ({"action_noise": 0.0} | read_info(root)).items():  # before there was noise: none
             if key in info and info[key] != found:
                 raise ValueError(
                     f"{key} is {info[key]!r}, but the dataset at {str(root)!r} was recorded with {found!r}; "
@@ -135,7 +148,18 @@ def _prepare(root: Path, info: dict[str, Any], overwrite: bool) -> None:
         write_text(root / "dataset.json", json.dumps(info, indent=2) + "\n")
 
 
-def _run(tasks: list[tuple], num_workers: int) -> Iterator[bool]:
+class _Task(NamedTuple):
+    """An episode to record."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    root: str
+    number: int
+    seed: int
+    action_noise: float
+
+
+def _run(tasks: list[_Task], num_workers: int) -> Iterator[bool]:
     if num_workers <= 1:
         try:
             yield from map(_record_episode, tasks)
@@ -152,38 +176,38 @@ def _run(tasks: list[tuple], num_workers: int) -> Iterator[bool]:
         pool.shutdown(cancel_futures=True)
 
 
-def _record_episode(task: tuple[str, dict[str, Any], str, int, int]) -> bool:
+def _record_episode(task: _Task) -> bool:
     """Record one episode and return whether the expert succeeded."""
-    name, env_kwargs, root, index, seed = task
     try:
-        with borrowed_env(name, env_kwargs) as env:
-            return _rollout(env, name, episode_folder(Path(root), index), seed)
+        with borrowed_env(task.env, task.env_kwargs) as env:
+            return _rollout(env, task)
     except ImportError:  # says what to install
         raise
     except Exception as error:
-        message = f"episode {index} of {name!r} (seed {seed}) could not be recorded: {error}"
+        message = f"episode {task.number} of {task.env!r} (seed {task.seed}) could not be recorded: {error}"
         raise envs.SimulatorError(message) from error
 
 
-def _rollout(env: envs.TaskEnv, name: str, folder: Path, seed: int) -> bool:
-    pixels, info = env.reset(seed=seed)
-    expert = env.expert()
+def _rollout(env: envs.TaskEnv, task: _Task) -> bool:
+    pixels, info = env.reset(seed=task.seed)
+    expert, disturbed = env.expert(), Disturbance(env.action_space, task.action_noise, task.seed)
     frames, infos, actions = [pixels], [info], []
     done = False
     while not done:
         actions.append(expert())
-        pixels, _, terminated, truncated, info = env.step(actions[-1])
+        pixels, _, terminated, truncated, info = env.step(disturbed(actions[-1]))
         frames.append(pixels)
         infos.append(info)
         done = terminated or truncated
+    folder = episode_folder(Path(task.root), task.number)
     header = EpisodeHeader(
         episode_id=folder.name,
         length=len(frames),
         success=bool(info["success"]),
-        seed=seed,
+        seed=task.seed,
         instruction=env.instruction,
         fps=env.fps,
-        env=name,
+        env=task.env,
     )
     arrays = {
         "actions": np.stack(actions),
@@ -192,3 +216,21 @@ def _rollout(env: envs.TaskEnv, name: str, folder: Path, seed: int) -> bool:
     }
     write_episode(folder, header, frames, arrays)
     return header.success
+
+
+class Disturbance:
+    """Adds what pushes an episode's expert off its way: Gaussian, slow enough to take it somewhere."""
+
+    def __init__(self, action_space: Any, std: float, seed: int) -> None:
+        self._space, self._std = action_space, std
+        self._generator = np.random.default_rng([seed, 1])
+        self._noise = self._generator.standard_normal(action_space.shape)
+
+    def __call__(self, action: np.ndarray) -> np.ndarray:  # [A] -> [A]
+        if self._std == 0:
+            return action
+        low, high = self._space.low, self._space.high
+        disturbed = np.clip(action + self._std * (high - low) / 2 * self._noise, low, high).astype(np.float32)
+        fresh = self._generator.standard_normal(self._noise.shape)
+        self._noise = _PERSISTENCE * self._noise + (1 - _PERSISTENCE**2) ** 0.5 * fresh  # the deviation stays 1
+        return disturbed

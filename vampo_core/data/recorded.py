@@ -2,7 +2,7 @@
 
 ::
 
-    <root>/dataset.json                     format, version, env, env_kwargs, seed, fps
+    <root>/dataset.json                     format, version, env, env_kwargs, action_noise, seed, fps
     <root>/episodes/000000/video.mp4        T frames, H.264 in RGB, without loss
     <root>/episodes/000000/episode.safetensors
         actions [T-1, A], states [T, S], privileged_states [T, P], all float32;
@@ -11,8 +11,8 @@
     <root>/latents/<name>/000000.safetensors
         latents [T, C, h, w], written by vampo_core.data.encode
 
-Frame t shows ``states[t]``; ``actions[t]`` leads from frame t to frame t+1. An episode folder appears under its name
-once it is whole. The same seed gives the same bytes.
+Frame t shows ``states[t]``; ``actions[t]``, and with ``action_noise`` some noise, leads from frame t to frame t+1. An
+episode folder appears under its name once it is whole. The same seed gives the same bytes.
 """
 
 import dataclasses
