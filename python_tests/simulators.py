@@ -39,9 +39,9 @@ class Line(gymnasium.Env):
         return np.array([self.position], np.float32)
 
 
-def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=False, fail=False):
+def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=False, fail=False, hang=False):
     """The environment ``simulators:line``; the faults strike in an episode's third step."""
-    env = _Faulty(Line(), Path(kill_once) if kill_once else None, kill_always, fail)
+    env = _Faulty(Line(), Path(kill_once) if kill_once else None, kill_always, fail, hang)
     return GymnasiumTask(
         env,
         instruction=f"move the point to the middle {task}".strip(),
@@ -52,9 +52,9 @@ def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=Fals
 
 
 class _Faulty(gymnasium.Wrapper):
-    def __init__(self, env, kill_once, kill_always, fail):
+    def __init__(self, env, kill_once, kill_always, fail, hang):
         super().__init__(env)
-        self._kill_once, self._kill_always, self._fail = kill_once, kill_always, fail
+        self._kill_once, self._kill_always, self._fail, self._hang = kill_once, kill_always, fail, hang
 
     def reset(self, **kwargs):
         self._num_steps = 0
@@ -65,6 +65,8 @@ class _Faulty(gymnasium.Wrapper):
         if self._num_steps == 3:
             if self._fail:
                 raise ValueError("the motor is hot")
+            if self._hang:
+                os.kill(os.getpid(), signal.SIGSTOP)
             if self._kill_always:
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._kill_once is not None and self._claim():

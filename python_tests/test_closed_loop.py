@@ -8,7 +8,7 @@ from scipy import stats
 
 from vampo_core.data.video import count_frames
 from vampo_core.envs import SimulatorError
-from vampo_core.policy import closed_loop
+from vampo_core.policy import closed_loop, workers
 from vampo_core.policy.closed_loop import evaluate_closed_loop, evaluation_seeds
 from vampo_core.policy.closed_loop_results import (
     ClosedLoopResult,
@@ -95,8 +95,27 @@ def test_killed_worker_is_replaced_and_its_episodes_repeated_once(tmp_path):
 
 def test_a_worker_that_dies_every_time_is_an_error(monkeypatch):
     monkeypatch.setattr(closed_loop, "MAX_ATTEMPTS", 1)
-    with pytest.raises(SimulatorError, match=r"with seed \d+: its worker died 1 times \(exit code -9\)"):
+    with pytest.raises(SimulatorError, match=r"with seed \d+: its worker was lost 1 times \(it died: exit code -9\)"):
         evaluate(num_episodes=1, num_workers=1, env_kwargs={"kill_always": True})
+
+
+def test_a_worker_that_hangs_is_replaced(monkeypatch):
+    pool = workers.Workers(1, 2, {"hang": True})
+    try:
+        for slot in (0, 1):
+            pool.send(slot, workers.Reset(LINE, seed=slot))
+        assert all(isinstance(reply, workers.Reply) for reply in pool.receive(every=True).values())
+        monkeypatch.setattr(workers, "MAX_SILENCE_S", 1.0)
+        for _ in range(2):
+            pool.send(0, workers.Step(None))
+            assert isinstance(pool.receive(every=True)[0], workers.Reply)
+        pool.send(0, workers.Step(None))
+        assert pool.receive(every=True) == dict.fromkeys((0, 1), workers.Lost("it hung: no reply in 1 s"))
+        monkeypatch.undo()
+        pool.send(1, workers.Reset(LINE, seed=1))
+        assert isinstance(pool.receive(every=True)[1], workers.Reply)
+    finally:
+        pool.close()
 
 
 def test_resumes_after_the_episodes_that_are_there(tmp_path):

@@ -20,7 +20,7 @@ from vampo_core.policy.closed_loop_results import ClosedLoopResult, EpisodeLog, 
 from vampo_core.policy.workers import InProcess, Lost, Reply, Reset, Step, Workers
 
 MAX_ATTEMPTS = 3
-"""How often an episode is begun before the death of its worker is taken to be its own doing."""
+"""How often an episode is begun before the loss of its worker is taken to be its own doing."""
 
 
 class Controller(Protocol):
@@ -104,7 +104,7 @@ def evaluate_closed_loop(
     Raises:
         ValueError: an argument or an action of the controller is wrong, or ``output`` holds others' episodes.
         ImportError: a simulator is not installed or cannot render.
-        SimulatorError: a simulator raised an error, or a worker died three times in one episode.
+        SimulatorError: a simulator raised an error, or a worker died or hung three times in one episode.
     """
     least = {"num_episodes": 1, "num_envs": 1, "seed": 0, "num_workers": 0, "num_videos": 0}
     given = (num_episodes, 1 if num_envs is None else num_envs, seed, num_workers, num_videos)
@@ -203,8 +203,8 @@ class _Loop:
     def _repeat(self, episode: _Running, lost: Lost) -> _Running:
         if episode.attempt == MAX_ATTEMPTS:
             raise envs.SimulatorError(
-                f"episode of {episode.env!r} with seed {episode.seed}: its worker died {MAX_ATTEMPTS} times "
-                f"(exit code {lost.exit_code})"
+                f"episode of {episode.env!r} with seed {episode.seed}: its worker was lost {MAX_ATTEMPTS} times "
+                f"({lost.reason})"
             )
         return _Running(episode.env, episode.seed, attempt=episode.attempt + 1)
 

@@ -1,4 +1,4 @@
-"""Processes that step simulators on command; one that dies is replaced, and its episodes are reported as lost."""
+"""Processes that step simulators on command; one that dies or hangs is replaced, its episodes are reported as lost."""
 
 import multiprocessing
 from collections.abc import Mapping
@@ -11,6 +11,9 @@ import numpy as np
 
 from vampo_core import envs
 from vampo_core.env_workers import borrow_env, close_envs, return_env, start_worker
+
+MAX_SILENCE_S = 300.0
+"""After which a worker that owes a reply is taken to hang; making a simulator and resetting it takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class Reply:
 
 @dataclass(frozen=True)
 class Lost:
-    """The slot's worker died, and with it the episode."""
+    """The slot's worker is gone, and with it the episode."""
 
-    exit_code: int | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Workers:
     def receive(self, *, every: bool) -> dict[int, Reply | Lost]:
         """Replies by slot, in the order of slots.
 
-        A dead worker is replaced, and all of its slots are lost, also those that had replied already.
+        A worker that is dead or hangs is replaced, and all of its slots are lost, also those that had replied already.
 
         Args:
             every: wait for all that was sent, instead of for at least one.
@@ -97,8 +100,13 @@ class Workers:
         replies: dict[int, Reply | Lost] = {}
         while any(self._waiting.values()) and (every or not replies):
             owing = {self._pipes[i]: i for i, slots in self._waiting.items() if slots}
-            for ready in connection.wait(list(owing)):
-                worker = owing[ready]  # type: ignore[index]
+            ready = connection.wait(list(owing), timeout=MAX_SILENCE_S)
+            if not ready:
+                for worker in owing.values():
+                    self._processes[worker].kill()
+                    replies |= self._replace(worker, f"it hung: no reply in {MAX_SILENCE_S:g} s")
+            for pipe in ready:
+                worker = owing[pipe]  # type: ignore[index]
                 try:
                     slot, reply = self._pipes[worker].recv()
                 except (EOFError, ConnectionResetError):
@@ -124,10 +132,10 @@ class Workers:
         theirs.close()  # else its end would never be seen
         return ours, process
 
-    def _replace(self, worker: int) -> dict[int, Reply | Lost]:
+    def _replace(self, worker: int, reason: str = "") -> dict[int, Reply | Lost]:
         self._pipes[worker].close()
         self._processes[worker].join()
-        lost = Lost(self._processes[worker].exitcode)
+        lost = Lost(reason or f"it died: exit code {self._processes[worker].exitcode}")
         self._waiting[worker].clear()
         self._pipes[worker], self._processes[worker] = self._start()
         return dict.fromkeys(self._slots[worker], lost)
