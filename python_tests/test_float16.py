@@ -118,5 +118,5 @@ def test_accelerates_own_precision_changes_nothing(tmp_path, monkeypatch):
     trainer = make_trainer(make_config(tmp_path))
     seen = set()
     trainer.model.unet.register_forward_hook(lambda _, given, out: seen.add(out[0].dtype))
-    trainer.iterate(1, trainer._batches(0))
+    trainer.iterate(1, trainer.batches(0))
     assert seen == {torch.float32}

@@ -26,7 +26,7 @@ def test_it_is_the_distance_of_outputs_on_noisy_predictions(tmp_path):
         return 3 * torch.ones_like(noisy)
 
     for seed in range(6):
-        rollout = trainer.engine.rollout(next(trainer._batches(seed)), seed=seed, first_clip=seed)
+        rollout = trainer.engine.rollout(next(trainer.batches(seed)), seed=seed, first_clip=seed)
         loss = anchor_loss(policy, lambda noisy, *_: torch.ones_like(noisy), sampler, rollout)
         assert loss == 4
         noisy, sigma, condition = calls[-1]
@@ -65,8 +65,8 @@ def test_parts_of_a_batch_do_not_change_it(tmp_path):
 
 def test_it_is_logged(tmp_path):
     trainer = make_trainer(make_config(tmp_path, *SETTINGS))
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert row["anchor"] == 0 and "kl" not in row  # a penalty of weight 0 is not computed
     move(trainer.model)
-    row = trainer.iterate(2, trainer._batches(1))
+    row = trainer.iterate(2, trainer.batches(1))
     assert row["anchor"] > 0 and row["loss"] > 50 * row["anchor"]

@@ -28,7 +28,7 @@ VARIANTS = {
 
 def first_batch(config):
     """The clips of the first iteration, as one part."""
-    return next(make_trainer(config)._batches(0))
+    return next(make_trainer(config).batches(0))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -53,7 +53,7 @@ def test_predictions_and_rewards_are_those_of_each_clip_alone(tmp_path):
     batch, seen = first_batch(config), []
     assert len(set(batch["clip_id"])) == 3 and len(set(batch["instruction"])) == 1
     trainer = make_trainer(config, reward_funcs=[lambda *given: seen.append(given) or torch.randn(3, 4, 3)])
-    trainer.iterate(1, trainer._batches(0))
+    trainer.iterate(1, trainer.batches(0))
     pred, target, given = seen[0]
     assert given["clip_id"] == batch["clip_id"] and torch.equal(target, batch["latents"])
     for clip, group in enumerate(hand_written.roll_out(make_model(config), config, batch)):
@@ -110,7 +110,7 @@ def test_the_base_is_no_second_predictor(tmp_path, adapters):
     trainer = make_trainer(config, model=model)
     assert not deep_copies
     for iteration in (1, 2):
-        trainer.iterate(iteration, trainer._batches(iteration - 1))
+        trainer.iterate(iteration, trainer.batches(iteration - 1))
     condition = trainer.engine.condition(batch)
     with torch.no_grad():
         base, policy = (m(batch["latents"], 3.0, condition) for m in (expected, model))
@@ -125,14 +125,14 @@ def test_groups_without_spread_give_no_gradient(tmp_path):
         make_config(tmp_path), reward_funcs=[lambda pred, target, batch: torch.full(pred.shape[:3], 1 / 3)]
     )
     assert all(gradient.abs().max() == 0 for gradient in gradient_of(trainer).values())
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert row["zero_std_fraction"] == 1 and row["grad_norm"] == 0 and row["loss"] == 0
 
 
 def test_later_inner_epochs_move_away_from_the_old_policy_and_clip(tmp_path):
     config = make_config(tmp_path, "grpo.num_inner_epochs=4", "grpo.clip_range=1e-5", "optim.lr=1e-3")
     trainer = make_trainer(config)
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert trainer.trainable.num_updates == 4
     assert 1e-5 < row["ratio_max_dev"] < 0.5
     assert 0 < row["clip_fraction"] <= 0.75  # the first epoch clips nothing
@@ -150,7 +150,7 @@ def test_figures_are_means_over_ratios_not_over_parts(tmp_path, monkeypatch):
 
     monkeypatch.setattr("vampo_core.grpo.trainer.clipped_surrogate", surrogate)
     trainer = make_trainer(make_config(tmp_path, "sampler.stochastic_steps=[0,1,2]"))
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert [result.num_ratios for result in results] == [24, 12, 12, 12, 12]
     assert row["ratio_mean"] == pytest.approx(1 + (2 * 0 + 1 + 2 + 3 + 4) / 6 / 1000, rel=1e-6)
 
@@ -170,12 +170,12 @@ def test_an_inner_epoch_scores_the_actions_of_the_rollout_with_the_updated_polic
 
     trainer.trainable.step = step
     weights = [copy.deepcopy(trainer.model.state_dict())]
-    trainer.iterate(1, trainer._batches(0))
+    trainer.iterate(1, trainer.batches(0))
     weights.append(trainer.model.state_dict())
 
     # after one step of AdamW from the first gradient alone
     once = make_trainer(make_config(tmp_path, "grpo.clip_range=10.0", "optim.max_grad_norm=1e9"))
-    once.iterate(1, once._batches(0))
+    once.iterate(1, once.batches(0))
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in gradients[1].items()}
     named = dict(once.model.named_parameters())
     for clip, group in enumerate(groups):

@@ -77,7 +77,7 @@ def test_the_predictor_is_frozen_and_its_cache_serves(tmp_path):
 
 def test_cached_features_give_the_loss_of_fresh_ones(tmp_path):
     trainer = make_policy_trainer(policy_config(tmp_path / "run"))
-    batch = next(trainer._batches(0))
+    batch = next(trainer.batches(0))
     assert "features" in batch
     cached = trainer.loss(1, batch).item()
     fresh = trainer.loss(1, {key: value for key, value in batch.items() if key != "features"}).item()

@@ -235,7 +235,7 @@ def test_several_folders_are_trained_on_by_weight(tmp_path):
 
     model = new_predictor(config, prepare_codec(config))
     trainer = VampoTrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
-    batches = trainer._batches(0)
+    batches = trainer.batches(0)
     drawn = [clip_id.split("/")[0] for _ in range(50) for clip_id in next(batches)["clip_id"]]
     assert 0.03 < drawn.count("one") / len(drawn) < 0.2
 

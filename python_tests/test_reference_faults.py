@@ -33,7 +33,7 @@ def after_two_iterations(config, **options):
     """Weights of the policy after two iterations."""
     trainer = make_trainer(config, **options)
     for iteration in (1, 2):
-        trainer.iterate(iteration, trainer._batches(iteration - 1))
+        trainer.iterate(iteration, trainer.batches(iteration - 1))
     return trained_weights(trainer)
 
 
@@ -50,7 +50,7 @@ def test_fault_2_group_ordering(tmp_path):
     """B = G = 8: a generation-major rollout read batch-major would compare eight different clips."""
     trainer = make_trainer(make_config(tmp_path, "grpo.batch_size=8", "grpo.num_generations=8"))
     trainer.model.unet = GivenFrame(trainer.model.unet)
-    rollout = trainer.engine.rollout(next(trainer._batches(0)), seed=0)
+    rollout = trainer.engine.rollout(next(trainer.batches(0)), seed=0)
     target = rollout.batch["latents"]
     distance = (rollout.latents[:, :, None, 0] - target[None, None, :, 0]).square().flatten(3).mean(-1)  # [B, G, B]
     assert len(set(rollout.batch["clip_id"])) == 8
@@ -76,7 +76,7 @@ def test_fault_3_stale_scheduler_index(tmp_path, steps):
     """The update scores each action at the noise level at which it was drawn: 0.86 to 0.95 in the reference."""
     config = make_config(tmp_path, f"sampler.stochastic_steps={steps}", "grpo.reuse_first_step=false")
     trainer = make_trainer(config)
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert row["ratio_max_dev"] < 1e-4
 
 
@@ -86,11 +86,11 @@ def test_fault_4_forward_bypasses_the_wrapped_module(tmp_path):
         trainer = make_trainer(config)
         wrapper = Counting(trainer.model)
         trainer.engine.wrapped = trainer.trainable.wrapped = wrapper
-        trainer.iterate(1, trainer._batches(0))
+        trainer.iterate(1, trainer.batches(0))
         assert wrapper.with_gradient == (1 if config.sampler.stochastic_steps == (0,) else 1 + config.grpo.batch_size)
     pretrainer = make_pretrainer(make_config(tmp_path / "c"))
     wrapper = pretrainer.trainable.wrapped = Counting(pretrainer.model)
-    pretrainer.iterate(1, pretrainer._batches(0))
+    pretrainer.iterate(1, pretrainer.batches(0))
     assert wrapper.with_gradient == 1
 
 
@@ -221,7 +221,7 @@ def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):
 def test_fault_6_dropout_while_scoring(tmp_path):
     config = make_config(tmp_path, "grpo.reuse_first_step=false", "model.lora=4")
     trainer = make_trainer(config, model=make_model(config, lora_dropout=0.5))
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert trainer.model.training and row["ratio_max_dev"] < 1e-6
 
 
@@ -239,7 +239,7 @@ def test_fault_8_logarithm_of_a_zero_sigma_up(tmp_path):
     with pytest.raises(ValueError, match=r"sampler\.stochastic_steps is \[3\].*no density"):
         make_config(tmp_path, "sampler.stochastic_steps=[3]")
     trainer = make_trainer(make_config(tmp_path, "sampler.stochastic_steps=[0,1,2]"))
-    rollout = trainer.engine.rollout(next(trainer._batches(0)), seed=0)
+    rollout = trainer.engine.rollout(next(trainer.batches(0)), seed=0)
     assert all(torch.isfinite(step.log_prob).all() for step in rollout.steps)
 
 
@@ -276,7 +276,7 @@ def test_peer_fault_kl_without_gradient(tmp_path):
     gradient = gradient_of(trainer)
     assert max(value.abs().max() for value in gradient.values()) > 0
     assert all(p.grad is None for p in trainer.reference.parameters())
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert row["loss"] == pytest.approx(row["kl"]) and row["kl"] > 0
 
 
@@ -296,7 +296,7 @@ def test_peer_fault_rollout_in_another_precision(tmp_path):
     config, seen = make_config(tmp_path, "model.dtype=bfloat16"), set()
     trainer = make_trainer(config)
     trainer.model.unet.register_forward_hook(lambda _, given, out: seen.add((out[0].dtype, out[0].requires_grad)))
-    trainer.iterate(1, trainer._batches(0))
+    trainer.iterate(1, trainer.batches(0))
     assert seen == {(torch.bfloat16, True), (torch.bfloat16, False)}
 
 
@@ -305,7 +305,7 @@ def test_peer_fault_half_precision_adapters_round_updates_away(tmp_path):
     trainer = make_trainer(config)
     before = trained_weights(trainer)
     assert {value.dtype for value in before.values()} == {torch.float32}
-    trainer.iterate(1, trainer._batches(0))
+    trainer.iterate(1, trainer.batches(0))
     after = trained_weights(trainer)
     moved = [name for name in before if (before[name] != after[name]).float().mean() > 0.9]
     assert moved == list(before)

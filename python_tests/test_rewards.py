@@ -136,7 +136,7 @@ def test_a_users_reward_sees_the_batch_and_carries_no_gradient(tmp_path):
         return torch.zeros(pred.shape[:3], dtype=torch.float64)
 
     trainer = make_trainer(make_config(tmp_path), reward_funcs=[(Judge(), 2.0), flat])
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert row["reward_mean"] == pytest.approx(2 * row["Judge"], rel=1e-5) and row["flat"] == 0
     assert len(seen[0]["instruction"]) == len(seen[0]["clip_id"]) == len(seen[0]["episode_id"]) == 2
     assert "l1" not in row

@@ -151,7 +151,7 @@ def test_gradients_are_clipped_together(tmp_path):
         original()
 
     trainer.trainable.optimizer.step = step
-    row = trainer.iterate(1, trainer._batches(0))
+    row = trainer.iterate(1, trainer.batches(0))
     assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert relative_distance(seen, {name: g / 4 for name, g in gradient.items()}) < 1e-4
 
@@ -159,7 +159,7 @@ def test_gradients_are_clipped_together(tmp_path):
 def test_learning_rate_rises_and_falls_by_updates(tmp_path):
     settings = ["grpo.num_iterations=4", "grpo.num_inner_epochs=2", "optim.warmup_steps=4", "optim.decay_steps=4"]
     trainer = make_trainer(make_config(tmp_path, *settings))
-    rates = [trainer.iterate(i, trainer._batches(i - 1))["lr"] for i in (1, 2, 3, 4)]
+    rates = [trainer.iterate(i, trainer.batches(i - 1))["lr"] for i in (1, 2, 3, 4)]
     assert rates == pytest.approx([0.25e-3, 0.75e-3, 1e-3, 0.5e-3])  # of the first of two updates each
 
 
@@ -320,7 +320,7 @@ def test_a_checkpoint_holds_the_adapter_alone_too(tmp_path):
     trainer.train()
     checkpoint = find_checkpoint(tmp_path / "run")
     assert (checkpoint / "adapter" / "adapter_model.safetensors").is_file()
-    batch = next(trainer._batches(0))
+    batch = next(trainer.batches(0))
     condition = trainer.model.condition(instructions=batch["instruction"], first_latents=batch["latents"][:, 0])
     trainer.model.eval()
     with torch.no_grad(), trainer.trainable.ema_weights():

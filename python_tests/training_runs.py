@@ -151,7 +151,7 @@ def gradient_of(trainer: VampoTrainer, iteration: int = 1) -> dict[str, Tensor]:
         return 0.0
 
     original, trainable.step = trainable.step, step  # type: ignore[method-assign]
-    trainer.iterate(iteration, trainer._batches(iteration - 1))
+    trainer.iterate(iteration, trainer.batches(iteration - 1))
     trainable.step = original  # type: ignore[method-assign]
     return gradient
 

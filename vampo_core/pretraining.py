@@ -1,7 +1,6 @@
 """Likelihood training of a predictor: the base that post-training improves."""
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +9,14 @@ from torch import Tensor
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.noise import stream_seed
+from vampo_core.evaluation import EvalResult
 from vampo_core.models.condition import Condition, observed_condition
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
 from vampo_core.ops.philox import philox_normal
-from vampo_core.predictor_trainer import PredictorTrainer, Schedule
+from vampo_core.predictor_trainer import PredictorTrainer
 from vampo_core.trainable import Trainable
+from vampo_core.trainer import LossTrainer, Schedule
 
 _SIGMA_STREAM, _NOISE_STREAM = 1 << 41, 1 << 42  # of the run's seed; step n draws from stream _STREAM + n
 
@@ -42,7 +43,7 @@ def edm_loss(
     return (output.float() - (latents - c_skip * noisy) / c_out).square().mean()
 
 
-class Pretrainer(PredictorTrainer):
+class Pretrainer(PredictorTrainer, LossTrainer[EvalResult]):
     """Trains a predictor, its instruction encoder included, to denoise expert videos.
 
     Args:
@@ -75,19 +76,8 @@ class Pretrainer(PredictorTrainer):
             model, self.accelerator, settings, num_updates=settings.num_steps, ema_decay=settings.ema_decay
         )
 
-    def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
-        """One update; returns what there is to log."""
-        what, lr, begin = f"step {iteration}", self.trainable.lr, time.perf_counter()
-        self.model.train()
-        loss = self.loss(iteration, next(batches))
-        self.trainable.backward(loss, what=what)
-        grad_norm = self.trainable.step(what=what)
-        mean = self.accelerator.reduce(loss.detach(), reduction="mean")
-        loss_mean = mean.item()  # waits for the device
-        return {"loss": loss_mean, "grad_norm": grad_norm, "lr": lr, "update_s": time.perf_counter() - begin}
-
     def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:
-        """The denoising loss of a batch, whose noise follows from seed, iteration and process alone."""
+        """The denoising loss of a batch."""
         device = self.accelerator.device
         latents = batch["latents"].to(device)
         settings, first_clip = self.config.pretrain, self.accelerator.process_index * latents.shape[0]

@@ -20,9 +20,10 @@ from vampo_core.grpo.reference import frozen_base
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.ops import group_advantages
-from vampo_core.predictor_trainer import Callback, PredictorTrainer, Schedule
+from vampo_core.predictor_trainer import PredictorTrainer
 from vampo_core.rewards import RewardFunction, Rewards, configured_rewards, evaluate_rewards
 from vampo_core.trainable import NonFiniteError, Trainable
+from vampo_core.trainer import Callback, Schedule
 
 _NOISE_STREAM = 1 << 40  # of the run's seed; iteration n draws from stream _NOISE_STREAM + n - 1
 

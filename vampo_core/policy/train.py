@@ -1,6 +1,5 @@
 """Training of a policy on expert episodes."""
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -22,9 +21,8 @@ from vampo_core.policy.feature_cache import FeatureCache
 from vampo_core.policy.policy import Policy, feature_extractor, normalize, observed_features
 from vampo_core.policy.settings import PolicySettings
 from vampo_core.prepare import Clips
-from vampo_core.processes import new_accelerator
 from vampo_core.trainable import Trainable
-from vampo_core.training_run import TrainingRun, TrainResult
+from vampo_core.trainer import LossTrainer, Schedule
 
 _SIGMA_STREAM, _NOISE_STREAM = 1 << 43, 1 << 44  # of the run's seed; step n draws from stream _STREAM + n
 
@@ -32,7 +30,7 @@ _SIGMA_STREAM, _NOISE_STREAM = 1 << 43, 1 << 44  # of the run's seed; step n dra
 _COPIED = {field.name for field in fields(PolicySettings)} & {field.name for field in fields(PolicyConfig)}
 
 
-class PolicyTrainer:
+class PolicyTrainer(LossTrainer[PolicyEvalResult]):
     """Trains Video Former and action head, and on request the predictor below them, to imitate experts.
 
     Args:
@@ -42,55 +40,34 @@ class PolicyTrainer:
         eval_dataset: frames of held-out episodes.
     """
 
+    model: Policy
+    result_type = PolicyEvalResult
+
     def __init__(
         self, *, model: Policy, config: VampoConfig, train_dataset: ActionDataset, eval_dataset: ActionDataset
     ) -> None:
-        self.model, self.config, self.train_dataset = model, config, train_dataset
-        self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
-        self.accelerator = new_accelerator()
-        self.trainable = Trainable(
-            model,
-            self.accelerator,
-            config.policy,
-            num_updates=config.policy.num_steps,
-            ema_decay=config.policy.ema_decay,
-            lr_scale=lambda name: config.policy.predictor_lr_scale if name.startswith("predictor.") else 1.0,
-        )
-
-    def train(self, resume_from: str | Path | None = None) -> TrainResult[PolicyEvalResult]:
-        """Run the loop, from the start or from a checkpoint of this run."""
-        settings = self.config.policy
-        run = TrainingRun(
-            self.config,
-            self.trainable,
-            self.accelerator,
+        settings = config.policy
+        schedule = Schedule(
+            name="policy",
             num_iterations=settings.num_steps,
             eval_every=settings.eval_every,
             save_every=settings.save_every,
-            evaluate=self.evaluate,
-            score=lambda result: result.score,
-            result_type=PolicyEvalResult,
-            resume_from=resume_from,
-            name="policy",
+            batch_size=settings.batch_size,
         )
-        with run:
-            batches = self._batches(run.iteration)
-            for iteration in run.iterations():
-                run.finish(self.iterate(iteration, batches))
-        return run.result()
-
-    def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
-        """One update; returns what there is to log."""
-        what, lr, begin = f"step {iteration}", self.trainable.lr, time.perf_counter()
-        self.model.train()
-        loss = self.loss(iteration, next(batches))
-        self.trainable.backward(loss, what=what)
-        grad_norm = self.trainable.step(what=what)
-        mean = self.accelerator.reduce(loss.detach(), reduction="mean")
-        return {"loss": mean.item(), "grad_norm": grad_norm, "lr": lr, "update_s": time.perf_counter() - begin}
+        super().__init__(model=model, config=config, schedule=schedule)
+        self.train_dataset = train_dataset
+        self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
+        self.trainable = Trainable(
+            model,
+            self.accelerator,
+            settings,
+            num_updates=settings.num_steps,
+            ema_decay=settings.ema_decay,
+            lr_scale=lambda name: settings.predictor_lr_scale if name.startswith("predictor.") else 1.0,
+        )
 
     def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:
-        """The denoising loss of a batch, whose noise follows from seed, iteration and process alone."""
+        """The denoising loss of a batch."""
         device = self.accelerator.device
         actions = normalize(batch["actions"].to(device), self.model.action_range)
         num_clips, first_clip = len(actions), self.accelerator.process_index * len(actions)
@@ -115,7 +92,6 @@ class PolicyTrainer:
         return action_loss(denoised, actions, sigma, batch["valid"].to(device))
 
     def evaluate(self) -> PolicyEvalResult:
-        """Held-out error of the running mean of the weights."""
         settings = self.config.evaluation
         with self.trainable.ema_weights():
             return evaluate_policy(
@@ -126,10 +102,13 @@ class PolicyTrainer:
                 batch_size=settings.batch_size,
             )
 
-    def _batches(self, done: int) -> Iterator[Mapping[str, Any]]:
+    def score(self, result: PolicyEvalResult) -> float:
+        return result.score
+
+    def batches(self, done: int) -> Iterator[Mapping[str, Any]]:
         loader = action_loader(
             self.train_dataset,
-            batch_size=self.config.policy.batch_size,
+            batch_size=self.schedule.batch_size,
             seed=self.config.run.seed,
             num_workers=self.config.data.num_workers,
             rank=self.accelerator.process_index,
