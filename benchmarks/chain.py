@@ -21,17 +21,10 @@ from report import environment
 
 import vampo_core
 from vampo_core import envs
-from vampo_core.chain import EXPERT, POLICIES, run_chain
+from vampo_core.chain import DESCRIPTIONS, EXPERT, POLICIES, run_chain
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.evaluation import Metric, bootstrap
 from vampo_core.policy.closed_loop_results import ClosedLoopResult
-
-MEANINGS = {
-    "base": "features of the base predictor",
-    "vampo": "features after VAMPO",
-    "latents": "control: the same head on the current frame's latents alone",
-    EXPERT: "the simulator's own expert through the same harness",
-}
 
 
 def run_seed(config: VampoConfig) -> dict[str, Any]:
@@ -115,7 +108,7 @@ def markdown(seeds: dict[str, dict], head: str) -> str:
         for seed, values in seeds.items()
     ]  # fmt: skip
     lines += ["", *table(["seed", *(f"{name}: success" for name in names), "video L1: base", "VAMPO"], by_seed)]
-    return "\n".join([*lines, "", *(f"- **{name}**: {MEANINGS[name]}." for name in names)]) + "\n"
+    return "\n".join([*lines, "", *(f"- **{name}**: {DESCRIPTIONS[name]}." for name in names)]) + "\n"
 
 
 def row(name: str, of: dict[str, list], loops: dict[str, list], measures: dict[str, Callable]) -> list[str]:

@@ -25,6 +25,13 @@ POLICIES: dict[str, Literal["predictive", "latents"]] = {
     CONTROL: "latents",
 }
 """Policies by name, each with what it sees: features of the base, of the post-trained predictor, or no prediction."""
+DESCRIPTIONS = {
+    "base": "features of the base",
+    "vampo": "features after VAMPO",
+    CONTROL: "the current frame's latents alone",
+    EXPERT: "the simulator's expert",
+}
+"""What acts in the closed loop, in words: policies by what they see, and the expert."""
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,13 @@
 from html import escape
 from pathlib import Path
 
-from vampo_core.chain import ChainResult
+from vampo_core.chain import DESCRIPTIONS, ChainResult
 from vampo_core.config import VampoConfig
 from vampo_core.evaluation import Metric, paired_difference
 from vampo_core.policy.closed_loop_results import compare
 from vampo_core.report.page import details, document, section, versions
 
 _VIDEO = {"l1": "Latent L1", "cosine": "Cosine", "reward": "Reward"}
-_MEANING = {
-    "base": "features of the base",
-    "vampo": "features after VAMPO",
-    "latents": "the current frame's latents alone",
-    "expert": "the simulator's expert",
-}
 
 
 def render_chain(config: VampoConfig, result: ChainResult) -> str:
@@ -43,8 +37,8 @@ def _success(result: ChainResult) -> str:
         coverage = "" if loop.max_coverage is None else _number(loop.max_coverage, 3)
         latency = "" if loop.latency is None else f"{loop.latency.p50_ms:.1f} / {loop.latency.p99_ms:.1f} ms"
         rows.append(
-            [_MEANING[name], str(len(loop.episodes)), _percent(loop.success), paired, *([coverage] if covers else []),
-             _number(loop.length, 1), latency]
+            [DESCRIPTIONS[name], str(len(loop.episodes)), _percent(loop.success), paired,
+             *([coverage] if covers else []), _number(loop.length, 1), latency]
         )  # fmt: skip
     head = ["Policy on", "Episodes", "Success", "Difference, paired", *(["Largest coverage"] if covers else []),
             "Steps", "Action, p50 / p99"]  # fmt: skip
@@ -59,7 +53,7 @@ def _by_env(result: ChainResult) -> str:
     names = list(result.closed_loop["base"].success_by_env)
     if len(names) < 2:
         return ""
-    rows = [[_MEANING[name], *(_percent(loop.success_by_env[env]) for env in names)]
+    rows = [[DESCRIPTIONS[name], *(_percent(loop.success_by_env[env]) for env in names)]
             for name, loop in result.closed_loop.items()]  # fmt: skip
     return _table(["Success by task", *(env.rpartition("/")[2] for env in names)], rows, "")
 
@@ -68,7 +62,7 @@ def _actions(result: ChainResult) -> str:
     rows = []
     for name, policy in result.policies.items():
         paired = "" if name == "base" else _number(paired_difference(result.policies["base"], policy, "action_l1"), 4)
-        rows.append([_MEANING[name], _number(policy.action_l1, 4), paired])
+        rows.append([DESCRIPTIONS[name], _number(policy.action_l1, 4), paired])
     head = ["Policy on", "Action L1", "Difference from the base, paired"]
     return _table(head, rows, "Sampled chunks against the expert's, in units of half the range of each action.")
 
