@@ -14,7 +14,7 @@ import simulators
 import torch
 
 from vampo_core.data import EpisodeError, RecordedDataset, record
-from vampo_core.data.record import Disturbance
+from vampo_core.data.record import PUSH_LENGTH, PUSH_RATE, Disturbance
 from vampo_core.data.recorded import EpisodeHeader, episode_folder, is_whole, write_episode
 from vampo_core.data.video import count_frames, read_frames, write_video
 
@@ -110,25 +110,28 @@ def record_line(root, num_episodes=4, **kwargs):
 def test_disturbed_experts_answer_to_where_they_are(tmp_path):
     for actions, states in record_line(tmp_path / "calm"):
         torch.testing.assert_close(states.diff(), actions)
-    disturbed = record_line(tmp_path / "disturbed", action_noise=0.5)
+    disturbed = record_line(tmp_path / "disturbed", 30, action_noise=1.0)
     for actions, states in disturbed:
         torch.testing.assert_close(actions, (-states[:-1]).clamp(-0.2, 0.2))  # the expert's own, not what was executed
         assert states.diff().abs().max() <= 0.2 + 1e-6
     assert any((states.diff() - actions).abs().max() > 0.05 for actions, states in disturbed)
-    record_line(tmp_path / "two", action_noise=0.5, num_workers=2)
+    record_line(tmp_path / "two", 30, action_noise=1.0, num_workers=2)
     assert contents(tmp_path / "disturbed") == contents(tmp_path / "two")
 
 
-def test_disturbance_has_its_deviation_in_half_ranges_and_lasts():
+def test_pushes_have_their_deviation_in_half_ranges_their_length_and_their_rate():
     space = gymnasium.spaces.Box(np.float32([-1, 100]), np.float32([1, 500]))
     disturbed = Disturbance(space, 0.1, seed=3)
     middle = np.array([0, 300], np.float32)
-    noise = (np.stack([disturbed(middle) for _ in range(20000)]) - middle) / [1, 200]
-    np.testing.assert_allclose(noise.std(0), 0.1, rtol=0.05)
-    for lag in (1, 5):
-        correlation = (noise[lag:] * noise[:-lag]).mean(0) / noise.var(0)
-        np.testing.assert_allclose(correlation, 0.9**lag, atol=0.05)
-    np.testing.assert_allclose(np.corrcoef(noise.T)[0, 1], 0, atol=0.08)
+    noise = (np.stack([disturbed(middle) for _ in range(100_000)]) - middle) / [1, 200]
+    pushed = noise[:, 0] != 0
+    begins = np.flatnonzero(pushed[1:] & (noise[1:, 0] != noise[:-1, 0])) + 1
+    pushes = noise[begins]
+    np.testing.assert_allclose(pushes.std(0), 0.1, rtol=0.06)
+    np.testing.assert_allclose(pushes.mean(0), 0, atol=0.008)
+    np.testing.assert_allclose(np.corrcoef(pushes.T)[0, 1], 0, atol=0.08)
+    assert all((noise[n : n + PUSH_LENGTH] == noise[n]).all() for n in begins)
+    np.testing.assert_allclose(len(begins) / (~pushed).sum(), PUSH_RATE, rtol=0.08)
 
 
 def test_disturbance_needs_bounds_of_actions(tmp_path, monkeypatch):

@@ -246,8 +246,8 @@ class DataConfig:
     num_episodes: Annotated[int, Range(minimum=2)] = 120
     """Episodes to record, over all simulators; with ``data.env`` the run uses these, and no others in ``data.root``."""
     action_noise: AtLeast0 = 0.0
-    """What pushes experts off their way while they are recorded, standard deviation in half the range of an action, so
-    that episodes show how to come back; recorded are the experts' own actions."""
+    """What now and then pushes experts off their way while they are recorded, standard deviation in half the range of
+    an action, so that episodes show how to come back; recorded are the experts' own actions."""
     resolution: Positive | tuple[Positive, ...] = 64
     """Pixels along each side of a frame, or [height, width] for videos that are not square."""
 

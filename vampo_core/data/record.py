@@ -25,8 +25,8 @@ from vampo_core.data.recorded import (
 from vampo_core.env_workers import borrowed_env, close_envs, start_worker
 from vampo_core.files import remove_leftovers, write_text
 
-_PERSISTENCE = 0.9
-"""Correlation of an expert's disturbance from one action to the next."""
+PUSH_RATE, PUSH_LENGTH = 0.03, 6
+"""How often a push of an expert begins, per action, and how many actions it lasts."""
 
 
 def record(
@@ -55,9 +55,9 @@ def record(
         seed: of the dataset; datasets with different seeds share no episode.
         num_workers: processes; 1 records in this one.
         env_kwargs: passed to every environment, e.g. ``{"image_size": 64}``.
-        action_noise: standard deviation of what pushes the expert off its way, in half the range of an action, so that
-            episodes show how to come back. The simulator gets the sum, the dataset the expert's own actions (DART,
-            Laskey et al. 2017, arXiv 1703.09327).
+        action_noise: standard deviation of what now and then pushes the expert off its way, in half the range of an
+            action, so that episodes show how to come back. The simulator gets the sum, the dataset the expert's own
+            actions (as in DART, Laskey et al. 2017, arXiv 1703.09327).
         overwrite: delete a dataset at ``root`` first.
         progress: show a progress bar.
 
@@ -219,18 +219,25 @@ def _rollout(env: envs.TaskEnv, task: _Task) -> bool:
 
 
 class Disturbance:
-    """Adds what pushes an episode's expert off its way: Gaussian, slow enough to take it somewhere."""
+    """Pushes an episode's expert off its way now and then: something constant is added to some actions in a row.
+
+    Rare, so that most of what follows is a calm return: a policy that predicts chunks of actions would take an expert's
+    answers to steady noise for its own doing.
+    """
 
     def __init__(self, action_space: Any, std: float, seed: int) -> None:
         self._space, self._std = action_space, std
         self._generator = np.random.default_rng([seed, 1])
-        self._noise = self._generator.standard_normal(action_space.shape)
+        self._push, self._num_left = np.zeros(action_space.shape), 0
 
     def __call__(self, action: np.ndarray) -> np.ndarray:  # [A] -> [A]
         if self._std == 0:
             return action
         low, high = self._space.low, self._space.high
-        disturbed = np.clip(action + self._std * (high - low) / 2 * self._noise, low, high).astype(np.float32)
-        fresh = self._generator.standard_normal(self._noise.shape)
-        self._noise = _PERSISTENCE * self._noise + (1 - _PERSISTENCE**2) ** 0.5 * fresh  # the deviation stays 1
-        return disturbed
+        if self._num_left == 0 and self._generator.random() < PUSH_RATE:
+            self._push = self._std * (high - low) / 2 * self._generator.standard_normal(low.shape)
+            self._num_left = PUSH_LENGTH
+        if self._num_left == 0:
+            return action
+        self._num_left -= 1
+        return np.clip(action + self._push, low, high).astype(np.float32)
