@@ -27,13 +27,13 @@ class PoolCodec:
         return self.name
 
 
-def make_dataset(root, lengths=(5, 7, 3)):
+def make_dataset(root, lengths=(5, 7, 3), failures=()):
     info = {"format": FORMAT, "version": VERSION, "env": "none", "env_kwargs": {}, "seed": 0, "fps": 10.0}
     root.mkdir(exist_ok=True)
     (root / "dataset.json").write_text(json.dumps(info))
     rng = np.random.default_rng(0)
     for i, length in enumerate(lengths):
-        header = EpisodeHeader(f"{i:06d}", length, True, i, "push", 10.0)
+        header = EpisodeHeader(f"{i:06d}", length, i not in failures, i, "push", 10.0)
         frames = rng.integers(0, 256, (length, 16, 24, 3), dtype=np.uint8)
         arrays = {
             "actions": np.zeros((length - 1, 2)),
@@ -55,6 +55,14 @@ def test_latents_are_the_codecs(tmp_path):
         assert latents.shape == (episode.length, 3, 2, 3)
         torch.testing.assert_close(latents, functional.avg_pool2d(frames, 8))
         assert torch.equal(episode.latents([2, 0, 2]), latents[[2, 0, 2]])
+
+
+def test_failures_of_the_expert_need_no_latents(tmp_path):
+    latents = encode(make_dataset(tmp_path, failures=(1,)), PoolCodec(), progress=False).latents
+    dataset = RecordedDataset(tmp_path, latents=latents, strict=True)
+    assert [episode.episode_id for episode in dataset.episodes] == ["000000", "000002"]
+    with pytest.raises(EpisodeError, match=r"1 of 3 episodes .* cannot be read: 000001 \(it has no latents 'pool'"):
+        RecordedDataset(tmp_path, latents=latents, strict=True, include_failures=True)
 
 
 def test_second_run_encodes_only_what_changed(tmp_path):

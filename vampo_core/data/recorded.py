@@ -151,7 +151,9 @@ class RecordedDataset:
         if not folders:
             raise ValueError(f"root is {str(self.root)!r}, expected a dataset with episodes in it")
         names = [folder.name for folder in folders if num_episodes is None or int(folder.name) < num_episodes]
-        episodes, self.skipped = open_each(self.name, names, lambda name: self._open(name, latents), strict)
+        episodes, self.skipped = open_each(
+            self.name, names, lambda name: self._open(name, latents, include_failures), strict
+        )
         self.episodes = [e for e in episodes if include_failures or e.header.success]
         if not self.episodes:
             raise ValueError(f"none of the {len(episodes)} episodes of {self.name!r} is a success, expected at least 1")
@@ -159,13 +161,14 @@ class RecordedDataset:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def _open(self, episode_id: str, latents: str | None) -> RecordedEpisode:
+    def _open(self, episode_id: str, latents: str | None, include_failures: bool) -> RecordedEpisode:
         folder = self.root / "episodes" / episode_id
         header = read_header(folder)
         if not (folder / _VIDEO).is_file():
             raise ValueError(f"{_VIDEO} is missing")
         file = latents_path(self.root, latents, episode_id) if latents else None
-        if file is not None and not file.is_file():
+        is_used = header.success or include_failures
+        if is_used and file is not None and not file.is_file():
             raise ValueError(f"it has no latents {latents!r}; `vampo encode` makes them")
         return RecordedEpisode(self.name, folder, header, file)
 
