@@ -49,8 +49,7 @@ def test_gradients_too_small_for_float16_arrive(tmp_path):
     ranks = [lambda pred, *_: torch.arange(4.0).view(4, 1).expand(pred.shape[:3])]  # no rounding reaches advantages
     gradients = {}
     for dtype in ("float32", "float16"):
-        config = make_config(tmp_path, f"model.dtype={dtype}", "run.seed=1")  # weights that rounding moves little
-        trainer = make_trainer(config, reward_funcs=ranks)
+        trainer = make_trainer(make_config(tmp_path, f"model.dtype={dtype}"), reward_funcs=ranks)
         original = trainer.trainable.backward
         trainer.trainable.backward = lambda loss, original=original, **rest: original(loss * 1e-5, **rest)
         gradients[dtype] = gradient_of(trainer)

@@ -26,7 +26,7 @@ class InstructionEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     A word (lower case, letters and digits) is the sum of two rows of one table, chosen by two independent hashes
     (hash embeddings, Svenstrup et al. 2017): words rarely share both. Row 0 is padding. A learned position is added
-    and the sum normalised. Rows start small beside positions, so that a word that training never hears says little.
+    and the sum normalised.
 
     Args:
         embedding_dim: D, the predictor's cross-attention width.
@@ -41,8 +41,6 @@ class InstructionEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.max_length = check_int("max_length", max_length, minimum=1)
         self.table_size = check_int("table_size", table_size, minimum=2)
         self.word_embedding = nn.Embedding(table_size, embedding_dim, padding_idx=0)
-        with torch.no_grad():
-            self.word_embedding.weight.mul_(0.02)
         self.position_embedding = nn.Parameter(0.1 * torch.randn(max_length, embedding_dim))
         self.norm = nn.LayerNorm(embedding_dim)
 
