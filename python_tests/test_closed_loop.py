@@ -105,10 +105,10 @@ def test_a_worker_that_hangs_is_replaced(monkeypatch):
         for slot in (0, 1):
             pool.send(slot, workers.Reset(LINE, seed=slot))
         assert all(isinstance(reply, workers.Reply) for reply in pool.receive(every=True).values())
-        monkeypatch.setattr(workers, "MAX_SILENCE_S", 1.0)
         for _ in range(2):
             pool.send(0, workers.Step(None))
             assert isinstance(pool.receive(every=True)[0], workers.Reply)
+        monkeypatch.setattr(workers, "MAX_SILENCE_S", 1.0)
         pool.send(0, workers.Step(None))
         assert pool.receive(every=True) == dict.fromkeys((0, 1), workers.Lost("it hung: no reply in 1 s"))
         monkeypatch.undo()

@@ -62,13 +62,7 @@ class Pretrainer(PredictorTrainer, LossTrainer[EvalResult]):
         eval_dataset: ClipDataset,
     ) -> None:
         settings = config.pretrain
-        schedule = Schedule(
-            name="pretraining",
-            num_iterations=settings.num_steps,
-            eval_every=settings.eval_every,
-            save_every=settings.save_every,
-            batch_size=settings.batch_size,
-        )
+        schedule = Schedule.of_updates("pretraining", settings)
         super().__init__(
             model=model, config=config, schedule=schedule, train_dataset=train_dataset, eval_dataset=eval_dataset
         )

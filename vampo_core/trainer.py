@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from torch import Tensor, nn
 
-from vampo_core.config import VampoConfig
+from vampo_core.config import PolicyConfig, PretrainConfig, VampoConfig
 from vampo_core.processes import new_accelerator
 from vampo_core.trainable import Trainable
 from vampo_core.training_run import E, TrainingRun, TrainResult
@@ -28,6 +28,17 @@ class Schedule:
     save_every: int
     batch_size: int  # clips or frames per iteration, over all processes together
     num_parts: int = 1  # that an iteration's clips are worked through in
+
+    @classmethod
+    def of_updates(cls, name: str, settings: PretrainConfig | PolicyConfig) -> "Schedule":
+        """One update an iteration, as a section of the configuration says."""
+        return cls(
+            name=name,
+            num_iterations=settings.num_steps,
+            eval_every=settings.eval_every,
+            save_every=settings.save_every,
+            batch_size=settings.batch_size,
+        )
 
 
 class Trainer(ABC, Generic[E]):

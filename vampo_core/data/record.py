@@ -69,8 +69,8 @@ def record(
         ImportError: the simulator is not installed, and episodes are missing.
         SimulatorError: an episode could not be recorded; the message names it.
     """
-    arguments = {"num_episodes": (num_episodes, 1), "num_workers": (num_workers, 1)}
-    for name, (value, least) in (arguments | {"seed": (seed, 0), "action_noise": (action_noise, 0)}).items():
+    given = {"num_episodes": num_episodes, "num_workers": num_workers, "seed": seed, "action_noise": action_noise}
+    for (name, value), least in zip(given.items(), (1, 1, 0, 0), strict=True):
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
     root = Path(root)

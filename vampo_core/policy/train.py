@@ -47,13 +47,7 @@ class PolicyTrainer(LossTrainer[PolicyEvalResult]):
         self, *, model: Policy, config: VampoConfig, train_dataset: ActionDataset, eval_dataset: ActionDataset
     ) -> None:
         settings = config.policy
-        schedule = Schedule(
-            name="policy",
-            num_iterations=settings.num_steps,
-            eval_every=settings.eval_every,
-            save_every=settings.save_every,
-            batch_size=settings.batch_size,
-        )
+        schedule = Schedule.of_updates("policy", settings)
         super().__init__(model=model, config=config, schedule=schedule)
         self.train_dataset = train_dataset
         self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)

@@ -105,8 +105,7 @@ class Workers:
                 for worker in owing.values():
                     self._processes[worker].kill()
                     replies |= self._replace(worker, f"it hung: no reply in {MAX_SILENCE_S:g} s")
-            for pipe in ready:
-                worker = owing[pipe]  # type: ignore[index]
+            for worker in [worker for pipe, worker in owing.items() if pipe in ready]:
                 try:
                     slot, reply = self._pipes[worker].recv()
                 except (EOFError, ConnectionResetError):
