@@ -23,7 +23,7 @@ CONTROL_HZ = 80.0
 # out of the camera's view, and a third of all triangles
 _UNSEEN_BODIES = ("head", "right_arm_base_link", "right_l0")
 _HIDDEN_GROUP = 5
-_CAMERA = {"lookat": (0.0, 0.68, 0.15), "distance": 1.15, "azimuth": 148.0, "elevation": -35.0}  # m, degrees
+_CAMERA = {"lookat": (0.0, 0.7, 0.15), "distance": 1.15, "azimuth": 120.0, "elevation": -30.0}  # m, degrees
 _SUPERSAMPLING = 2
 
 
