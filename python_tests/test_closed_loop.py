@@ -61,6 +61,31 @@ def test_same_episodes_in_one_process_and_in_four_with_batches_of_slots():
     assert 0 < one.latency.p50_ms <= one.latency.p99_ms and one.latency.hz > 0
 
 
+def test_episodes_begin_in_step_so_that_chunks_are_predicted_in_one_batch(tmp_path):
+    class Chunked(Proportional):
+        def __init__(self):
+            super().__init__()
+            self.steps, self.due = {}, []
+
+        def begin(self, slot, instruction, seed):
+            super().begin(slot, instruction, seed)
+            self.steps[slot] = 0
+
+        def act(self, observations):
+            self.due.append({slot for slot in observations if self.steps[slot] % 3 == 0})
+            for slot in observations:
+                self.steps[slot] += 1
+            return super().act(observations)
+
+    controller = Chunked()
+    kill = {"kill_once": str(tmp_path / "killed")}  # what is repeated begins in step too
+    result = evaluate(controller, num_episodes=20, num_workers=1, num_envs=4, begin_every=3, env_kwargs=kill)
+    assert result.episodes == evaluate(Proportional(), num_episodes=20).episodes
+    assert len(controller.begun) == 24 and len({e.length for e in result.episodes}) > 1
+    batches = zip(controller.batches, controller.due, strict=True)
+    assert all(due == set(observed) or not due for observed, due in batches)
+
+
 def test_an_episode_is_what_the_simulator_alone_would_show():
     from simulators import line
 
@@ -193,6 +218,7 @@ def test_an_error_of_the_simulator_names_the_episode():
         ({"num_episodes": 0}, "num_episodes is 0, expected at least 1"),
         ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
         ({"num_envs": 0}, "num_envs is 0, expected at least 1"),
+        ({"begin_every": 0}, "begin_every is 0, expected at least 1"),
         ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"num_videos": 1}, "num_videos is 1 with output = None, expected a folder"),
         ({"env": f"{LINE},{LINE}"}, "expected a name, or different names with commas"),

@@ -184,14 +184,16 @@ def evaluate_policy(
         and not isinstance(policy.predictor.codec, LatentCodec)
     ):
         imagine = Imagination(policy.predictor, stride=config.data.stride)
+    controller = None if policy is None else PolicyController(policy, batch_size=settings.num_envs)
     with _num_threads(config.run.num_threads or 1):  # one: see PolicyController; simulators take the other cores
         return evaluate_closed_loop(
-            None if policy is None else PolicyController(policy, batch_size=settings.num_envs),
+            controller,
             config.data.env,
             num_episodes=settings.num_episodes,
             seed=settings.seed,
             num_workers=settings.num_workers,
             num_envs=settings.num_envs,
+            begin_every=1 if controller is None else controller.num_executed_steps,
             env_kwargs={"image_size": config.data.resolution},
             output=Path(config.run.dir) / "closed_loop" / name if output is None else Path(output) / name,
             controller_id=name,

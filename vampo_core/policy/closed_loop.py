@@ -75,6 +75,7 @@ def evaluate_closed_loop(
     seed: int = 0,
     num_workers: int = 1,
     num_envs: int | None = None,
+    begin_every: int = 1,
     env_kwargs: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     controller_id: str = "",
@@ -93,6 +94,8 @@ def evaluate_closed_loop(
         seed: of the episodes; the same seed gives the same episodes to every controller.
         num_workers: processes; 0 for this one, which a crashing simulator then takes with it.
         num_envs: simulators at once, and so the largest batch; by default, and at least, one per process.
+        begin_every: control steps between the moments at which episodes may begin. For a controller that predicts a
+            chunk every so many steps: in step with each other all episodes need theirs at once, in one batch.
         env_kwargs: passed to every environment, e.g. ``{"image_size": 64}``.
         output: folder that keeps finished episodes; those already in it are not run again. None keeps nothing.
         controller_id: says what the controller is (a hash of its weights, for example), so that ``output`` never mixes
@@ -106,8 +109,8 @@ def evaluate_closed_loop(
         ImportError: a simulator is not installed or cannot render.
         SimulatorError: a simulator raised an error, or a worker died or hung three times in one episode.
     """
-    least = {"num_episodes": 1, "num_envs": 1, "seed": 0, "num_workers": 0, "num_videos": 0}
-    given = (num_episodes, 1 if num_envs is None else num_envs, seed, num_workers, num_videos)
+    least = {"num_episodes": 1, "num_envs": 1, "begin_every": 1, "seed": 0, "num_workers": 0, "num_videos": 0}
+    given = (num_episodes, 1 if num_envs is None else num_envs, begin_every, seed, num_workers, num_videos)
     for (name, minimum), value in zip(least.items(), given, strict=True):
         if value < minimum:
             raise ValueError(f"{name} is {value}, expected at least {minimum}")
@@ -131,7 +134,7 @@ def evaluate_closed_loop(
         bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="closed loop", disable=not progress)
         try:
             with bar:
-                loop.run(workers, missing, num_slots, bar)
+                loop.run(workers, missing, num_slots, begin_every, bar)
         finally:
             workers.close()
     return ClosedLoopResult([done[key] for key in wanted])
@@ -162,18 +165,26 @@ class _Loop:
         self._running: dict[int, _Running] = {}
 
     def run(
-        self, workers: Workers | InProcess, episodes: Sequence[tuple[str, int]], num_slots: int, bar: "tqdm[Any]"
+        self,
+        workers: Workers | InProcess,
+        episodes: Sequence[tuple[str, int]],
+        num_slots: int,
+        begin_every: int,
+        bar: "tqdm[Any]",
     ) -> None:
         self._workers = workers
         pending = deque(_Running(name, seed) for name, seed in episodes)
-        num_successes = 0
-        for slot in range(num_slots):
-            self._begin(slot, pending.popleft())
-        while self._running:
+        num_successes = num_rounds = 0
+        while pending or self._running:
+            if num_rounds % begin_every == 0 or not self._running:
+                num_rounds = 0
+                for slot in [slot for slot in range(num_slots) if slot not in self._running][: len(pending)]:
+                    self._begin(slot, pending.popleft())
             for result in self._round(pending):
                 num_successes += result.success
                 bar.set_postfix(successes=num_successes)
                 bar.update()
+            num_rounds += 1
 
     def _round(self, pending: deque[_Running]) -> list[EpisodeResult]:
         """One control step of the slots that are ready, which are all of them where a controller acts."""
@@ -183,11 +194,9 @@ class _Loop:
             if slot not in self._running:
                 continue  # a slot without work, lost with its worker
             if isinstance(reply, Lost):
-                self._begin(slot, self._repeat(self._running[slot], reply))
+                pending.appendleft(self._repeat(self._running.pop(slot), reply))
             elif self._observe(slot, reply):
                 finished.append(self._finish(slot, reply))
-                if pending:
-                    self._begin(slot, pending.popleft())
             else:
                 observed[slot] = reply
         if observed:
