@@ -8,6 +8,7 @@ from tiny_run import settings
 from vampo_core import api, chain
 from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
+from vampo_core.policy.policy import Policy
 
 TINY = [
     "data.env=simulators:line", "data.num_episodes=4", "data.stride=1", "data.held_out_fraction=0.25",
@@ -54,6 +55,22 @@ def test_a_policy_acts_with_one_thread_unless_told_otherwise(finished, monkeypat
     assert api.evaluate_policy(result.folders["policy-base"], config) == 1
     assert torch.get_num_threads() == 2
     assert api.evaluate_policy(result.folders["policy-base"], config, "run.num_threads=2") == 2
+
+
+def test_how_a_policy_acts_can_be_changed_after_its_training(finished, monkeypatch):
+    config, result = finished
+    monkeypatch.setattr(api, "evaluate_closed_loop", lambda controller, *_, **options: (controller, options))
+    calls = {}
+    for change in ("num_executed_steps=null", "num_executed_steps=3", "num_executed_steps=1", "temporal_ensemble=0.5"):
+        calls[change] = api.evaluate_policy(result.folders["policy-base"], config, f"closed_loop.{change}")
+    assert [controller.num_executed_steps for controller, _ in calls.values()] == [2, 3, 1, 2]
+    assert [options["begin_every"] for _, options in calls.values()] == [2, 3, 1, 2]
+    assert [controller.temporal_ensemble for controller, _ in calls.values()] == [None, None, None, 0.5]
+    names = [options["controller_id"] for _, options in calls.values()]
+    assert names[0] == Policy.from_pretrained(result.folders["policy-base"]).fingerprint()
+    assert len(set(names)) == 4, "episodes acted in another way are kept apart"
+    with pytest.raises(ValueError, match="num_executed_steps is 5, expected 1 to 4, the policy's action horizon"):
+        api.evaluate_policy(result.folders["policy-base"], config, "closed_loop.num_executed_steps=5")
 
 
 def test_a_change_makes_its_stage_and_what_follows_anew(finished, monkeypatch):

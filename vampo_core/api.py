@@ -23,6 +23,7 @@ from vampo_core.policy.policy import Policy
 from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.prepare import (
     base_config,
+    digest,
     inference_predictor,
     load_predictor,
     new_predictor,
@@ -176,7 +177,12 @@ def evaluate_policy(
     policy, settings = None, config.closed_loop
     if checkpoint is not None:
         policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(new_accelerator().device).eval()
-    name = "expert" if policy is None else policy.fingerprint()
+    controller, name = None, "expert"
+    if policy is not None:
+        acting = {key: getattr(settings, key) for key in ("num_executed_steps", "temporal_ensemble")}
+        controller = PolicyController(policy, **acting, batch_size=settings.num_envs)
+        is_own = all(value is None for value in acting.values())
+        name = policy.fingerprint() + ("" if is_own else f"-{digest(acting)}")
     imagine = None  # the control on latents imagines nothing, and ready-made latents cannot be decoded
     if (
         policy is not None
@@ -184,7 +190,6 @@ def evaluate_policy(
         and not isinstance(policy.predictor.codec, LatentCodec)
     ):
         imagine = Imagination(policy.predictor, stride=config.data.stride)
-    controller = None if policy is None else PolicyController(policy, batch_size=settings.num_envs)
     with _num_threads(config.run.num_threads or 1):  # one: see PolicyController; simulators take the other cores
         return evaluate_closed_loop(
             controller,

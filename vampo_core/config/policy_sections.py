@@ -90,6 +90,10 @@ class ClosedLoopConfig:
     """Processes that run the simulators; 0 for this one."""
     num_envs: Positive = 8
     """Simulators at once, and so the policy's batch."""
+    num_executed_steps: Positive | None = None
+    """Control steps from one prediction to the next; null for the policy's own setting."""
+    temporal_ensemble: float | None = None
+    """Weights of overlapping chunks, as in the section ``policy``; null for the policy's own, negative for none."""
     num_videos: Count = 2
     """Videos kept of successes and of failures, in each simulator."""
 
