@@ -206,7 +206,7 @@ def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):
         "pretrain": lambda: api.pretrain(config, base),
         "train": lambda: api.train(config, started),
         "policy train": lambda: api.train_policy(config, started, *policy),
-        "policy eval": lambda: api.evaluate_policy(None, config),
+        "policy eval": lambda: api.evaluate_policy(tmp_path / "policy", config),
     }
     for verb, call in work.items():
         with keys_read() as seen[verb]:
