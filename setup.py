@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         options = {
             "CMAKE_BUILD_TYPE": "Release",
+            # told anew: the build folder may remember that of an environment that is gone
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": output.parent,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": Path(require("pybind11")) / "share" / "cmake" / "pybind11",
