@@ -47,7 +47,7 @@ format: install
 # The CPU operators' tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: install
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/sanitize -G Ninja -DVAMPO_SANITIZE=ON -DVAMPO_CUDA=0 \
-	  -DPython_EXECUTABLE="$(abspath $(PY))"
+	  -DPython_EXECUTABLE="$(abspath $(PY))" -DCMAKE_MAKE_PROGRAM="$(abspath $(VENV))/bin/ninja"
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/sanitize
 	rm -rf build/sanitize/package && mkdir -p build/sanitize/package
 	cp -r vampo_core build/sanitize/package/ && rm -f build/sanitize/package/vampo_core/_C*.so
