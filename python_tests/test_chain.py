@@ -69,6 +69,8 @@ def test_how_a_policy_acts_can_be_changed_after_its_training(finished, monkeypat
     names = [options["controller_id"] for _, options in calls.values()]
     assert names[0] == Policy.from_pretrained(result.folders["policy-base"]).fingerprint()
     assert len(set(names)) == 4, "episodes acted in another way are kept apart"
+    same = api.evaluate_policy(result.folders["policy-base"], config, "closed_loop.num_executed_steps=2")
+    assert same[1]["controller_id"] == names[0], "the policy's own setting, given once more"
     with pytest.raises(ValueError, match="num_executed_steps is 5, expected 1 to 4, the policy's action horizon"):
         api.evaluate_policy(result.folders["policy-base"], config, "closed_loop.num_executed_steps=5")
 

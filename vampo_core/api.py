@@ -179,10 +179,14 @@ def evaluate_policy(
         policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(new_accelerator().device).eval()
     controller, name = None, "expert"
     if policy is not None:
-        acting = {key: getattr(settings, key) for key in ("num_executed_steps", "temporal_ensemble")}
-        controller = PolicyController(policy, **acting, batch_size=settings.num_envs)
-        is_own = all(value is None for value in acting.values())
-        name = policy.fingerprint() + ("" if is_own else f"-{digest(acting)}")
+        controller = PolicyController(
+            policy,
+            num_executed_steps=settings.num_executed_steps,
+            temporal_ensemble=settings.temporal_ensemble,
+            batch_size=settings.num_envs,
+        )
+        own, acting = ((acts.num_executed_steps, acts.temporal_ensemble) for acts in (policy.settings, controller))
+        name = policy.fingerprint() + ("" if acting == own else f"-{digest(acting)}")
     imagine = None  # the control on latents imagines nothing, and ready-made latents cannot be decoded
     if (
         policy is not None
