@@ -119,6 +119,26 @@ def test_disturbed_experts_answer_to_where_they_are(tmp_path):
     assert contents(tmp_path / "disturbed") == contents(tmp_path / "two")
 
 
+def test_experts_go_on_after_their_success(tmp_path):
+    def episodes(name, **settings):
+        root = tmp_path / name
+        return record("simulators:line", root, num_episodes=6, progress=False, **settings).episodes
+
+    ended, went_on = episodes("ended"), episodes("went_on", steps_after_success=4)
+    for before, after in zip(ended, went_on, strict=True):
+        assert before.header.success and after.header.success
+        assert after.length == before.length + 4
+        assert torch.equal(after.states[: before.length], before.states)
+        assert torch.equal(after.frames(range(before.length)), before.frames(range(before.length)))
+        torch.testing.assert_close(after.states.diff(dim=0), after.actions[:-1])  # still the expert's
+        assert after.states[-1].abs() < 1e-6
+    at_most = max(e.length for e in ended)  # one step beyond the slowest
+    for episode in episodes("bounded", steps_after_success=4, env_kwargs={"max_steps": at_most}):
+        assert episode.header.success and episode.length == min(ended[int(episode.episode_id)].length + 4, at_most + 1)
+    for episode in episodes("failed", steps_after_success=4, env_kwargs={"max_steps": 2}):
+        assert not episode.header.success and episode.length == 3
+
+
 def test_pushes_have_their_deviation_in_half_ranges_their_length_and_their_rate():
     space = gymnasium.spaces.Box(np.float32([-1, 100]), np.float32([1, 500]))
     disturbed = Disturbance(space, 0.1, seed=3)
@@ -212,13 +232,16 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         record_short(tmp_path / "data", 1, seed=5)
     with pytest.raises(ValueError, match=r"action_noise is 0.1, but the dataset at .* was recorded with 0.0"):
         record_short(tmp_path / "data", 1, action_noise=0.1)
+    with pytest.raises(ValueError, match=r"steps_after_success is 2, but the dataset at .* was recorded with 0"):
+        record_short(tmp_path / "data", 1, steps_after_success=2)
     info = tmp_path / "data" / "dataset.json"
     recorded = json.loads(info.read_text())
-    del recorded["action_noise"]  # as before there was any
+    del recorded["action_noise"], recorded["steps_after_success"]  # as before there was a choice
     info.write_text(json.dumps(recorded))
     record_short(tmp_path / "data", 1)
-    with pytest.raises(ValueError, match=r"action_noise is 0.1, but"):
-        record_short(tmp_path / "data", 1, action_noise=0.1)
+    for name in ("action_noise", "steps_after_success"):
+        with pytest.raises(ValueError, match=f"{name} is 1, but"):
+            record_short(tmp_path / "data", 1, **{name: 1})
     with pytest.raises(ValueError, match=r"env_kwargs is .* was recorded with"):
         record("pusht", tmp_path / "data", num_episodes=1, progress=False)
     assert len(record_short(tmp_path / "data", 1, seed=5, overwrite=True)) == 1
@@ -236,6 +259,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         ({"num_workers": 0}, "num_workers is 0, expected at least 1"),
         ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"action_noise": -0.1}, "action_noise is -0.1, expected at least 0"),
+        ({"steps_after_success": -1}, "steps_after_success is -1, expected at least 0"),
     ],
 )
 def test_bad_arguments(tmp_path, kwargs, message):

@@ -34,7 +34,7 @@ from vampo_core.processes import new_accelerator
 
 SVD_SCALING_FACTOR = 0.18215
 _DATA_KEYS = (
-    *("format", "root", "weights", "env", "num_episodes", "action_noise", "resolution"),
+    *("format", "root", "weights", "env", "num_episodes", "action_noise", "steps_after_success", "resolution"),
     *("held_out_fraction", "num_frames", "stride", "sampling"),
 )
 _CODEC_FRAMES = 2000
@@ -246,6 +246,7 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
             num_workers=max(1, data.num_workers),
             env_kwargs={"image_size": data.resolution},
             action_noise=data.action_noise,
+            steps_after_success=data.steps_after_success,
         )
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
     return RecordedDataset(folder, latents=latents, num_episodes=num_episodes, strict=data.strict)

@@ -248,6 +248,8 @@ class DataConfig:
     action_noise: AtLeast0 = 0.0
     """What now and then pushes experts off their way while they are recorded, standard deviation in half the range of
     an action, so that episodes show how to come back; recorded are the experts' own actions."""
+    steps_after_success: Count = 0
+    """Actions for which experts go on after success while they are recorded, so that episodes show how to stay."""
     resolution: Positive | tuple[Positive, ...] = 64
     """Pixels along each side of a frame, or [height, width] for videos that are not square."""
 

@@ -1,6 +1,7 @@
 """Simulator → recorded dataset: expert episodes in parallel processes, resumable."""
 
 import json
+import math
 import multiprocessing
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from vampo_core.files import remove_leftovers, write_text
 
 PUSH_RATE, PUSH_LENGTH = 0.03, 6
 """How often a push of an expert begins, per action, and how many actions it lasts."""
+_BEFORE = {"action_noise": 0.0, "steps_after_success": 0}
+"""Settings of datasets recorded before there was a choice."""
 
 
 def record(
@@ -38,6 +41,7 @@ def record(
     num_workers: int = 1,
     env_kwargs: dict[str, Any] | None = None,
     action_noise: float = 0.0,
+    steps_after_success: int = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RecordedDataset:
@@ -58,6 +62,8 @@ def record(
         action_noise: standard deviation of what now and then pushes the expert off its way, in half the range of an
             action, so that episodes show how to come back. The simulator gets the sum, the dataset the expert's own
             actions (as in DART, Laskey et al. 2017, arXiv 1703.09327).
+        steps_after_success: actions that the expert goes on for once it has succeeded, as far as the environment's
+            ``max_steps`` allow, so that episodes show how to stay. The simulator must go on too.
         overwrite: delete a dataset at ``root`` first.
         progress: show a progress bar.
 
@@ -69,21 +75,35 @@ def record(
         ImportError: the simulator is not installed, and episodes are missing.
         SimulatorError: an episode could not be recorded; the message names it.
     """
-    given = {"num_episodes": num_episodes, "num_workers": num_workers, "seed": seed, "action_noise": action_noise}
-    for (name, value), least in zip(given.items(), (1, 1, 0, 0), strict=True):
+    given = {
+        "num_episodes": (num_episodes, 1),
+        "num_workers": (num_workers, 1),
+        "seed": (seed, 0),
+        "action_noise": (action_noise, 0),
+        "steps_after_success": (steps_after_success, 0),
+    }
+    for name, (value, least) in given.items():
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
     root = Path(root)
     env_kwargs = env_kwargs or {}
     names = envs.split_names(env)
-    settings = {"env": env, "env_kwargs": env_kwargs, "action_noise": action_noise, "seed": seed}
-    info = {"format": FORMAT, "version": VERSION, **settings}
+    info = {
+        "format": FORMAT,
+        "version": VERSION,
+        "env": env,
+        "env_kwargs": env_kwargs,
+        "action_noise": action_noise,
+        "steps_after_success": steps_after_success,
+        "seed": seed,
+    }
     missing = [i for i in range(num_episodes) if overwrite or not is_whole(episode_folder(root, i))]
     if missing:  # wrong arguments fail here, before anything is deleted or started
         info["fps"] = _probe(names, env_kwargs, bounded=action_noise > 0)
     _prepare(root, info, overwrite)
     tasks = [
-        _Task(names[i % len(names)], env_kwargs, str(root), i, episode_seed(seed, i), action_noise) for i in missing
+        _Task(names[i % len(names)], env_kwargs, str(root), i, episode_seed(seed, i), action_noise, steps_after_success)
+        for i in missing
     ]
     bar = tqdm(
         total=num_episodes,
@@ -132,7 +152,7 @@ def _probe(names: list[str], env_kwargs: dict[str, Any], *, bounded: bool) -> fl
 
 def _prepare(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     if (root / "dataset.json").exists() and not overwrite:
-        for key, found in ({"action_noise": 0.0} | read_info(root)).items():  # before there was noise: none
+        for key, found in (_BEFORE | read_info(root)).items():
             if key in info and info[key] != found:
                 raise ValueError(
                     f"{key} is {info[key]!r}, but the dataset at {str(root)!r} was recorded with {found!r}; "
@@ -157,6 +177,7 @@ class _Task(NamedTuple):
     number: int
     seed: int
     action_noise: float
+    steps_after_success: int
 
 
 def _run(tasks: list[_Task], num_workers: int) -> Iterator[bool]:
@@ -191,19 +212,22 @@ def _record_episode(task: _Task) -> bool:
 def _rollout(env: envs.TaskEnv, task: _Task) -> bool:
     pixels, info = env.reset(seed=task.seed)
     expert, disturbed = env.expert(), Disturbance(env.action_space, task.action_noise, task.seed)
-    frames, infos, actions = [pixels], [info], []
-    done = False
-    while not done:
+    frames, infos = [pixels], [info]
+    actions: list[np.ndarray] = []
+    success, num_actions = False, math.inf
+    while len(actions) < num_actions:
         actions.append(expert())
         pixels, _, terminated, truncated, info = env.step(disturbed(actions[-1]))
         frames.append(pixels)
         infos.append(info)
-        done = terminated or truncated
+        if num_actions == math.inf and (terminated or truncated):
+            success = bool(info["success"])
+            num_actions = min(len(actions) + success * task.steps_after_success, env.max_steps)
     folder = episode_folder(Path(task.root), task.number)
     header = EpisodeHeader(
         episode_id=folder.name,
         length=len(frames),
-        success=bool(info["success"]),
+        success=success,
         seed=task.seed,
         instruction=env.instruction,
         fps=env.fps,

@@ -2,7 +2,7 @@
 
 ::
 
-    <root>/dataset.json                     format, version, env, env_kwargs, action_noise, seed, fps
+    <root>/dataset.json              format, version, env, env_kwargs, action_noise, steps_after_success, seed, fps
     <root>/episodes/000000/video.mp4        T frames, H.264 in RGB, without loss
     <root>/episodes/000000/episode.safetensors
         actions [T-1, A], states [T, S], privileged_states [T, P], all float32;

@@ -85,6 +85,7 @@ class MetaWorld(gymnasium.Env):
         self._pixels: np.ndarray = np.zeros((image_size, image_size, 3), np.uint8)
         self._observation: np.ndarray = np.zeros(39)
         self._num_steps: int | None = None
+        self._has_succeeded = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,7 +94,7 @@ class MetaWorld(gymnasium.Env):
         if seed is not None:
             self._env.seed(seed)  # MetaWorld ignores the seed of its own reset
         self._observation, _ = self._env.reset()
-        self._num_steps = 0
+        self._num_steps, self._has_succeeded = 0, False
         return self._look(), self._info(success=False)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -107,8 +108,9 @@ class MetaWorld(gymnasium.Env):
             self._observation, step_reward, _, _, info = self._env.step(np.clip(action, -1, 1))
             reward += float(step_reward)
             success = bool(info["success"])
-            if success:
+            if success and not self._has_succeeded:
                 break
+        self._has_succeeded = self._has_succeeded or success
         self._num_steps += 1
         truncated = not success and self._num_steps >= self.max_steps
         return self._look(), reward, success, truncated, self._info(success)
