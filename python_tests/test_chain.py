@@ -8,6 +8,7 @@ from tiny_run import settings
 from vampo_core import api, chain
 from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
+from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.policy.policy import Policy
 
 TINY = [
@@ -89,7 +90,33 @@ def test_a_change_makes_its_stage_and_what_follows_anew(finished, monkeypatch):
     assert len(made) == 3 and after.folders["vampo"] == before.folders["vampo"]
     made.clear()
     after = chain.run_chain(load_config(config, "grpo.clip_range=1e-2"))
+    assert made == [str(after.folders["vampo"])], "no ratio has been clipped: the policy would see the same weights"
+    made.clear()
+    after = chain.run_chain(load_config(config, "optim.lr=1e-3"))
     assert made == [str(after.folders["vampo"]), str(after.folders["policy-vampo"])]
+
+
+def test_another_predictor_in_the_same_place_makes_all_stages_anew(finished, tmp_path, monkeypatch):
+    config, before = finished
+    made = []
+
+    def note(name, call, config, num_steps, depends_on):
+        made.append(repr(depends_on))
+        return before.folders[name]
+
+    monkeypatch.setattr(chain, "_stage", note)
+    monkeypatch.setattr(api, "evaluate_policy", lambda *_, **__: before.closed_loop["base"])
+    checkpoint = before.folders["vampo"] / "checkpoints" / "latest"
+    for folder, gain in (("one", 1), ("moved", 1), ("moved", 2)):
+        predictor = VideoPredictor.from_pretrained(checkpoint)
+        with torch.no_grad():
+            predictor.unet.conv_in.weight.mul_(gain)
+        predictor.save_pretrained(tmp_path / folder)
+        chain.run_chain(load_config(config, f"model.pretrained={tmp_path / folder}"))
+    one, moved, changed = made[:4], made[4:8], made[8:]
+    assert one == moved, "where a predictor lies is nothing to a stage"
+    # policies on VAMPO's features see the checkpoint of the finished run in each of them
+    assert [a != b for a, b in zip(moved, changed, strict=True)] == [True, True, False, True]
 
 
 def test_by_command_with_its_page(finished, capsys):

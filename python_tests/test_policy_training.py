@@ -191,6 +191,25 @@ def test_the_command(tmp_path, capsys):
     assert Policy.from_pretrained(control.checkpoint).settings.feature_size[0] == 1
 
 
+def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tmp_path):
+    tiny_run.write_dataset(tmp_path / "data")
+    settings = tiny_run.settings(
+        tmp_path, "policy.num_steps=1", "policy.width=16", "policy.num_attention_heads=2", "policy.batch_size=4",
+        "policy.decay_steps=0",
+    )  # fmt: skip
+    base = VideoPredictor.from_pretrained(vampo_core.pretrain(settings, f"run.dir={tmp_path}/runs/base").checkpoint)
+    base.save_pretrained(tmp_path / "named")
+    named = f"policy.predictor={tmp_path / 'named'}"
+    first = vampo_core.train_policy(settings, named).checkpoint
+    before = Policy.from_pretrained(first).predictor.fingerprint()
+    with torch.no_grad():
+        base.unet.conv_in.weight.mul_(2)
+    base.save_pretrained(tmp_path / "named")
+    second = vampo_core.train_policy(settings, named, "policy.num_steps=2", resume_from=settings.run.dir).checkpoint
+    assert second != first
+    assert Policy.from_pretrained(second).predictor.fingerprint() == before != base.fingerprint()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -19,7 +19,7 @@ from vampo_core.policy.closed_loop_results import ClosedLoopResult
 from vampo_core.policy.controller import PolicyController
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.imagination import Imagination
-from vampo_core.policy.policy import Policy
+from vampo_core.policy.policy import PREDICTOR, Policy
 from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.prepare import (
     base_config,
@@ -113,8 +113,10 @@ def train_policy(
     if len(config.data.roots) > 1:
         roots = list(config.data.roots)
         raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
-    RunFolder.check(config, resume_from=resume_from)
+    checkpoint = RunFolder.check(config, resume_from=resume_from)
     source = config.policy.predictor or config.model.pretrained
+    if checkpoint is not None and not config.policy.train_predictor:
+        source = checkpoint / PREDICTOR  # where the run began there may be another one by now
     predictor = inference_predictor(config, source or base_checkpoint(config))
     with _main_process_first():
         clips = prepare_clips(config, predictor.codec)

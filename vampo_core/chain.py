@@ -1,7 +1,7 @@
 """The whole chain: expert episodes, base predictor, VAMPO, policies on both, and what each gets done in the simulator.
 
-Every stage has a folder beside ``run.dir`` that is named after all it depends on: what is there and complete is found
-again, what is there in part is continued, and a changed setting makes new folders from that stage on.
+Every stage has a folder beside ``run.dir`` that is named after all it depends on, its predictor's weights too. What
+is there and complete is found again, what is there in part is continued, and a change makes new folders from there on.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.evaluation import EvalResult
 from vampo_core.policy.closed_loop_results import ClosedLoopResult
 from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.prepare import data_settings, digest
+from vampo_core.prepare import data_settings, digest, load_predictor
 from vampo_core.training_run import TrainResult
 
 CONTROL, EXPERT = "latents", "expert"
@@ -66,13 +66,16 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     base = Path(config.model.pretrained or api.base_checkpoint(config))
     started = replace(config, model=replace(config.model, pretrained=str(base)))
     sections = {name: settings[name] for name in ("grpo", "sampler", "reward", "optim", "model")}
-    folders = {"vampo": _stage("vampo", api.train, started, config.grpo.num_iterations, [str(base), sections, common])}
+    sections["model"]["pretrained"] = None  # what lies there counts, not where
+    depends_on: list[object] = [load_predictor(config, base).fingerprint(), sections, common]
+    folders = {"vampo": _stage("vampo", api.train, started, config.grpo.num_iterations, depends_on)}
     seen = {"base": base, "vampo": (folders["vampo"] / "checkpoints" / "best").resolve(), CONTROL: base}
     if step_of(seen["vampo"]) == 0:
         print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
     for name, features in POLICIES.items():
         policy = replace(config.policy, predictor=str(seen[name]), features=features)
-        stage, depends_on = f"policy-{name}", [asdict(policy), common]
+        depends_on = [load_predictor(config, seen[name]).fingerprint(), asdict(replace(policy, predictor=None)), common]
+        stage = f"policy-{name}"
         folders[stage] = _stage(stage, api.train_policy, replace(config, policy=policy), policy.num_steps, depends_on)
     closed_loop = {}
     for name in (*POLICIES, EXPERT):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.condition import Condition
 from vampo_core.models.default import SIGMA_MAX, default_scheduler, default_unet
 from vampo_core.models.features import DEFAULT_LAYERS, FeatureExtractor
+from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.settings import PredictorSettings, as_dtype
 from vampo_core.models.text import ClipTextEncoder, InstructionEncoder
 
@@ -297,6 +298,12 @@ class VideoPredictor(nn.Module):
             "unit_variance_start": config["timestep_spacing"] == "leading",
         }
         return EulerHybridSampler(**fields | overrides)
+
+    def fingerprint(self) -> str:
+        """Changes with all that predictions depend on: weights, settings, noise schedule, precision, codec."""
+        schedule = {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")}
+        weights = {name: value for name, value in self.state_dict().items() if not name.startswith("codec.")}
+        return fingerprint([asdict(self.settings), schedule, self.dtype, self.codec.fingerprint()], weights)
 
     def set_sampler(self, sampler: EulerHybridSampler) -> None:
         """Make the schedule and guidance of a sampler this model's own, in the folders it is saved to as well."""

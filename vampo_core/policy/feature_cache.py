@@ -40,7 +40,8 @@ class FeatureCache:
     def __init__(self, root: str | Path, predictor: VideoPredictor, layers: Sequence[int]) -> None:
         self.predictor = predictor
         self.extractor = FeatureExtractor(predictor, layers=layers)
-        self.folder = Path(root) / "features" / _key(predictor, self.extractor, layers)
+        key = fingerprint([predictor.fingerprint(), list(layers), self.extractor.seed], {})
+        self.folder = Path(root) / "features" / key
 
     def fill(self, episodes: Sequence[Episode]) -> int:
         """Compute what is missing or not current; returns the number of episodes computed.
@@ -105,11 +106,3 @@ def _header(path: Path) -> dict[str, object] | None:
             return json.loads((file.metadata() or {})[_HEADER])
     except (OSError, SafetensorError):  # cut short
         return None
-
-
-def _key(predictor: VideoPredictor, extractor: FeatureExtractor, layers: Sequence[int]) -> str:
-    """Changes with everything that the features depend on."""
-    scheduler = {key: str(value) for key, value in dict(predictor.scheduler.config).items()}
-    settings = [vars(predictor.settings), scheduler, list(layers), extractor.seed, str(predictor.dtype)]
-    weights = {name: value for name, value in predictor.state_dict().items() if not name.startswith("codec.")}
-    return fingerprint([settings, predictor.codec.fingerprint()], weights)

@@ -21,7 +21,8 @@ from vampo_core.policy.controller import Observation, PolicyController
 from vampo_core.policy.settings import SETTINGS_FILE, PolicySettings
 from vampo_core.policy.video_former import VideoFormer
 
-_PREDICTOR, _WEIGHTS = "predictor", "policy.safetensors"
+PREDICTOR, _WEIGHTS = "predictor", "policy.safetensors"
+"""In a policy folder: the predictor's folder, and the file of the rest."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class Policy(nn.Module):
         if not (path / SETTINGS_FILE).is_file():
             raise ValueError(f"{path} has no {SETTINGS_FILE}, expected a policy that `vampo policy train` made")
         settings = PolicySettings.load(path)
-        predictor = VideoPredictor.from_pretrained(path / _PREDICTOR, dtype=dtype)
+        predictor = VideoPredictor.from_pretrained(path / PREDICTOR, dtype=dtype)
         policy = cls(
             predictor, settings, Ranges(torch.zeros(2, settings.action_dim), torch.zeros(2, settings.state_dim))
         )
         try:
-            weights = load_file(path / _WEIGHTS)
-            policy.load_state_dict(weights | policy._predictor_weights(), strict=True)
+            loaded = {f"{PREDICTOR}.{name}": x for name, x in predictor.state_dict().items()}
+            policy.load_state_dict(load_file(path / _WEIGHTS) | loaded, strict=True)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path / _WEIGHTS} cannot be loaded: {str(error).splitlines()[0]}") from error
         return policy.eval()
@@ -111,14 +112,13 @@ class Policy(nn.Module):
         """Write a checkpoint folder, the predictor included; its adapters are merged into what is written."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.predictor.save_pretrained(folder / _PREDICTOR)
+        self.predictor.save_pretrained(folder / PREDICTOR)
         self.settings.save(folder)
-        ours = {name: x.contiguous() for name, x in self.state_dict().items() if not name.startswith(f"{_PREDICTOR}.")}
-        save_file(ours, folder / _WEIGHTS)
+        save_file({name: x.contiguous() for name, x in self._own_weights().items()}, folder / _WEIGHTS)
 
     def fingerprint(self) -> str:
-        """Changes with any weight or setting, the predictor's included."""
-        return fingerprint([asdict(self.settings), asdict(self.predictor.settings)], self.state_dict())
+        """Changes with any weight or setting, the predictor's and its precision included."""
+        return fingerprint([asdict(self.settings), self.predictor.fingerprint()], self._own_weights())
 
     def compile_features(self) -> None:
         """Run the predictor's UNet through ``torch.compile``; the first prediction of each batch size is slow."""
@@ -198,8 +198,9 @@ class Policy(nn.Module):
         states = normalize(states, self.state_range)
         return self.head.condition(self.former(features), condition.encoder_hidden_states, states)
 
-    def _predictor_weights(self) -> dict[str, Tensor]:
-        return {name: x for name, x in self.state_dict().items() if name.startswith(f"{_PREDICTOR}.")}
+    def _own_weights(self) -> dict[str, Tensor]:
+        """Of former, head and statistics."""
+        return {name: x for name, x in self.state_dict().items() if not name.startswith(f"{PREDICTOR}.")}
 
     def _check(self, observation: Observation) -> None:
         missing = [key for key in ("pixels", "state") if key not in observation]
