@@ -39,9 +39,9 @@ class Line(gymnasium.Env):
         return np.array([self.position], np.float32)
 
 
-def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=False, fail=False, hang=False):
+def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=False, fail=False, hang=False, nan=False):
     """The environment ``simulators:line``; the faults strike in an episode's third step."""
-    env = _Faulty(Line(), Path(kill_once) if kill_once else None, kill_always, fail, hang)
+    env = _Faulty(Line(), Path(kill_once) if kill_once else None, kill_always, fail, hang, nan)
     return GymnasiumTask(
         env,
         instruction=f"move the point to the middle {task}".strip(),
@@ -52,9 +52,10 @@ def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=Fals
 
 
 class _Faulty(gymnasium.Wrapper):
-    def __init__(self, env, kill_once, kill_always, fail, hang):
+    def __init__(self, env, kill_once, kill_always, fail, hang, nan):
         super().__init__(env)
-        self._kill_once, self._kill_always, self._fail, self._hang = kill_once, kill_always, fail, hang
+        self._kill_once, self._kill_always = kill_once, kill_always
+        self._fail, self._hang, self._nan = fail, hang, nan
 
     def reset(self, **kwargs):
         self._num_steps = 0
@@ -71,6 +72,9 @@ class _Faulty(gymnasium.Wrapper):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._kill_once is not None and self._claim():
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self._nan:
+                observation, _, *rest = super().step(action)
+                return observation, float("nan"), *rest
         return super().step(action)
 
     def _claim(self):

@@ -131,9 +131,12 @@ def test_by_command_with_its_page(finished, capsys):
     assert "expert: 2 episodes" in capsys.readouterr().out
 
 
-def test_without_a_simulator(tmp_path):
+def test_wrong_settings_are_told_before_anything_is_done(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.env is None"):
         chain.run_chain(settings(tmp_path))
+    with pytest.raises(ConfigError, match=r"num_executed_steps is 5, expected at most policy.action_horizon = 4"):
+        chain.run_chain(settings(tmp_path, *TINY, "closed_loop.num_executed_steps=5"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_data_under_a_given_predictor_is_another_chain(finished, monkeypatch):

@@ -1,6 +1,10 @@
 """Closed-loop evaluation: every episode once, the same in one process and in four, whatever dies on the way."""
 
 import json
+import multiprocessing
+import os
+import struct
+import time
 
 import numpy as np
 import pytest
@@ -124,6 +128,53 @@ def test_a_worker_that_dies_every_time_is_an_error(monkeypatch):
         evaluate(num_episodes=1, num_workers=1, env_kwargs={"kill_always": True})
 
 
+def test_all_episodes_of_the_worker_are_named_as_any_may_be_at_fault(monkeypatch):
+    monkeypatch.setattr(closed_loop, "MAX_ATTEMPTS", 1)
+    names = " or ".join(f"'{LINE}' with seed {seed}" for seed in evaluation_seeds(0, 2))
+    with pytest.raises(SimulatorError, match=f"episode of {names}: its worker was lost 1 times"):
+        evaluate(num_episodes=2, num_workers=1, num_envs=2, env_kwargs={"kill_always": True})
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_message_is_replaced():
+    pool = workers.Workers(1, 1, {})
+    try:
+        pool.send(0, workers.Reset(LINE, seed=0))
+        pool.receive(every=True)
+        pool._processes[0].kill()
+        pool._pipes[0].close()
+        pool._pipes[0], theirs = multiprocessing.Pipe()
+        os.write(theirs.fileno(), struct.pack("!i", 100) + b"the first bytes of a hundred")
+        pool.send(0, workers.Step(None))
+        theirs.recv()  # else closing resets the connection
+        theirs.close()
+        assert pool.receive(every=True) == {0: workers.Lost("it died: exit code -9")}
+        pool.send(0, workers.Reset(LINE, seed=1))
+        assert isinstance(pool.receive(every=True)[0], workers.Reply)
+    finally:
+        pool.close()
+
+
+def test_a_worker_that_hangs_is_noticed_while_others_reply(monkeypatch):
+    pool = workers.Workers(2, 2, {"hang": True})
+    try:
+        for slot in (0, 1):
+            pool.send(slot, workers.Reset(LINE, seed=slot))
+        for _ in range(2):
+            pool.receive(every=True)
+            pool.send(0, workers.Step(None))
+        pool.receive(every=True)
+        monkeypatch.setattr(workers, "MAX_SILENCE_S", 5.0)
+        pool.send(0, workers.Step(None))
+        replies, deadline = {}, time.monotonic() + 60
+        while 0 not in replies and time.monotonic() < deadline:
+            pool.send(1, workers.Reset(LINE, seed=1))
+            replies = pool.receive(every=False)
+            time.sleep(0.01)
+        assert replies[0] == workers.Lost("it hung: no reply in 5 s")
+    finally:
+        pool.close()
+
+
 def test_a_worker_that_hangs_is_replaced(monkeypatch):
     pool = workers.Workers(1, 2, {"hang": True})
     try:
@@ -210,6 +261,8 @@ def test_an_error_of_the_simulator_names_the_episode():
     seed = evaluation_seeds(0, 1)[0]
     with pytest.raises(SimulatorError, match=rf"'simulators:line' with seed {seed} failed: the motor is hot"):
         evaluate(num_episodes=1, env_kwargs={"fail": True})
+    with pytest.raises(SimulatorError, match=rf"seed {seed} failed: reward is nan, expected a finite number"):
+        evaluate(num_episodes=1, env_kwargs={"nan": True})
 
 
 @pytest.mark.parametrize(

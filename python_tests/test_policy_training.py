@@ -215,6 +215,9 @@ def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tm
     [
         ("policy.num_executed_steps=17", "expected at most policy.action_horizon = 16"),
         ("policy.num_attention_heads=5", "expected a divisor of policy.width"),
+        ("policy.feature_layers=[1, 0]", r"policy.feature_layers is \[1, 0\], expected ascending indices"),
+        ("policy.feature_layers=[]", r"policy.feature_layers is \[\], expected ascending indices"),
+        ("policy.feature_layers=[0, 2]", r"policy.feature_layers is \[0, 2\], expected indices below 2"),
         ("policy.features=pixels", "expected one of predictive, latents"),
         ("policy.temporal_ensemble=-1.0", "policy.temporal_ensemble is -1.0, expected a number at least 0"),
     ],

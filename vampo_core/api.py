@@ -114,7 +114,7 @@ def train_policy(
         roots = list(config.data.roots)
         raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
     checkpoint = RunFolder.check(config, resume_from=resume_from)
-    source = config.policy.predictor or config.model.pretrained
+    source: str | Path | None = config.policy.predictor or config.model.pretrained
     if checkpoint is not None and not config.policy.train_predictor:
         source = checkpoint / PREDICTOR  # where the run began there may be another one by now
     predictor = inference_predictor(config, source or base_checkpoint(config))
@@ -189,9 +189,10 @@ def evaluate_policy(
         )
         own, acting = ((acts.num_executed_steps, acts.temporal_ensemble) for acts in (policy.settings, controller))
         name = policy.fingerprint() + ("" if acting == own else f"-{digest(acting)}")
-    imagine = None  # the control on latents imagines nothing, and ready-made latents cannot be decoded
+    imagine = None  # the control imagines nothing, ready-made latents cannot be decoded, whole episodes have no stride
     if (
         policy is not None
+        and config.data.sampling == "stride"
         and policy.settings.features == "predictive"
         and not isinstance(policy.predictor.codec, LatentCodec)
     ):

@@ -61,6 +61,11 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     config = load_config(config, *overrides)
     if config.data.env is None:
         raise ConfigError("data.env is None, expected the simulator that episodes are recorded and policies tried in")
+    num_executed, horizon = config.closed_loop.num_executed_steps, config.policy.action_horizon
+    if num_executed is not None and num_executed > horizon:  # or the first closed loop says so
+        raise ConfigError(
+            f"closed_loop.num_executed_steps is {num_executed}, expected at most policy.action_horizon = {horizon}"
+        )
     settings = config.to_dict()
     common = {"data": data_settings(config), "evaluation": settings["evaluation"], "seed": config.run.seed}
     base = Path(config.model.pretrained or api.base_checkpoint(config))

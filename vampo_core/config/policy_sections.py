@@ -67,6 +67,9 @@ class PolicyConfig(AdamWConfig):
                 f"policy.num_executed_steps is {self.num_executed_steps}, expected at most policy.action_horizon = "
                 f"{self.action_horizon}"
             )
+        layers = list(self.feature_layers)
+        if not layers or layers != sorted(set(layers)):
+            raise ConfigError(f"policy.feature_layers is {layers}, expected ascending indices of up blocks")
         if self.width % self.num_attention_heads:
             raise ConfigError(
                 f"policy.num_attention_heads is {self.num_attention_heads}, expected a divisor of policy.width = "

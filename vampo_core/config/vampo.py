@@ -54,6 +54,12 @@ class VampoConfig:
             if type(getattr(self, name)) is not section:
                 given = type(getattr(self, name)).__name__
                 raise ConfigError(f"{name} is a {given}, expected a {section.__name__}")
+        num_blocks, layers = len(self.model.block_out_channels), self.policy.feature_layers
+        if self.policy.predictor is None and self.model.pretrained is None and layers[-1] >= num_blocks:
+            raise ConfigError(
+                f"policy.feature_layers is {list(layers)}, expected indices below {num_blocks}: the UNet has as many "
+                "up blocks as model.block_out_channels has entries"
+            )
         if self.sampler.antithetic and self.grpo.num_generations % 2:
             raise ConfigError(
                 f"grpo.num_generations is {self.grpo.num_generations}, expected an even number: "

@@ -7,6 +7,7 @@ lives elsewhere needs no line: ``make("my_module:my_factory")`` imports it; see
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -61,7 +62,7 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
         kwargs: passed to the environment, e.g. ``image_size=64``.
 
     Raises:
-        ValueError: there is no such environment.
+        ValueError: there is no such environment, or it does not take these arguments.
         ImportError: the simulator is not installed; the message names the extra to install.
     """
     family, _, task = name.partition("/")
@@ -75,7 +76,13 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
     factory = getattr(importlib.import_module(module), attribute, None)
     if factory is None:
         raise ValueError(f"env is {name!r}, expected {attribute!r} in module {module!r}")
-    return factory(task, **kwargs) if task else factory(**kwargs)
+    given = (task,) if task else ()
+    try:
+        inspect.signature(factory).bind(*given, **kwargs)
+    except TypeError as error:
+        arguments = ", ".join([*map(repr, given), *(f"{key}={value!r}" for key, value in kwargs.items())])
+        raise ValueError(f"env is {name!r}, but {attribute}({arguments}) cannot be called: {error}") from None
+    return factory(*given, **kwargs)
 
 
 def split_names(env: str) -> list[str]:

@@ -190,15 +190,17 @@ class _Loop:
         """One control step of the slots that are ready, which are all of them where a controller acts."""
         finished = []
         observed: dict[int, Reply] = {}
+        lost: list[tuple[_Running, Lost]] = []
         for slot, reply in self._workers.receive(every=self._controller is not None).items():
             if slot not in self._running:
                 continue  # a slot without work, lost with its worker
             if isinstance(reply, Lost):
-                pending.appendleft(self._repeat(self._running.pop(slot), reply))
+                lost.append((self._running.pop(slot), reply))
             elif self._observe(slot, reply):
                 finished.append(self._finish(slot, reply))
             else:
                 observed[slot] = reply
+        pending.extendleft(_again(lost))
         if observed:
             self._act(observed)
         return finished
@@ -208,14 +210,6 @@ class _Loop:
         if self._controller is not None:
             self._controller.begin(slot, self._tasks[episode.env].instruction, episode.seed)
         self._workers.send(slot, Reset(episode.env, episode.seed))
-
-    def _repeat(self, episode: _Running, lost: Lost) -> _Running:
-        if episode.attempt == MAX_ATTEMPTS:
-            raise envs.SimulatorError(
-                f"episode of {episode.env!r} with seed {episode.seed}: its worker was lost {MAX_ATTEMPTS} times "
-                f"({lost.reason})"
-            )
-        return _Running(episode.env, episode.seed, attempt=episode.attempt + 1)
 
     def _observe(self, slot: int, reply: Reply) -> bool:
         """Take note of a reply and return whether the episode is over."""
@@ -286,6 +280,17 @@ class _Loop:
         write_video(temporary, video, self._tasks[episode.env].fps, crf=18, for_viewing=True)
         publish(temporary, path)
         return name
+
+
+def _again(lost: Sequence[tuple[_Running, Lost]]) -> list[_Running]:
+    """Episodes whose worker was lost, from their beginning."""
+    given_up = [(episode, reason) for episode, reason in lost if episode.attempt == MAX_ATTEMPTS]
+    if given_up:  # any of those that ran in the worker may be at fault
+        names = " or ".join(f"{episode.env!r} with seed {episode.seed}" for episode, _ in given_up)
+        raise envs.SimulatorError(
+            f"episode of {names}: its worker was lost {MAX_ATTEMPTS} times ({given_up[0][1].reason})"
+        )
+    return [_Running(episode.env, episode.seed, attempt=episode.attempt + 1) for episode, _ in lost]
 
 
 def _frames(pictures: Sequence[np.ndarray]) -> Tensor:  # [T, 3, H, W] in [0, 1]

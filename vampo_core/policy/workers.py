@@ -1,6 +1,8 @@
 """Processes that step simulators on command; one that dies or hangs is replaced, its episodes are reported as lost."""
 
+import math
 import multiprocessing
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,6 +72,7 @@ class Workers:
         self._env_kwargs = dict(env_kwargs)
         self._slots = [[slot for slot in range(num_slots) if slot % num_workers == i] for i in range(num_workers)]
         self._waiting: dict[int, set[int]] = {i: set() for i in range(num_workers)}  # worker -> slots that owe a reply
+        self._silent_since = [0.0] * num_workers  # time of the last reply, or of what was sent to a worker at rest
         self._pipes: list[connection.Connection] = []
         self._processes: list[Any] = []
         for i in range(num_workers):
@@ -81,6 +84,8 @@ class Workers:
     def send(self, slot: int, command: Reset | Step) -> None:
         """Have a slot reset or step; its reply comes with :meth:`receive`."""
         worker = slot % len(self._pipes)
+        if not self._waiting[worker]:
+            self._silent_since[worker] = time.monotonic()
         self._waiting[worker].add(slot)
         with suppress(BrokenPipeError, ConnectionResetError):  # a worker's death is noticed, and told, on receiving
             self._pipes[worker].send((slot, command))
@@ -100,19 +105,14 @@ class Workers:
         replies: dict[int, Reply | Lost] = {}
         while any(self._waiting.values()) and (every or not replies):
             owing = {self._pipes[i]: i for i, slots in self._waiting.items() if slots}
-            ready = connection.wait(list(owing), timeout=MAX_SILENCE_S)
-            if not ready:
-                for worker in owing.values():
+            deadline = MAX_SILENCE_S + min(self._silent_since[worker] for worker in owing.values())
+            ready = connection.wait(list(owing), timeout=max(0.0, deadline - time.monotonic()))
+            for pipe, worker in owing.items():
+                if pipe in ready:
+                    replies |= self._reply_of(worker)
+                elif time.monotonic() >= self._silent_since[worker] + MAX_SILENCE_S:
                     self._processes[worker].kill()
                     replies |= self._replace(worker, f"it hung: no reply in {MAX_SILENCE_S:g} s")
-            for worker in [worker for pipe, worker in owing.items() if pipe in ready]:
-                try:
-                    slot, reply = self._pipes[worker].recv()
-                except (EOFError, ConnectionResetError):
-                    replies |= self._replace(worker)
-                    continue
-                self._waiting[worker].discard(slot)
-                replies[slot] = _checked(reply)
         return dict(sorted(replies.items()))
 
     def close(self) -> None:
@@ -123,6 +123,15 @@ class Workers:
             if process.is_alive():  # in the middle of a long step
                 process.kill()
                 process.join()
+
+    def _reply_of(self, worker: int) -> dict[int, Reply | Lost]:
+        try:
+            slot, reply = self._pipes[worker].recv()
+        except (EOFError, OSError):  # dead, perhaps in the middle of a message
+            return self._replace(worker)
+        self._silent_since[worker] = time.monotonic()
+        self._waiting[worker].discard(slot)
+        return {slot: _checked(reply)}
 
     def _start(self) -> tuple[connection.Connection, Any]:
         ours, theirs = self._context.Pipe()
@@ -216,4 +225,9 @@ class _Slot:
 
 
 def _reply(pixels: np.ndarray, info: Mapping[str, Any], *, reward: float, done: bool) -> Reply:
-    return Reply(pixels, info["state"], reward, done, bool(info["success"]), info.get("coverage"))
+    coverage = info.get("coverage")
+    coverage = None if coverage is None else float(coverage)
+    for name, value in (("reward", reward), ("coverage", coverage)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, expected a finite number")
+    return Reply(pixels, info["state"], reward, done, bool(info["success"]), coverage)
