@@ -34,9 +34,7 @@ def test_a_factory_outside_of_the_library_goes_by_module_and_name():
     assert terminated and info["success"] and reward <= 0
     with pytest.raises(ValueError, match=r"env is 'nowhere', expected one of metaworld, pusht or 'module:factory'"):
         envs.make("nowhere")
-    with pytest.raises(
-        ValueError, match=r"'simulators:line', but line\(wheels=4\) cannot be called: .*'wheels'"
-    ):
+    with pytest.raises(ValueError, match=r"'simulators:line', but line\(wheels=4\) cannot be called: .*'wheels'"):
         envs.make(LINE, wheels=4)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         envs.make("no_such_module:make")

@@ -14,12 +14,15 @@ import vampo_core
 from vampo_core import Policy, cli
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, load_config
-from vampo_core.data.clips import collate
+from vampo_core.data.clips import ClipDataset, collate
+from vampo_core.data.episode import EpisodeError
 from vampo_core.graceful_stop import GracefulStop
 from vampo_core.models import VideoPredictor
 from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.feature_cache import FeatureCache
+from vampo_core.policy.train import action_datasets
+from vampo_core.prepare import Clips
 
 
 def test_items_are_chunks_padded_with_the_last_action():
@@ -225,6 +228,21 @@ def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tm
 def test_wrong_settings(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config("pusht", override)
+
+
+def test_an_episode_with_damaged_latents_is_left_out(tmp_path):
+    class Damaged(ActingEpisode):
+        def latents(self, indices):
+            raise EpisodeError(f"episode {self.episode_id!r} of {self.dataset!r}: cut short")
+
+    model, config = make_model(policy_config(tmp_path)).eval(), policy_config(tmp_path)
+    episodes = [ActingEpisode(0), Damaged(1), ActingEpisode(2)]
+    clips = Clips((ClipDataset(episodes, num_frames=3),), ClipDataset([ActingEpisode(3)], num_frames=3))
+    with pytest.warns(RuntimeWarning, match=r"1 of 3 episodes of .* cannot be read: 001 \(cut short\); skipped"):
+        train, _ = action_datasets(config, model, clips, tmp_path)
+    assert {item["episode_id"] for item in train} == {"000", "002"}
+    with pytest.raises(EpisodeError, match="1 of 3 episodes"):
+        action_datasets(load_config(config, "data.strict=true"), model, clips, tmp_path)
 
 
 def test_episodes_without_actions(tmp_path):

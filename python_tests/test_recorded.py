@@ -175,6 +175,25 @@ def _group_is_alive(group):
     return any(pgid == str(group) and not state.startswith("Z") for pgid, state in processes)
 
 
+def test_processes_that_record_at_once_take_turns(tmp_path):
+    """And none removes as a leftover what another one is writing."""
+    script = (
+        "from vampo_core.data import record\n"
+        f"record('pusht', {str(tmp_path / 'shared')!r}, num_episodes=6, env_kwargs={SHORT!r}, progress=False)\n"
+    )
+    path = os.pathsep.join(p for p in sys.path if p)
+    command = [sys.executable, "-c", script]
+    together = [
+        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    waited = [process.communicate()[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0, 0]
+    assert any("waiting for another process" in out for out in waited)
+    record_short(tmp_path / "alone", 6)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
 def test_existing_episodes_are_kept_and_damaged_ones_redone(tmp_path):
     record_short(tmp_path, 3)
     before = contents(tmp_path)

@@ -1,9 +1,15 @@
 """Files and folders that are either whole or absent: written aside, flushed, renamed."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+
+LOCK = ".lock"
+"""File in a folder that one process at a time writes to."""
 
 
 def temporary_beside(path: Path) -> Path:
@@ -60,6 +66,25 @@ def discard(path: Path) -> None:
     temporary = temporary_beside(path)
     os.rename(path, temporary)
     shutil.rmtree(temporary)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a folder, made where it does not exist, to this process alone; while another one has it, wait.
+
+    Children of a fork do not inherit the lock, and it ends with its process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: waiting for another process that writes there")
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:

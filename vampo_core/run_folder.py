@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vampo_core.checkpoint import Checkpoints, find_checkpoint, step_of
 from vampo_core.config import ConfigError, VampoConfig, load_config
-from vampo_core.files import remove_leftovers
+from vampo_core.files import LOCK, remove_leftovers
 from vampo_core.metrics import MetricsLog
 from vampo_core.trackers import check_trackers
 
@@ -163,7 +163,7 @@ def _check_writable(path: Path) -> None:
 
 def _lock(folder: Path) -> int:
     """A lock that the process holds until it closes it or dies; children of a fork do not inherit it."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
 from vampo_core.data.video import image_hw, resize_frames
-from vampo_core.files import remove_leftovers
+from vampo_core.files import locked, remove_leftovers
 
 
 class Codec(Protocol):
@@ -77,35 +77,40 @@ def encode(
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     name = latents_name(codec, image_size)
     size = None if image_size is None else image_hw(image_size)
-    remove_leftovers(dataset.root / "latents" / name)
+    folder = dataset.root / "latents" / name
+    files = [(latents_path(dataset.root, name, episode.episode_id), episode) for episode in dataset.episodes]
     skipped: list[Skipped] = []
-    num_encoded = num_reused = 0
-    for episode in tqdm(dataset.episodes, desc=f"encode {dataset.name}", disable=not progress, delay=0.5):
-        path = latents_path(dataset.root, name, episode.episode_id)
-        try:
-            with reading(dataset.name, episode.episode_id):
-                header = {"length": episode.length, "video_bytes": episode.video_path.stat().st_size}
-            if _is_current(path, header):
-                num_reused += 1
-                continue
-            frames = episode.frames(range(episode.length))
-        except EpisodeError as error:
-            skipped.append(Skipped(episode.episode_id, reason_of(error)))
-            if strict:
-                break
-            continue
-        write_latents(path, _encode_frames(frames, codec, size, batch_size, episode), header)
-        num_encoded += 1
+    num_encoded = 0
+    if not all(_is_current(path, episode) for path, episode in files):
+        with locked(folder):
+            remove_leftovers(folder)
+            for path, episode in tqdm(files, desc=f"encode {dataset.name}", disable=not progress, delay=0.5):
+                if _is_current(path, episode):
+                    continue
+                try:
+                    header, frames = _header(episode), episode.frames(range(episode.length))
+                except EpisodeError as error:
+                    skipped.append(Skipped(episode.episode_id, reason_of(error)))
+                    if strict:
+                        break
+                    continue
+                write_latents(path, _encode_frames(frames, codec, size, batch_size, episode), header)
+                num_encoded += 1
     report_skipped(dataset.name, skipped, len(dataset.episodes), strict)
+    num_reused = len(files) - num_encoded - len(skipped)
     return EncodeResult(name, num_encoded, num_reused, tuple(skipped))
 
 
-def _is_current(path: Path, header: dict[str, object]) -> bool:
-    if not path.is_file():
-        return False
+def _header(episode: Episode) -> dict[str, object]:
+    """What tells whether latents are those of the video."""
+    with reading(episode.dataset, episode.episode_id):
+        return {"length": episode.length, "video_bytes": episode.video_path.stat().st_size}
+
+
+def _is_current(path: Path, episode: Episode) -> bool:
     try:
         with reading("", path.stem):
-            return read_header(path) == header
+            return path.is_file() and read_header(path) == _header(episode)
     except EpisodeError:
         return False
 

@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from vampo_core import envs
 from vampo_core.data.recorded import (
     FORMAT,
+    INFO,
     VERSION,
     EpisodeHeader,
     RecordedDataset,
@@ -24,7 +26,7 @@ from vampo_core.data.recorded import (
     write_episode,
 )
 from vampo_core.env_workers import borrowed_env, close_envs, start_worker
-from vampo_core.files import remove_leftovers, write_text
+from vampo_core.files import LOCK, locked, remove_leftovers, write_text
 
 PUSH_RATE, PUSH_LENGTH = 0.03, 6
 """How often a push of an expert begins, per action, and how many actions it lasts."""
@@ -97,27 +99,31 @@ def record(
         "steps_after_success": steps_after_success,
         "seed": seed,
     }
-    missing = [i for i in range(num_episodes) if overwrite or not is_whole(episode_folder(root, i))]
-    if missing:  # wrong arguments fail here, before anything is deleted or started
-        info["fps"] = _probe(names, env_kwargs, bounded=action_noise > 0)
-    _prepare(root, info, overwrite)
-    tasks = [
-        _Task(names[i % len(names)], env_kwargs, str(root), i, episode_seed(seed, i), action_noise, steps_after_success)
-        for i in missing
-    ]
-    bar = tqdm(
-        total=num_episodes,
-        initial=num_episodes - len(missing),
-        desc=f"record {env}",
-        disable=not (progress and missing),
-    )
-    num_failures = 0
-    with bar:
-        for success in _run(tasks, min(num_workers, len(tasks))):
-            num_failures += not success
-            bar.set_postfix(failures=num_failures)
-            bar.update()
+    _check_root(root, info, overwrite)
+    if overwrite or _missing(root, num_episodes):
+        info["fps"] = _probe(names, env_kwargs, bounded=action_noise > 0)  # or wrong arguments fail after the deletion
+        with locked(root):
+            _begin(root, info, overwrite)
+            task = partial(
+                _Task,
+                env_kwargs=env_kwargs,
+                root=str(root),
+                action_noise=action_noise,
+                steps_after_success=steps_after_success,
+            )
+            missing = _missing(root, num_episodes)  # while this one waited another process may have recorded some
+            tasks = [task(env=names[i % len(names)], number=i, seed=episode_seed(seed, i)) for i in missing]
+            initial, num_failures = num_episodes - len(tasks), 0
+            with tqdm(total=num_episodes, initial=initial, desc=f"record {env}", disable=not progress) as bar:
+                for success in _run(tasks, min(num_workers, len(tasks))):
+                    num_failures += not success
+                    bar.set_postfix(failures=num_failures)
+                    bar.update()
     return RecordedDataset(root, include_failures=True)
+
+
+def _missing(root: Path, num_episodes: int) -> list[int]:
+    return [i for i in range(num_episodes) if not is_whole(episode_folder(root, i))]
 
 
 def episode_seed(seed: int, index: int) -> int:
@@ -150,22 +156,34 @@ def _probe(names: list[str], env_kwargs: dict[str, Any], *, bounded: bool) -> fl
     return fps
 
 
-def _prepare(root: Path, info: dict[str, Any], overwrite: bool) -> None:
-    if (root / "dataset.json").exists() and not overwrite:
+def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
+    """Refuse a folder that holds something else, or a dataset with other settings."""
+    is_dataset = (root / INFO).exists()
+    if root.exists() and not is_dataset and any(path.name != LOCK for path in root.iterdir()):
+        raise ValueError(f"root is {str(root)!r}, expected a recorded dataset, or an empty or new folder")
+    if is_dataset and not overwrite:
         for key, found in (_BEFORE | read_info(root)).items():
             if key in info and info[key] != found:
                 raise ValueError(
                     f"{key} is {info[key]!r}, but the dataset at {str(root)!r} was recorded with {found!r}; "
                     "expected the same, another root, or overwrite=True"
                 )
-    elif root.exists() and not (root / "dataset.json").exists() and any(root.iterdir()):
-        raise ValueError(f"root is {str(root)!r}, expected a recorded dataset, or an empty or new folder")
-    elif overwrite and root.exists():
-        shutil.rmtree(root)
-    (root / "episodes").mkdir(parents=True, exist_ok=True)
+
+
+def _begin(root: Path, info: dict[str, Any], overwrite: bool) -> None:
+    """Make a dataset without episodes, or continue the one that is there; the folder is locked."""
+    if not overwrite:
+        _check_root(root, info, overwrite)  # another process may have begun one since
+    else:
+        for path in sorted(root.iterdir(), key=lambda path: path.name == INFO):  # last what says that it is a dataset
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    if not (root / INFO).exists():
+        write_text(root / INFO, json.dumps(info, indent=2) + "\n")
+    (root / "episodes").mkdir(exist_ok=True)
     remove_leftovers(root / "episodes")
-    if not (root / "dataset.json").exists():
-        write_text(root / "dataset.json", json.dumps(info, indent=2) + "\n")
 
 
 class _Task(NamedTuple):

@@ -40,6 +40,7 @@ from vampo_core.data.video import read_frames, write_video
 from vampo_core.files import publish, temporary_beside
 
 FORMAT, VERSION = "vampo_core.recorded", 1
+INFO = "dataset.json"
 _HEADER = "vampo_core"
 _VIDEO, _ARRAYS = "video.mp4", "episode.safetensors"
 
@@ -175,7 +176,7 @@ class RecordedDataset:
 
 def read_info(root: Path) -> dict[str, Any]:
     """Read ``dataset.json``, checked for format and version."""
-    path = root / "dataset.json"
+    path = root / INFO
     if not path.is_file():
         raise FileNotFoundError(f"root is {str(root)!r}, expected a folder with a recorded dataset (dataset.json)")
     try:

@@ -35,23 +35,26 @@ class ActionDataset(Dataset[ActionItem]):
     Args:
         episodes: with latents.
         horizon: H, actions of a chunk.
-        cache: features of the episodes' frames.
-        strict: an episode whose actions cannot be read is an error instead of being left out with a warning.
+        strict: an episode whose actions or latents cannot be read is an error instead of being left out with a
+            warning.
+
+    Attributes:
+        cache: features of the episodes' frames, where there are any.
 
     Raises:
         ValueError: episodes have no actions, or actions or states of different widths.
         EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
     """
 
-    def __init__(
-        self, episodes: Sequence[Episode], *, horizon: int, cache: FeatureCache | None = None, strict: bool = False
-    ) -> None:
-        self.horizon, self.cache = horizon, cache
+    def __init__(self, episodes: Sequence[Episode], *, horizon: int, strict: bool = False) -> None:
+        self.horizon = horizon
+        self.cache: FeatureCache | None = None
         self._tables: list[tuple[Episode, Tensor, Tensor]] = []  # actions [T, A] and states [T, S]
         skipped: list[Skipped] = []
 
         def read(episode: Episode) -> None:
             try:
+                episode.latents([0, episode.length - 1])
                 self._tables.append((episode, episode.actions, episode.states))
             except EpisodeError as error:
                 skipped.append(Skipped(episode.episode_id, reason_of(error)))
@@ -68,6 +71,11 @@ class ActionDataset(Dataset[ActionItem]):
         self.action_dim, self.state_dim = widths.pop()
         # the last frame shows where the last action has led: nothing is done there any more
         self._frames = [(n, t) for n, (episode, _, _) in enumerate(self._tables) for t in range(episode.length - 1)]
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """Those that can be read."""
+        return [episode for episode, _, _ in self._tables]
 
     def __len__(self) -> int:
         return len(self._frames)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vampo_core.data.episode import Episode, reading
-from vampo_core.files import publish, remove_leftovers, temporary_beside
+from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
 from vampo_core.models.condition import observed_condition
 from vampo_core.models.features import FeatureExtractor
 from vampo_core.models.fingerprint import fingerprint
@@ -50,24 +50,24 @@ class FeatureCache:
             ValueError: features are not finite in float16.
             EpisodeError: an episode cannot be read.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder)
         num_computed = 0
-        for episode in tqdm(episodes, desc="features", unit="episode", delay=0.5):
-            latents = episode.latents(range(episode.length))
-            header = {
-                "length": episode.length,
-                "instruction": episode.instruction,
-                "latents_crc32": zlib.crc32(latents.contiguous().numpy().tobytes()),
-            }
-            path = self._path(episode)
-            if _header(path) != header:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = temporary_beside(path)
-                features = self._compute(latents, episode)
-                save_file({"features": features}, temporary, metadata={_HEADER: json.dumps(header)})
-                publish(temporary, path)
-                num_computed += 1
+        with locked(self.folder):
+            remove_leftovers(self.folder)
+            for episode in tqdm(episodes, desc="features", unit="episode", delay=0.5):
+                latents = episode.latents(range(episode.length))
+                header = {
+                    "length": episode.length,
+                    "instruction": episode.instruction,
+                    "latents_crc32": zlib.crc32(latents.contiguous().numpy().tobytes()),
+                }
+                path = self._path(episode)
+                if _header(path) != header:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    temporary = temporary_beside(path)
+                    features = self._compute(latents, episode)
+                    save_file({"features": features}, temporary, metadata={_HEADER: json.dumps(header)})
+                    publish(temporary, path)
+                    num_computed += 1
         return num_computed
 
     def read(self, episode: Episode, index: int) -> Tensor:  # [F, D, h, w] float16

@@ -119,16 +119,16 @@ def action_datasets(
 
     A frozen predictor's features are computed first, where they are not in the cache under ``root`` yet.
     """
-    settings, cache = config.policy, None
+    settings = config.policy
     (train_clips,) = clips.train
-    episodes = (train_clips.episodes, clips.held_out.episodes)
+    train, held_out = (
+        ActionDataset(part.episodes, horizon=settings.action_horizon, strict=config.data.strict)
+        for part in (train_clips, clips.held_out)
+    )
     if settings.features == "predictive" and not settings.train_predictor:
         cache = FeatureCache(root, predictor, settings.feature_layers)
-        cache.fill([episode for part in episodes for episode in part])
-    train, held_out = (
-        ActionDataset(part, horizon=settings.action_horizon, cache=cache, strict=config.data.strict)
-        for part in episodes
-    )
+        cache.fill([*train.episodes, *held_out.episodes])
+        train.cache = held_out.cache = cache
     return train, held_out
 
 
