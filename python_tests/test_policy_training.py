@@ -192,6 +192,23 @@ def test_the_command(tmp_path, capsys):
         settings, "policy.features=latents", f"policy.predictor={source}", f"run.dir={tmp_path}/runs/control"
     )
     assert Policy.from_pretrained(control.checkpoint).settings.feature_size[0] == 1
+    run = settings.run.dir
+    for call in (vampo_core.train, vampo_core.pretrain):
+        with pytest.raises(ConfigError, match="holds the run of a policy: choose another folder"):
+            call(settings, "run.overwrite=true")
+    predictor = next(path for path in (tmp_path / "runs").glob("base-*"))
+    with pytest.raises(ConfigError, match="holds the run of a predictor: choose another folder"):
+        vampo_core.train_policy(settings, f"run.dir={predictor}", "run.overwrite=true")
+    with pytest.raises(ConfigError, match=r"run.overwrite is True with policy.predictor = .* in run.dir"):
+        vampo_core.train_policy(settings, f"policy.predictor={source}", "run.overwrite=true")
+    with pytest.raises(ConfigError, match=r"policy.width is 32, expected 16 .* start a new one in another run.dir"):
+        vampo_core.train_policy(settings, "policy.width=32", resume_from=run)
+    arguments = ["--config", str(tmp_path / "tiny.yaml"), "--checkpoint", str(predictor), "--against", run]
+    capsys.readouterr()
+    assert cli.main(["evaluate", *arguments]) != 0
+    assert "holds a policy, expected a predictor, such as" in capsys.readouterr().err
+    assert cli.main(["policy", "eval", "data.env=pusht", *arguments[:3], run, "--against", str(predictor)]) != 0
+    assert "has no policy.json, expected a policy" in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tmp_path):

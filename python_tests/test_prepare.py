@@ -181,6 +181,21 @@ def test_episodes_recorded_later_change_nothing_for_an_earlier_run(tmp_path, mon
     assert prepared(config) == before
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.resolution=48", "data.resolution is 48, but '.*' was recorded with 32: choose another data.root"),
+        ("data.steps_after_success=2", "data.steps_after_success is 2, but '.*' was recorded with 0"),
+        ("data.env=pusht", "data.env is 'pusht', but '.*' was recorded with 'simulators:line'"),
+    ],
+)
+def test_a_folder_recorded_with_other_settings_names_them_as_the_configuration_does(tmp_path, override, message):
+    config = tiny.settings(tmp_path, "data.env=simulators:line", "data.num_episodes=2")
+    open_dataset(config)
+    with pytest.raises(ConfigError, match=message):
+        open_dataset(load_config(config, override))
+
+
 def test_videos_are_encoded_on_the_device_of_the_process(tmp_path, monkeypatch):
     tiny.write_dataset(tmp_path / "data")
     config = tiny.settings(tmp_path)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -20,6 +21,7 @@ from vampo_core.policy.controller import PolicyController
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.imagination import Imagination
 from vampo_core.policy.policy import PREDICTOR, Policy
+from vampo_core.policy.settings import SETTINGS_FILE
 from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.prepare import (
     base_config,
@@ -64,7 +66,7 @@ def train(
         NonFiniteError: a loss, reward or gradient is not finite; the last checkpoint is intact.
     """
     config = _configured(config, overrides)
-    RunFolder.check(config, resume_from=resume_from)
+    _check_run(config, resume_from, of="predictor")
     model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
     with _main_process_first():
         clips = prepare_clips(config, model.codec)
@@ -95,7 +97,7 @@ def pretrain(
             f"model.lora is {config.model.lora} with model.pretrained = null, expected 0: adapters go on a model that "
             "is trained already, one from scratch is trained as a whole"
         )
-    RunFolder.check(config, resume_from=resume_from)
+    _check_run(config, resume_from, of="predictor")
     return _pretrain(config, resume_from)
 
 
@@ -113,7 +115,7 @@ def train_policy(
     if len(config.data.roots) > 1:
         roots = list(config.data.roots)
         raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
-    checkpoint = RunFolder.check(config, resume_from=resume_from)
+    checkpoint = _check_run(config, resume_from, of="policy")
     source: str | Path | None = config.policy.predictor or config.model.pretrained
     if checkpoint is not None and not config.policy.train_predictor:
         source = checkpoint / PREDICTOR  # where the run began there may be another one by now
@@ -295,6 +297,22 @@ def pretrain_base(config: VampoConfig) -> TrainResult[EvalResult]:
     else:  # a process that was killed before the first checkpoint left nothing to continue
         settings = replace(settings, run=replace(settings.run, overwrite=folder.exists()))
     return _pretrain(settings, folder if begun else None, new_predictor(settings, codec))
+
+
+def _check_run(
+    config: VampoConfig, resume_from: str | Path | None, *, of: Literal["predictor", "policy"]
+) -> Path | None:
+    """What is wrong with the run folder, told before hours go into what comes first; see :meth:`RunFolder.check`."""
+    folder = Path(config.run.dir)
+    latest = Checkpoints(folder / "checkpoints").latest
+    if latest is not None:
+        holds = "policy" if (latest / SETTINGS_FILE).is_file() else "predictor"
+        if holds != of:
+            raise ConfigError(f"run.dir is {str(folder)!r}, which holds the run of a {holds}: choose another folder")
+    for key, value in (("model.pretrained", config.model.pretrained), ("policy.predictor", config.policy.predictor)):
+        if config.run.overwrite and value and Path(value).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"run.overwrite is True with {key} = {value!r} in run.dir, which it would delete")
+    return RunFolder.check(config, resume_from=resume_from)
 
 
 def _pretrain(

@@ -79,7 +79,11 @@ def evaluate_policy(config: VampoConfig, *, checkpoint: str | None, against: str
     """Let a policy act, and compare it with another on the same episodes."""
     from vampo_core import api
     from vampo_core.policy.closed_loop_results import compare
+    from vampo_core.policy.policy import policy_folder
 
+    for folder in (checkpoint, against):
+        if folder is not None:
+            policy_folder(folder)  # or the second is found missing once the first has acted
     result = api.evaluate_policy(checkpoint, config, output=output)
     print(closed_loop_table({"expert" if checkpoint is None else checkpoint: result}))
     if against is not None:
@@ -91,9 +95,13 @@ def evaluate_policy(config: VampoConfig, *, checkpoint: str | None, against: str
 def evaluate(config: VampoConfig, *, checkpoint: str, against: str | None, output: str | None) -> None:
     """Measure a predictor, and compare it with another on the same clips and noise."""
     from vampo_core import api
+    from vampo_core.prepare import predictor_folder
 
     if output is not None and not Path(output).resolve().parent.is_dir():
         raise ConfigError(f"output is {output!r}, expected a file in a folder that exists")
+    for folder in (checkpoint, against):
+        if folder is not None:
+            predictor_folder(folder)  # or the second is found missing once the first is measured
     result = api.evaluate(checkpoint, config)
     before = None if against is None else api.evaluate(against, config)
     print(metrics_table(result) if before is None else comparison_table(before, result))

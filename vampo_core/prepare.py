@@ -21,7 +21,7 @@ from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.data.encode import encode
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, report_skipped
-from vampo_core.data.record import record
+from vampo_core.data.record import OtherSettingsError, record
 from vampo_core.data.recorded import RecordedDataset
 from vampo_core.data.split import split_episodes
 from vampo_core.data.spread_frames import spread_frames
@@ -29,6 +29,7 @@ from vampo_core.data.vpp import VppDataset, VppEpisode
 from vampo_core.files import publish, temporary_beside
 from vampo_core.models.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.default import SIGMA_MAX
+from vampo_core.models.folder import check_folder
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.processes import new_accelerator
 
@@ -54,9 +55,7 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     Raises:
         ValueError: there is no such model.
     """
-    path = Path(folder)
-    if not (path / "unet").is_dir():
-        path = find_checkpoint(path)
+    path = predictor_folder(folder)
     model = VideoPredictor.from_pretrained(path, text_encoder=config.model.text_encoder, dtype=config.model.dtype)
     if config.model.lora:
         with torch.random.fork_rng():
@@ -65,6 +64,19 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model
+
+
+def predictor_folder(folder: str | Path) -> Path:
+    """The model folder that a model folder, a checkpoint or a run folder stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder)
+    if not (path / "unet").is_dir():
+        path = find_checkpoint(path)
+    check_folder(path)
+    return path
 
 
 def inference_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
@@ -239,15 +251,23 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
         split = "train" if (folder / "annotation" / "train").is_dir() else "val"
         return VppDataset(folder, split, latents=latents, strict=data.strict)
     if data.env is not None and latents is None:
-        record(
-            data.env,
-            folder,
-            num_episodes=data.num_episodes,
-            num_workers=max(1, data.num_workers),
-            env_kwargs={"image_size": data.resolution},
-            action_noise=data.action_noise,
-            steps_after_success=data.steps_after_success,
-        )
+        try:
+            record(
+                data.env,
+                folder,
+                num_episodes=data.num_episodes,
+                num_workers=max(1, data.num_workers),
+                env_kwargs={"image_size": data.resolution},
+                action_noise=data.action_noise,
+                steps_after_success=data.steps_after_success,
+            )
+        except OtherSettingsError as error:
+            key = "resolution" if error.name == "env_kwargs" else error.name
+            found = error.found.get("image_size") if isinstance(error.found, dict) else error.found
+            raise ConfigError(
+                f"data.{key} is {getattr(data, key, None)!r}, but {str(folder)!r} was recorded with {found!r}: choose "
+                "another data.root, or delete that folder"
+            ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
     return RecordedDataset(folder, latents=latents, num_episodes=num_episodes, strict=data.strict)
 

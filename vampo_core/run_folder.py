@@ -142,10 +142,11 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
                     f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: with {decay} = {steps} the "
                     "learning rate falls to 0 at that end, and another one would make it jump"
                 )
-            if value != old and key not in CHANGEABLE:
+            if value != old and key not in CHANGEABLE and section != "closed_loop":
                 raise ConfigError(
                     f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
-                    f"settings; start a new one with model.pretrained={checkpoint} to change them"
+                    "settings; start a new one in another run.dir to change them (a predictor's from model.pretrained="
+                    f"{checkpoint})"
                 )
 
 

@@ -156,6 +156,17 @@ def _probe(names: list[str], env_kwargs: dict[str, Any], *, bounded: bool) -> fl
     return fps
 
 
+class OtherSettingsError(ValueError):
+    """A dataset was recorded with another value of an argument of :func:`record`."""
+
+    def __init__(self, name: str, value: object, root: Path, found: object) -> None:
+        super().__init__(
+            f"{name} is {value!r}, but the dataset at {str(root)!r} was recorded with {found!r}; "
+            "expected the same, another root, or overwrite=True"
+        )
+        self.name, self.found = name, found
+
+
 def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     """Refuse a folder that holds something else, or a dataset with other settings."""
     is_dataset = (root / INFO).exists()
@@ -164,10 +175,7 @@ def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     if is_dataset and not overwrite:
         for key, found in (_BEFORE | read_info(root)).items():
             if key in info and info[key] != found:
-                raise ValueError(
-                    f"{key} is {info[key]!r}, but the dataset at {str(root)!r} was recorded with {found!r}; "
-                    "expected the same, another root, or overwrite=True"
-                )
+                raise OtherSettingsError(key, info[key], root, found)
 
 
 def _begin(root: Path, info: dict[str, Any], overwrite: bool) -> None:

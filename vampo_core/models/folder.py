@@ -39,6 +39,10 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"checkpoint folder is {str(folder)!r}, expected an existing folder")
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds a LoRA adapter: load its base model, then load_adapter({str(folder)!r})")
+    if (folder / "policy.json").is_file():
+        raise ValueError(
+            f"{folder} holds a policy, expected a predictor, such as the policy's own in {folder}/predictor"
+        )
     if not (folder / "unet" / "config.json").is_file():
         raise ValueError(
             f"{folder} has no unet/config.json, expected a StableVideoDiffusionPipeline folder or one that "

@@ -91,11 +91,7 @@ class Policy(nn.Module):
         Raises:
             ValueError: there is no policy, or a part of it is missing or damaged.
         """
-        path = Path(folder)
-        if not (path / SETTINGS_FILE).is_file():
-            path = find_checkpoint(folder)
-        if not (path / SETTINGS_FILE).is_file():
-            raise ValueError(f"{path} has no {SETTINGS_FILE}, expected a policy that `vampo policy train` made")
+        path = policy_folder(folder)
         settings = PolicySettings.load(path)
         predictor = VideoPredictor.from_pretrained(path / PREDICTOR, dtype=dtype)
         policy = cls(
@@ -217,6 +213,20 @@ class Policy(nn.Module):
             raise ValueError(f"observation['state'] has shape {state.shape}, expected ({self.settings.state_dim},)")
         if not np.isfinite(state).all():
             raise ValueError(f"observation['state'] is {state}, expected finite numbers")
+
+
+def policy_folder(folder: str | Path) -> Path:
+    """The folder that a policy folder, a checkpoint or a run folder stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder)
+    if not (path / SETTINGS_FILE).is_file():
+        path = find_checkpoint(folder)
+    if not (path / SETTINGS_FILE).is_file():
+        raise ValueError(f"{path} has no {SETTINGS_FILE}, expected a policy that `vampo policy train` made")
+    return path
 
 
 def feature_extractor(
