@@ -1,6 +1,6 @@
 """What better predictions do for the robot: success of policies on base and VAMPO features, and of their control.
 
-    python benchmarks/chain.py --config metaworld [--seeds 0 1 2] [--results FOLDER] [key=value ...]
+    python benchmarks/chain.py --config metaworld [--seeds 0 1 2] [--results FOLDER] [-- key=value ...]
 
 Each seed is a whole chain: predictor, VAMPO and policies are trained anew from one recorded dataset. Every policy acts
 in the same episodes, whose object positions none was trained on, and once more with every instruction in words that it

@@ -63,5 +63,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     paths = report.write(config.getoption("--results"))
     terminalreporter.section("vampo_core operators (how to read this: benchmarks/README.md)")
-    terminalreporter.write(report.markdown())
+    terminalreporter.write(paths[1].read_text(encoding="utf-8"))
     terminalreporter.write_line(f"\nwritten to {' and '.join(str(path) for path in paths)}")

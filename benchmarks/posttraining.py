@@ -1,6 +1,7 @@
 """What VAMPO does to held-out predictions on PushT, beside its controls and variants, for the same compute.
 
-    python benchmarks/posttraining.py [--seeds 0 1 2] [--arms NAME ...] [--iterations N] [--results FOLDER]
+    python benchmarks/posttraining.py [--seeds 0 1 2] [--arms NAME ...] [--iterations N] [--folder FOLDER]
+        [--results FOLDER] [-- key=value ...]
 
 For each seed a base is pretrained as the preset says; every arm then goes on from it. Compute is counted in denoiser
 forwards, a backward as two, so that it does not depend on the machine: each arm gets what ``--iterations`` iterations

@@ -31,14 +31,15 @@ class Report:
         """Write ``ops-<device>.json`` and ``ops-<device>.md``; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"ops-{self.device}.json", folder / f"ops-{self.device}.md"]
-        content = {"environment": environment(self.device), "rows": self.rows, "call_overhead_s": self.call_overhead}
+        where = environment(self.device)
+        content = {"environment": where, "rows": self.rows, "call_overhead_s": self.call_overhead}
         paths[0].write_text(json.dumps(content, indent=2) + "\n")
-        paths[1].write_text(self.markdown())
+        paths[1].write_text(self.markdown(where))
         return paths
 
-    def markdown(self) -> str:
+    def markdown(self, where: dict[str, object]) -> str:
         """Tables of the operators and of the cost of a call, headed by what they were measured with."""
-        parts = [_headline(environment(self.device))]
+        parts = [_headline(where)]
         if self.rows:
             head = ["operator", "shape", "time", *(f"x {name}" for name in RATIOS), "GB/s", "copy GB/s", "of copy"]
             parts.append(_table(head, [_cells(row) for row in sorted(self.rows, key=_order)]))

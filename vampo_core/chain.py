@@ -41,6 +41,7 @@ class ChainResult:
     folders: dict[str, Path]  # of runs, by stage
     base: EvalResult
     vampo: EvalResult  # of the best checkpoint, which the policy sees
+    best_iteration: int  # which that is; 0 for the base itself
     policies: dict[str, PolicyEvalResult]  # by name, as in POLICIES
     closed_loop: dict[str, ClosedLoopResult]  # by name, and the expert's
 
@@ -75,7 +76,8 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     depends_on: list[object] = [load_predictor(config, base).fingerprint(), sections, common]
     folders = {"vampo": _stage("vampo", api.train, started, config.grpo.num_iterations, depends_on)}
     seen = {"base": base, "vampo": (folders["vampo"] / "checkpoints" / "best").resolve(), CONTROL: base}
-    if step_of(seen["vampo"]) == 0:
+    best_iteration = step_of(seen["vampo"])
+    if best_iteration == 0:
         print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
     for name, features in POLICIES.items():
         policy = replace(config.policy, predictor=str(seen[name]), features=features)
@@ -91,7 +93,7 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     before, after = (EvalResult.from_dict(read_counters(seen["vampo"])[key]) for key in ("before", "last"))
     latest = {name: folders[f"policy-{name}"] / "checkpoints" / "latest" for name in POLICIES}
     policies = {name: PolicyEvalResult.from_dict(read_counters(latest[name])["last"]) for name in POLICIES}
-    return ChainResult(folders, before, after, policies, closed_loop)
+    return ChainResult(folders, before, after, best_iteration, policies, closed_loop)
 
 
 def _stage(

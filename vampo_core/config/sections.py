@@ -1,4 +1,4 @@
-"""Every setting of a run, with its default, range and meaning.
+"""Every setting of a run but a policy's (``policy_sections.py``), with its default, range and meaning.
 
 Defaults are careful enough for a model that was trained elsewhere; presets hold what differs. The classes are immutable
 and check themselves, so a configuration that exists is valid; ``load_config(config, "grpo.num_generations=16")`` makes

@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from vampo_core.chain import DESCRIPTIONS, ChainResult
+from vampo_core.chain import DESCRIPTIONS, POLICIES, ChainResult
 from vampo_core.config import VampoConfig
 from vampo_core.evaluation import Metric, paired_difference
 from vampo_core.policy.closed_loop_results import compare
@@ -31,7 +31,7 @@ def _success(result: ChainResult) -> str:
     covers = base.max_coverage is not None
     for name, loop in result.closed_loop.items():
         paired = ""
-        if name in ("vampo", "latents"):
+        if name in POLICIES and name != "base":
             comparison = compare(base, loop)
             paired = f"{_percent(comparison.success, sign=True)}, p = {comparison.p_value:.2g}"
         coverage = "" if loop.max_coverage is None else _number(loop.max_coverage, 3)
@@ -74,7 +74,11 @@ def _video(result: ChainResult) -> str:
         for name, title in _VIDEO.items()
     ]  # fmt: skip
     episodes = len(set(result.vampo.episode_ids))
-    note = f"{result.vampo.num_clips} clips of {episodes} held-out episodes, both predictors from the same noise."
+    which = f"iteration {result.best_iteration}" if result.best_iteration else "the base itself"
+    note = (
+        f"{result.vampo.num_clips} clips of {episodes} held-out episodes, both predictors from the same noise. VAMPO is "
+        f"its best checkpoint, {which}, chosen by reward on these very clips: on others expect a little less."
+    )
     return _table(["", "Base", "VAMPO", "Difference, paired"], rows, note)
 
 
