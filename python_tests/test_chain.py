@@ -125,7 +125,7 @@ def test_by_command_with_its_page(finished, capsys):
     config.save(result.folders["vampo"].parent / "chain.yaml")
     assert main(["chain", "--config", str(result.folders["vampo"].parent / "chain.yaml")]) == 0
     page = (result.folders["vampo"].parent / "tiny-chain.html").read_text()
-    assert "its best checkpoint, iteration 1, chosen by reward on these very clips" in page
+    assert "is its best checkpoint, iteration 1, chosen by reward on these very clips" in page
     for text in ("features after VAMPO", "the simulator's expert", "McNemar", result.folders["policy-vampo"].name):
         assert text in page
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -76,8 +76,8 @@ def _video(result: ChainResult) -> str:
     episodes = len(set(result.vampo.episode_ids))
     which = f"iteration {result.best_iteration}" if result.best_iteration else "the base itself"
     note = (
-        f"{result.vampo.num_clips} clips of {episodes} held-out episodes, both predictors from the same noise. VAMPO is "
-        f"its best checkpoint, {which}, chosen by reward on these very clips: on others expect a little less."
+        f"{result.vampo.num_clips} clips of {episodes} held-out episodes, both predictors from the same noise. VAMPO "
+        f"is its best checkpoint, {which}, chosen by reward on these very clips: on others expect a little less."
     )
     return _table(["", "Base", "VAMPO", "Difference, paired"], rows, note)
 
