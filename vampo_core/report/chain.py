@@ -5,9 +5,10 @@ from pathlib import Path
 
 from vampo_core.chain import DESCRIPTIONS, POLICIES, ChainResult
 from vampo_core.config import VampoConfig
-from vampo_core.evaluation import Metric, paired_difference
+from vampo_core.evaluation import paired_difference
 from vampo_core.policy.closed_loop_results import compare
 from vampo_core.report.page import details, document, section, versions
+from vampo_core.report.tables import figure, table
 
 _VIDEO = {"l1": "Latent L1", "cosine": "Cosine", "reward": "Reward"}
 
@@ -33,12 +34,12 @@ def _success(result: ChainResult) -> str:
         paired = ""
         if name in POLICIES and name != "base":
             comparison = compare(base, loop)
-            paired = f"{_percent(comparison.success, sign=True)}, p = {comparison.p_value:.2g}"
-        coverage = "" if loop.max_coverage is None else _number(loop.max_coverage, 3)
+            paired = f"{figure(comparison.success, '.0%', sign=True)}, p = {comparison.p_value:.2g}"
+        coverage = "" if loop.max_coverage is None else figure(loop.max_coverage, ".3f")
         latency = "" if loop.latency is None else f"{loop.latency.p50_ms:.1f} / {loop.latency.p99_ms:.1f} ms"
         rows.append(
-            [DESCRIPTIONS[name], str(len(loop.episodes)), _percent(loop.success), paired,
-             *([coverage] if covers else []), _number(loop.length, 1), latency]
+            [DESCRIPTIONS[name], str(len(loop.episodes)), figure(loop.success, ".0%"), paired,
+             *([coverage] if covers else []), figure(loop.length, ".1f"), latency]
         )  # fmt: skip
     head = ["Policy on", "Episodes", "Success", "Difference, paired", *(["Largest coverage"] if covers else []),
             "Steps", "Action, p50 / p99"]  # fmt: skip
@@ -46,31 +47,32 @@ def _success(result: ChainResult) -> str:
         "Differences are from the features of the base, p by the exact McNemar test. 95&nbsp;% intervals: Wilson for "
         "rates, bootstrap over episodes for the rest. All act in the same seeded episodes, none of which was recorded."
     )
-    return _table(head, rows, note) + _by_env(result)
+    return table(head, rows, note) + _by_env(result)
 
 
 def _by_env(result: ChainResult) -> str:
     names = list(result.closed_loop["base"].success_by_env)
     if len(names) < 2:
         return ""
-    rows = [[DESCRIPTIONS[name], *(_percent(loop.success_by_env[env]) for env in names)]
+    rows = [[DESCRIPTIONS[name], *(figure(loop.success_by_env[env], ".0%") for env in names)]
             for name, loop in result.closed_loop.items()]  # fmt: skip
-    return _table(["Success by task", *(env.rpartition("/")[2] for env in names)], rows, "")
+    return table(["Success by task", *(env.rpartition("/")[2] for env in names)], rows)
 
 
 def _actions(result: ChainResult) -> str:
     rows = []
     for name, policy in result.policies.items():
-        paired = "" if name == "base" else _number(paired_difference(result.policies["base"], policy, "action_l1"), 4)
-        rows.append([DESCRIPTIONS[name], _number(policy.action_l1, 4), paired])
+        difference = paired_difference(result.policies["base"], policy, "action_l1")
+        paired = "" if name == "base" else figure(difference, ".4f", sign=True)
+        rows.append([DESCRIPTIONS[name], figure(policy.action_l1, ".4f"), paired])
     head = ["Policy on", "Action L1", "Difference from the base, paired"]
-    return _table(head, rows, "Sampled chunks against the expert's, in units of half the range of each action.")
+    return table(head, rows, "Sampled chunks against the expert's, in units of half the range of each action.")
 
 
 def _video(result: ChainResult) -> str:
     rows = [
-        [title, _number(getattr(result.base, name), 4), _number(getattr(result.vampo, name), 4),
-         _number(paired_difference(result.base, result.vampo, name), 4)]
+        [title, figure(getattr(result.base, name), ".4f"), figure(getattr(result.vampo, name), ".4f"),
+         figure(paired_difference(result.base, result.vampo, name), ".4f", sign=True)]
         for name, title in _VIDEO.items()
     ]  # fmt: skip
     episodes = len(set(result.vampo.episode_ids))
@@ -79,31 +81,9 @@ def _video(result: ChainResult) -> str:
         f"{result.vampo.num_clips} clips of {episodes} held-out episodes, both predictors from the same noise. VAMPO "
         f"is its best checkpoint, {which}, chosen by reward on these very clips: on others expect a little less."
     )
-    return _table(["", "Base", "VAMPO", "Difference, paired"], rows, note)
+    return table(["", "Base", "VAMPO", "Difference, paired"], rows, note)
 
 
 def _stages(result: ChainResult) -> str:
     rows = [[name, f"<code>{escape(str(folder))}</code>"] for name, folder in result.folders.items()]
-    return _table(["Stage", "Run, named after all it depends on"], rows, "Each has a report of its own.")
-
-
-def _table(head: list[str], rows: list[list[str]], note: str) -> str:
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
-    )
-    text = f'<p class="muted">{note}</p>' if note else ""
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>{text}'
-
-
-def _number(metric: Metric, digits: int) -> str:
-    low, high = metric.ci95
-    text = f"<b>{metric.mean:.{digits}f}</b> <small>{low:.{digits}f} to {high:.{digits}f}</small>"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _percent(metric: Metric, *, sign: bool = False) -> str:
-    low, high = metric.ci95
-    plus = "+" if sign else ""
-    text = f"<b>{metric.mean:{plus}.0%}</b> <small>{low:{plus}.0%} to {high:{plus}.0%}</small>"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return table(["Stage", "Run, named after all it depends on"], rows, "Each has a report of its own.")

@@ -6,12 +6,13 @@ from typing import Any
 
 from vampo_core.checkpoint import find_checkpoint, read_counters, step_of
 from vampo_core.config import VampoConfig
-from vampo_core.evaluation import Metric, paired_difference
+from vampo_core.evaluation import paired_difference
 from vampo_core.metrics import read_metrics
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.settings import SETTINGS_FILE, PolicySettings
 from vampo_core.report.charts import Series, line_chart
 from vampo_core.report.page import details, document, section, versions
+from vampo_core.report.tables import figure, table
 
 _METRICS = {"action_l1": "Action L1", "action_mse": "Action MSE"}
 _CURVES = {
@@ -46,7 +47,7 @@ def render_policy(config: VampoConfig) -> str:
         f"chunks of {settings.action_horizon} actions, {settings.num_executed_steps} executed",
     ]
     parts = [
-        section("Held-out action error", _table(before, after) + _by_step(after)),
+        section("Held-out action error", _errors(before, after) + _by_step(after)),
         section("Training", _curves(rows)),
         details("Configuration", f"<pre>{escape(config.to_yaml())}</pre>"),
     ]
@@ -54,19 +55,18 @@ def render_policy(config: VampoConfig) -> str:
     return document(name, "Policy training", escape(" · ".join(facts)), parts, versions())
 
 
-def _table(before: PolicyEvalResult, after: PolicyEvalResult) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{title}</th><td>{_text(getattr(before, name))}</td>'
-        f"<td>{_text(getattr(after, name))}</td><td>{_text(paired_difference(before, after, name))}</td></tr>"
+def _errors(before: PolicyEvalResult, after: PolicyEvalResult) -> str:
+    rows = [
+        [title, *(figure(metric, ".4f") for metric in (getattr(before, name), getattr(after, name))),
+         figure(paired_difference(before, after, name), ".4f", sign=True)]
         for name, title in _METRICS.items()
+    ]  # fmt: skip
+    note = (
+        "Sampled chunks against the expert's, in units of half the range of each action, at "
+        f"{after.num_clips} frames of {len(set(after.episode_ids))} held-out episodes, {after.num_samples} of each; "
+        "95&nbsp;% bootstrap intervals that resample episodes."
     )
-    episodes = len(set(after.episode_ids))
-    return (
-        '<div class="scroll"><table><thead><tr><th></th><th>Untrained</th><th>Trained</th><th>Difference, paired</th>'
-        f'</tr></thead><tbody>{rows}</tbody></table></div><p class="muted">Sampled chunks against the expert\'s, in '
-        f"units of half the range of each action, at {after.num_clips} frames of {episodes} held-out episodes, "
-        f"{after.num_samples} of each; 95&nbsp;% bootstrap intervals that resample episodes.</p>"
-    )
+    return table(["", "Untrained", "Trained", "Difference, paired"], rows, note)
 
 
 def _by_step(after: PolicyEvalResult) -> str:
@@ -81,9 +81,3 @@ def _curves(rows: list[dict[str, Any]]) -> str:
         points = [(float(row["iteration"]), float(row[key])) for row in rows if row.get(key) is not None]
         charts.append(line_chart([Series(key, points, dots=key.startswith("eval_"))], title=title, x_label="step"))
     return f'<div class="charts">{"".join(charts)}</div>'
-
-
-def _text(metric: Metric) -> str:
-    low, high = metric.ci95
-    text = f"<b>{metric.mean:.4f}</b> <small>{low:.4f} to {high:.4f}</small>"
-    return text.replace("-", "\N{MINUS SIGN}")

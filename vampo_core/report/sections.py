@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, Metric, outcome, paired_difference
+from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, outcome, paired_difference
 from vampo_core.report.charts import Series, bar_chart, line_chart, moving_average
 from vampo_core.report.gather import BASE, PRETRAINED, RESULT, ClipVideo, RunSummary
 from vampo_core.report.sheet import make_sheet
+from vampo_core.report.tables import figure, number
 
 METRIC_NAMES = {"l1": "Latent L1", "cosine": "Latent cosine", "reward": "Reward", "psnr": "PSNR, dB", "ssim": "SSIM"}
 FEW_EPISODES = 8
@@ -37,12 +38,12 @@ def verdict(run: RunSummary) -> str:
     differences = zip(run.before.per_clip["l1"], run.after.per_clip["l1"], strict=True)
     closer = sum(after < before for before, after in differences)
     spec = ".1%" if abs(change) >= 0.005 else ".2%"
-    bounds = [_signed(bound / run.before.l1.mean, spec) for bound in difference.ci95]
+    bounds = [number(bound / run.before.l1.mean, spec, sign=True) for bound in difference.ci95]
     interval = (
         f"95&nbsp;% interval {bounds[0]} to {bounds[1]}" if run.after.num_clips > 1 else "too few for an interval"
     )
     return (
-        f'<div class="verdict {style}"><div class="big">{_signed(change, spec)}</div><div><h2>{words}</h2>'
+        f'<div class="verdict {style}"><div class="big">{number(change, spec, sign=True)}</div><div><h2>{words}</h2>'
         f"<p>Latent L1 on {_clips(run.after)}, {interval}; closer on {closer} of {run.after.num_clips}.</p></div></div>"
     )
 
@@ -57,12 +58,12 @@ def metrics_table(run: RunSummary) -> str:
         hint = "higher is better" if HIGHER_IS_BETTER[name] else "lower is better"
         style = {"better": "good", "worse": "bad", "unclear": "even"}[outcome(run.before, run.after, name)]
         # a share of a reward, which is a difference and may be near 0, or of a logarithm, means nothing
-        share = _signed(difference.mean / abs(before.mean), ".1%") if name in ("l1", "cosine", "ssim") else ""
-        digits = 2 if name == "psnr" else 4
+        share = number(difference.mean / abs(before.mean), ".1%", sign=True) if name in ("l1", "cosine", "ssim") else ""
+        spec = ".2f" if name == "psnr" else ".4f"
         rows.append(
             f'<tr><th scope="row">{METRIC_NAMES[name]} <span class="muted" title="{hint}">{arrow}</span></th>'
-            f"<td>{_with_interval(before, digits)}</td><td>{_with_interval(after, digits)}</td>"
-            f'<td class="{style}">{_with_interval(difference, digits, sign=True)}</td>'
+            f"<td>{figure(before, spec)}</td><td>{figure(after, spec)}</td>"
+            f'<td class="{style}">{figure(difference, spec, sign=True)}</td>'
             f'<td class="{style}">{share}</td></tr>'
         )
     num_episodes = len(set(run.after.episode_ids))
@@ -212,18 +213,6 @@ def _decoding_note(run: RunSummary) -> str:
     if "psnr" not in run.after.metrics or "psnr" not in run.before.metrics:
         return ""
     return " PSNR and SSIM compare decoded predictions with the expert's decoded latents."
-
-
-def _with_interval(metric: Metric, digits: int, *, sign: bool = False) -> str:
-    spec = f".{digits}f"
-    mean = _signed(metric.mean, spec) if sign else f"{metric.mean:{spec}}"
-    bounds = [_signed(bound, spec) if sign else f"{bound:{spec}}" for bound in metric.ci95]
-    interval = f"<small>{bounds[0]} to {bounds[1]}</small>" if metric.ci95[0] < metric.ci95[1] else ""
-    return f"<b>{mean}</b> {interval}".replace("-", "\N{MINUS SIGN}")
-
-
-def _signed(value: float, spec: str) -> str:
-    return f"{value:+{spec}}".replace("-", "\N{MINUS SIGN}").replace("%", "&#8239;%")
 
 
 def _clips(result: EvalResult) -> str:
