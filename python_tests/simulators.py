@@ -51,6 +51,11 @@ def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=Fals
     )
 
 
+def broken():
+    """An environment that cannot be made."""
+    raise KeyError("wheels")
+
+
 class _Faulty(gymnasium.Wrapper):
     def __init__(self, env, kill_once, kill_always, fail, hang, nan):
         super().__init__(env)

@@ -36,8 +36,10 @@ def test_a_factory_outside_of_the_library_goes_by_module_and_name():
         envs.make("nowhere")
     with pytest.raises(ValueError, match=r"'simulators:line', but line\(wheels=4\) cannot be called: .*'wheels'"):
         envs.make(LINE, wheels=4)
-    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+    with pytest.raises(ModuleNotFoundError, match=r"no module 'no_such_module': its folder has to be on PYTHONPATH"):
         envs.make("no_such_module:make")
+    with pytest.raises(envs.SimulatorError, match=r"env 'simulators:broken' cannot be made: KeyError: 'wheels'"):
+        envs.make("simulators:broken")
 
 
 def test_frames_are_averaged_and_state_is_the_observation():

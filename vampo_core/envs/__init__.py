@@ -20,7 +20,7 @@ _ENVIRONMENTS = {
 
 
 class SimulatorError(RuntimeError):
-    """A simulator, or the process it runs in, failed in the middle of an episode; the message names the episode."""
+    """A simulator, or the process it runs in, failed; the message names it and the episode."""
 
 
 class TaskEnv(Protocol):
@@ -64,6 +64,7 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
     Raises:
         ValueError: there is no such environment, or it does not take these arguments.
         ImportError: the simulator is not installed; the message names the extra to install.
+        SimulatorError: it cannot be made.
     """
     family, _, task = name.partition("/")
     if ":" not in family and family not in _ENVIRONMENTS:
@@ -73,7 +74,13 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
             f"env is {name!r}, expected one of {', '.join(sorted(_ENVIRONMENTS))} or 'module:factory'{hint}"
         )
     module, _, attribute = _ENVIRONMENTS.get(family, family).partition(":")
-    factory = getattr(importlib.import_module(module), attribute, None)
+    try:
+        factory = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        if error.name != module:  # a module that it needs: says more than we can
+            raise
+        message = f"env is {name!r}, but there is no module {module!r}: its folder has to be on PYTHONPATH"
+        raise ModuleNotFoundError(message, name=module) from None
     if factory is None:
         raise ValueError(f"env is {name!r}, expected {attribute!r} in module {module!r}")
     given = (task,) if task else ()
@@ -82,7 +89,12 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
     except TypeError as error:
         arguments = ", ".join([*map(repr, given), *(f"{key}={value!r}" for key, value in kwargs.items())])
         raise ValueError(f"env is {name!r}, but {attribute}({arguments}) cannot be called: {error}") from None
-    return factory(*given, **kwargs)
+    try:
+        return factory(*given, **kwargs)
+    except (ImportError, ValueError):  # say what is wrong
+        raise
+    except Exception as error:
+        raise SimulatorError(f"env {name!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def split_names(env: str) -> list[str]:
