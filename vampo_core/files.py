@@ -1,6 +1,7 @@
 """Files and folders that are either whole or absent: written aside, flushed, renamed."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -68,20 +69,38 @@ def discard(path: Path) -> None:
     shutil.rmtree(temporary)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Have a folder, made where it does not exist, to this process alone; while another one has it, wait.
+def lock(folder: Path, *, wait: bool = False) -> int:
+    """A lock that the process holds until it closes it or dies; children of a fork do not inherit it.
 
-    Children of a fork do not inherit the lock, and it ends with its process.
+    Raises:
+        OSError: another process holds it and ``wait`` is not set, or the folder cannot be locked.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: waiting for another process that writes there")
-            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def is_held(error: OSError) -> bool:
+    """Whether that is why :func:`lock` failed."""
+    return error.errno in (errno.EACCES, errno.EAGAIN)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a folder, made where it does not exist, to this process alone; while another one has it, wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = lock(folder)
+    except OSError as error:
+        if not is_held(error):
+            raise
+        print(f"{folder}: waiting for another process that writes there")
+        descriptor = lock(folder, wait=True)
+    try:
         yield
     finally:
         os.close(descriptor)

@@ -1,7 +1,5 @@
 """The folder of a run: configuration, metrics, checkpoints, samples; begun, continued or begun anew."""
 
-import errno
-import fcntl
 import os
 import shutil
 from dataclasses import replace
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from vampo_core.checkpoint import Checkpoints, find_checkpoint, step_of
 from vampo_core.config import ConfigError, VampoConfig, load_config
-from vampo_core.files import LOCK, remove_leftovers
+from vampo_core.files import is_held, lock, remove_leftovers
 from vampo_core.metrics import MetricsLog
 from vampo_core.trackers import check_trackers
 
@@ -163,13 +161,8 @@ def _check_writable(path: Path) -> None:
 
 
 def _lock(folder: Path) -> int:
-    """A lock that the process holds until it closes it or dies; children of a fork do not inherit it."""
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(folder)
     except OSError as error:
-        os.close(descriptor)
-        busy = error.errno in (errno.EACCES, errno.EAGAIN)
-        reason = "another process is writing to it" if busy else f"it cannot be locked: {error.strerror}"
+        reason = "another process is writing to it" if is_held(error) else f"it cannot be locked: {error.strerror}"
         raise ConfigError(f"run.dir is {str(folder)!r}, but {reason}") from error
-    return descriptor
