@@ -40,6 +40,22 @@ def test_items_are_chunks_padded_with_the_last_action():
     assert torch.equal(ranges.action, torch.stack([rows.min(0).values, rows.max(0).values]))
 
 
+def test_chunks_end_with_the_first_push_as_no_frame_foretells_what_follows():
+    class Pushed(ActingEpisode):
+        @property
+        def is_pushed(self):
+            return torch.tensor([False, False, True, True, False, False, False])
+
+    episode = Pushed(0)
+    dataset = ActionDataset([episode], horizon=HORIZON)
+    last = [2, 2, 2, 3, 5, 5]  # of the chunk at each frame; 5 is the episode's last action
+    assert len(dataset) == len(last) and episode.length == 7
+    for t, end in enumerate(last):
+        places = torch.arange(t, t + HORIZON)
+        assert dataset[t]["valid"].tolist() == (places <= end).tolist()
+        assert torch.equal(dataset[t]["actions"], episode.actions[places.clamp(max=end)])
+
+
 def test_cached_features_are_the_predictors(tmp_path):
     model, episodes = make_model(policy_config(tmp_path)).eval(), [ActingEpisode(0), ActingEpisode(1)]
     cache = FeatureCache(tmp_path, model, (0, 1))

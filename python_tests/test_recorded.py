@@ -104,17 +104,21 @@ def test_killed_recording_resumes_to_the_same_bytes(tmp_path):
 
 def record_line(root, num_episodes=4, **kwargs):
     dataset = record("simulators:line", root, num_episodes=num_episodes, progress=False, **kwargs)
-    return [(episode.actions[:-1, 0], episode.states[:, 0]) for episode in dataset.episodes]
+    return [(e.actions[:-1, 0], e.states[:, 0], e.is_pushed[:-1]) for e in dataset.episodes]
 
 
 def test_disturbed_experts_answer_to_where_they_are(tmp_path):
-    for actions, states in record_line(tmp_path / "calm"):
+    for actions, states, is_pushed in record_line(tmp_path / "calm"):
         torch.testing.assert_close(states.diff(), actions)
+        assert is_pushed.dtype == torch.bool and is_pushed.shape == actions.shape and not is_pushed.any()
     disturbed = record_line(tmp_path / "disturbed", 30, action_noise=1.0)
-    for actions, states in disturbed:
+    for actions, states, is_pushed in disturbed:
+        assert is_pushed[(states.diff() - actions).abs() > 1e-6].all()
         torch.testing.assert_close(actions, (-states[:-1]).clamp(-0.2, 0.2))  # the expert's own, not what was executed
         assert states.diff().abs().max() <= 0.2 + 1e-6
-    assert any((states.diff() - actions).abs().max() > 0.05 for actions, states in disturbed)
+    assert any((states.diff() - actions).abs().max() > 0.05 for actions, states, _ in disturbed)
+    pushed = torch.cat([is_pushed for *_, is_pushed in disturbed])
+    assert 0 < pushed.float().mean() < 0.5
     record_line(tmp_path / "two", 30, action_noise=1.0, num_workers=2)
     assert contents(tmp_path / "disturbed") == contents(tmp_path / "two")
 

@@ -41,6 +41,10 @@ class MadeUpEpisode:
 
     states = actions
 
+    @property
+    def is_pushed(self) -> Tensor:  # [T]
+        return torch.zeros(self.length, dtype=torch.bool)
+
     def latents(self, indices: Sequence[int]) -> Tensor:  # [F, C, h, w]
         generator = torch.Generator().manual_seed(self.number)
         phase, speed = torch.rand(2, 1, CHANNELS, SIDE, SIDE, generator=generator)

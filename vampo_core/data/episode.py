@@ -70,6 +70,11 @@ class Episode(Protocol):
         """What the robot's own sensors tell at each frame."""
         ...
 
+    @property
+    def is_pushed(self) -> Tensor:  # [T] bool
+        """Where a push, which no frame foretells, was added to the action that was executed."""
+        ...
+
     def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
         """Read RGB frames, in the order asked."""
         ...

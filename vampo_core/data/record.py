@@ -240,10 +240,12 @@ def _rollout(env: envs.TaskEnv, task: _Task) -> bool:
     expert, disturbed = env.expert(), Disturbance(env.action_space, task.action_noise, task.seed)
     frames, infos = [pixels], [info]
     actions: list[np.ndarray] = []
+    is_pushed: list[bool] = []
     success, num_actions = False, math.inf
     while len(actions) < num_actions:
         actions.append(expert())
         pixels, _, terminated, truncated, info = env.step(disturbed(actions[-1]))
+        is_pushed.append(disturbed.is_pushing)
         frames.append(pixels)
         infos.append(info)
         if num_actions == math.inf and (terminated or truncated):
@@ -264,6 +266,8 @@ def _rollout(env: envs.TaskEnv, task: _Task) -> bool:
         "states": np.stack([i["state"] for i in infos]),
         "privileged_states": np.stack([i["privileged_state"] for i in infos]),
     }
+    if task.action_noise:
+        arrays["is_pushed"] = np.array(is_pushed)[:, None]
     write_episode(folder, header, frames, arrays)
     return header.success
 
@@ -271,14 +275,17 @@ def _rollout(env: envs.TaskEnv, task: _Task) -> bool:
 class Disturbance:
     """Pushes an episode's expert off its way now and then: something constant is added to some actions in a row.
 
-    Rare, so that most of what follows is a calm return: a policy that predicts chunks of actions would take an expert's
-    answers to steady noise for its own doing.
+    Rare, so that most of what follows is a calm return.
+
+    Attributes:
+        is_pushing: whether something was added to the last action.
     """
 
     def __init__(self, action_space: Any, std: float, seed: int) -> None:
         self._space, self._std = action_space, std
         self._generator = np.random.default_rng([seed, 1])
         self._push, self._num_left = np.zeros(action_space.shape), 0
+        self.is_pushing = False
 
     def __call__(self, action: np.ndarray) -> np.ndarray:  # [A] -> [A]
         if self._std == 0:
@@ -287,7 +294,8 @@ class Disturbance:
         if self._num_left == 0 and self._generator.random() < PUSH_RATE:
             self._push = self._std * (high - low) / 2 * self._generator.standard_normal(low.shape)
             self._num_left = PUSH_LENGTH
-        if self._num_left == 0:
+        self.is_pushing = self._num_left > 0
+        if not self.is_pushing:
             return action
         self._num_left -= 1
         return np.clip(action + self._push, low, high).astype(np.float32)

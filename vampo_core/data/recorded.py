@@ -5,13 +5,14 @@
     <root>/dataset.json              format, version, env, env_kwargs, action_noise, steps_after_success, seed, fps
     <root>/episodes/000000/video.mp4        T frames, H.264 in RGB, without loss
     <root>/episodes/000000/episode.safetensors
-        actions [T-1, A], states [T, S], privileged_states [T, P], all float32;
+        actions [T-1, A], states [T, S], privileged_states [T, P], and with action_noise is_pushed [T-1, 1],
+        all float32;
         header "vampo_core": JSON of episode_id, length (T), success, seed, instruction, fps, video_crc32,
         env
     <root>/latents/<name>/000000.safetensors
         latents [T, C, h, w], written by vampo_core.data.encode
 
-Frame t shows ``states[t]``; ``actions[t]``, and with ``action_noise`` some noise, leads from frame t to frame t+1. An
+Frame t shows ``states[t]``; ``actions[t]``, and where ``is_pushed[t]`` a push, leads from frame t to frame t+1. An
 episode folder appears under its name once it is whole. The same seed gives the same bytes.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -93,6 +95,13 @@ class RecordedEpisode:
     @property
     def states(self) -> Tensor:  # [T, S] float32
         return self._rows("states")
+
+    @property
+    def is_pushed(self) -> Tensor:  # [T] bool
+        with reading(self.dataset, self.episode_id), safe_open(self.folder / _ARRAYS, "pt") as file:
+            if "is_pushed" not in file.keys():  # noqa: SIM118 (it is no dict)
+                return torch.zeros(self.length, dtype=torch.bool)
+        return self._rows("is_pushed")[:, 0] > 0
 
     @property
     def privileged_states(self) -> Tensor:  # [T, P] float32
@@ -217,7 +226,7 @@ def write_episode(
     folder: Path,
     header: EpisodeHeader,
     frames: Iterable[np.ndarray],  # T of [H, W, 3] uint8
-    arrays: dict[str, np.ndarray],  # actions [T-1, A], states [T, S], privileged_states [T, P]
+    arrays: dict[str, np.ndarray],  # of T or T-1 rows, as above
 ) -> None:
     """Write an episode aside and rename it into place: it appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,10 @@ class VppEpisode:
     def states(self) -> Tensor:  # [T, S] float32; S = 0 where the annotation has none
         return self._rows("state", "states")
 
+    @property
+    def is_pushed(self) -> Tensor:  # [T] bool
+        return torch.zeros(self.length, dtype=torch.bool)
+
     def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
         indices = check_indices(indices, self.length)
         with reading(self.dataset, self.episode_id):

@@ -19,8 +19,8 @@ class ActionItem(TypedDict, total=False):
 
     latents: Tensor  # [C, h, w] float32, of frame t
     features: Tensor  # [F, D, h, w] float16, of frame t, where there is a cache
-    actions: Tensor  # [H, A] float32, of frames t to t + H - 1, the last one repeated past the end
-    valid: Tensor  # [H] bool, false past the end
+    actions: Tensor  # [H, A] float32, of frames t to t + H - 1, the last valid one repeated
+    valid: Tensor  # [H] bool, false past the end, and behind the first push: answers to what nobody foresees
     state: Tensor  # [S] float32, at frame t
     instruction: str
     clip_id: str
@@ -49,20 +49,20 @@ class ActionDataset(Dataset[ActionItem]):
     def __init__(self, episodes: Sequence[Episode], *, horizon: int, strict: bool = False) -> None:
         self.horizon = horizon
         self.cache: FeatureCache | None = None
-        self._tables: list[tuple[Episode, Tensor, Tensor]] = []  # actions [T, A] and states [T, S]
+        self._tables: list[tuple[Episode, Tensor, Tensor, Tensor]] = []  # actions [T, A], states [T, S], ends [T]
         skipped: list[Skipped] = []
 
         def read(episode: Episode) -> None:
             try:
                 episode.latents([0, episode.length - 1])
-                self._tables.append((episode, episode.actions, episode.states))
+                self._tables.append((episode, episode.actions, episode.states, _ends(episode)))
             except EpisodeError as error:
                 skipped.append(Skipped(episode.episode_id, reason_of(error)))
 
         for episode in episodes:
             read(episode)
         report_skipped(episodes[0].dataset, skipped, len(episodes), strict)
-        widths = {(actions.shape[1], states.shape[1]) for _, actions, states in self._tables}
+        widths = {(actions.shape[1], states.shape[1]) for _, actions, states, _ in self._tables}
         if len(widths) > 1 or next(iter(widths))[0] == 0:
             raise ValueError(
                 f"episodes have actions and states of widths {sorted(widths)}, expected one width of each and at "
@@ -70,24 +70,23 @@ class ActionDataset(Dataset[ActionItem]):
             )
         self.action_dim, self.state_dim = widths.pop()
         # the last frame shows where the last action has led: nothing is done there any more
-        self._frames = [(n, t) for n, (episode, _, _) in enumerate(self._tables) for t in range(episode.length - 1)]
+        self._frames = [(n, t) for n, (episode, *_) in enumerate(self._tables) for t in range(episode.length - 1)]
 
     @property
     def episodes(self) -> list[Episode]:
         """Those that can be read."""
-        return [episode for episode, _, _ in self._tables]
+        return [episode for episode, *_ in self._tables]
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def __getitem__(self, index: int) -> ActionItem:
         number, t = self._frames[index]
-        episode, actions, states = self._tables[number]
-        steps = torch.arange(t, t + self.horizon)
-        last = episode.length - 2
+        episode, actions, states, ends = self._tables[number]
+        steps, last = torch.arange(t, t + self.horizon), ends[t]
         item = ActionItem(
             latents=episode.latents([t])[0],
-            actions=actions[steps.clamp_max(last)],
+            actions=actions[steps.clamp(max=last)],
             valid=steps <= last,
             state=states[t],
             instruction=episode.instruction,
@@ -100,9 +99,17 @@ class ActionDataset(Dataset[ActionItem]):
 
     def ranges(self) -> Ranges:
         """Smallest and largest action and state."""
-        actions = torch.cat([rows[:-1] for _, rows, _ in self._tables])
-        states = torch.cat([rows[:-1] for _, _, rows in self._tables])
+        actions = torch.cat([rows[:-1] for _, rows, *_ in self._tables])
+        states = torch.cat([rows[:-1] for _, _, rows, _ in self._tables])
         return Ranges(*(torch.stack([x.amin(0), x.amax(0)]) for x in (actions, states)))
+
+
+def _ends(episode: Episode) -> Tensor:  # [T]
+    """The last action of a chunk that begins at each frame: the first one with a push, or the episode's last."""
+    is_last = episode.is_pushed.clone()
+    is_last[episode.length - 2 :] = True
+    places = torch.where(is_last, torch.arange(episode.length), episode.length)
+    return places.flip(0).cummin(0).values.flip(0).clamp(max=episode.length - 2)
 
 
 def action_loader(
