@@ -170,7 +170,7 @@ class OtherSettingsError(ValueError):
 def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     """Refuse a folder that holds something else, or a dataset with other settings."""
     is_dataset = (root / INFO).exists()
-    if root.exists() and not is_dataset and any(path.name != LOCK for path in root.iterdir()):
+    if root.exists() and not is_dataset and any(not path.name.startswith(".") for path in root.iterdir()):
         raise ValueError(f"root is {str(root)!r}, expected a recorded dataset, or an empty or new folder")
     if is_dataset and not overwrite:
         for key, found in (_BEFORE | read_info(root)).items():
