@@ -32,6 +32,8 @@ def test_round_trip(tmp_path, features):
     assert loaded.settings == policy.settings and not loaded.training
     state, expected = loaded.state_dict(), policy.state_dict()
     assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
+    assert loaded.fingerprint() == policy.fingerprint()
+    assert Policy.from_pretrained(tmp_path, dtype="bfloat16").fingerprint() != policy.fingerprint()
     actions = [p.predict([observe()], [TEXT], chunk_noise()) for p in (policy, loaded)]
     np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-3)  # convolutions round by where weights lie in memory
     assert actions[0].shape == (1, HORIZON, ACTION_DIM)
