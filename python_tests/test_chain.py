@@ -96,16 +96,23 @@ def test_a_change_makes_its_stage_and_what_follows_anew(finished, monkeypatch):
     assert made == [str(after.folders["vampo"]), str(after.folders["policy-vampo"])]
 
 
-def test_another_predictor_in_the_same_place_makes_all_stages_anew(finished, tmp_path, monkeypatch):
-    config, before = finished
-    made = []
+@pytest.fixture
+def stages(finished, monkeypatch):
+    """What the stages of chains depend on, four a chain; none is run, each is taken for that of the finished one."""
+    _, before = finished
+    noted = []
 
     def note(name, call, config, num_steps, depends_on):
-        made.append(repr(depends_on))
+        noted.append(repr(depends_on))
         return before.folders[name]
 
     monkeypatch.setattr(chain, "_stage", note)
     monkeypatch.setattr(api, "evaluate_policy", lambda *_, **__: before.closed_loop["base"])
+    return noted
+
+
+def test_another_predictor_in_the_same_place_makes_all_stages_anew(finished, tmp_path, stages):
+    config, before = finished
     checkpoint = before.folders["vampo"] / "checkpoints" / "latest"
     for folder, gain in (("one", 1), ("moved", 1), ("moved", 2)):
         predictor = VideoPredictor.from_pretrained(checkpoint)
@@ -113,7 +120,7 @@ def test_another_predictor_in_the_same_place_makes_all_stages_anew(finished, tmp
             predictor.unet.conv_in.weight.mul_(gain)
         predictor.save_pretrained(tmp_path / folder)
         chain.run_chain(load_config(config, f"model.pretrained={tmp_path / folder}"))
-    one, moved, changed = made[:4], made[4:8], made[8:]
+    one, moved, changed = stages[:4], stages[4:8], stages[8:]
     assert one == moved, "where a predictor lies is nothing to a stage"
     # policies on VAMPO's features see the checkpoint of the finished run in each of them
     assert [a != b for a, b in zip(moved, changed, strict=True)] == [True, True, False, True]
@@ -140,17 +147,9 @@ def test_wrong_settings_are_told_before_anything_is_done(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_other_data_under_a_given_predictor_is_another_chain(finished, monkeypatch):
+def test_other_data_under_a_given_predictor_is_another_chain(finished, stages):
     config, before = finished
     given = load_config(config, f"model.pretrained={before.folders['vampo'] / 'checkpoints' / 'latest'}")
-    made = []
-
-    def note(name, call, config, num_steps, depends_on):
-        made.append(repr(depends_on))
-        return before.folders[name]
-
-    monkeypatch.setattr(chain, "_stage", note)
-    monkeypatch.setattr(api, "evaluate_policy", lambda *_, **__: before.closed_loop["base"])
     chain.run_chain(given)
     chain.run_chain(load_config(given, "data.held_out_fraction=0.5"))
-    assert len(made) == 8 and not set(made[:4]) & set(made[4:])
+    assert len(stages) == 8 and not set(stages[:4]) & set(stages[4:])

@@ -154,44 +154,45 @@ def test_a_worker_that_dies_in_the_middle_of_a_message_is_replaced():
         pool.close()
 
 
-def test_a_worker_that_hangs_is_noticed_while_others_reply(monkeypatch):
-    pool = workers.Workers(2, 2, {"hang": True})
-    try:
-        for slot in (0, 1):
-            pool.send(slot, workers.Reset(LINE, seed=slot))
-        for _ in range(2):
-            pool.receive(every=True)
-            pool.send(0, workers.Step(None))
-        pool.receive(every=True)
-        monkeypatch.setattr(workers, "MAX_SILENCE_S", 5.0)
-        pool.send(0, workers.Step(None))
-        replies, deadline = {}, time.monotonic() + 60
-        while 0 not in replies and time.monotonic() < deadline:
-            pool.send(1, workers.Reset(LINE, seed=1))
-            replies = pool.receive(every=False)
-            time.sleep(0.01)
-        assert replies[0] == workers.Lost("it hung: no reply in 5 s")
-    finally:
-        pool.close()
+@pytest.fixture
+def hanging(monkeypatch):
+    """Make workers with two slots, of which slot 0 hangs, silent for longer than they may be."""
+    made = []
 
-
-def test_a_worker_that_hangs_is_replaced(monkeypatch):
-    pool = workers.Workers(1, 2, {"hang": True})
-    try:
+    def hanging(num_workers, max_silence_s):
+        pool = workers.Workers(num_workers, 2, {"hang": True})
+        made.append(pool)
         for slot in (0, 1):
             pool.send(slot, workers.Reset(LINE, seed=slot))
         assert all(isinstance(reply, workers.Reply) for reply in pool.receive(every=True).values())
         for _ in range(2):
             pool.send(0, workers.Step(None))
             assert isinstance(pool.receive(every=True)[0], workers.Reply)
-        monkeypatch.setattr(workers, "MAX_SILENCE_S", 1.0)
+        monkeypatch.setattr(workers, "MAX_SILENCE_S", max_silence_s)
         pool.send(0, workers.Step(None))
-        assert pool.receive(every=True) == dict.fromkeys((0, 1), workers.Lost("it hung: no reply in 1 s"))
-        monkeypatch.undo()
-        pool.send(1, workers.Reset(LINE, seed=1))
-        assert isinstance(pool.receive(every=True)[1], workers.Reply)
-    finally:
+        return pool
+
+    yield hanging
+    for pool in made:
         pool.close()
+
+
+def test_a_worker_that_hangs_is_noticed_while_others_reply(hanging):
+    pool = hanging(2, 5.0)
+    replies, deadline = {}, time.monotonic() + 60
+    while 0 not in replies and time.monotonic() < deadline:
+        pool.send(1, workers.Reset(LINE, seed=1))
+        replies = pool.receive(every=False)
+        time.sleep(0.01)
+    assert replies[0] == workers.Lost("it hung: no reply in 5 s")
+
+
+def test_a_worker_that_hangs_is_replaced(hanging, monkeypatch):
+    pool = hanging(1, 1.0)
+    assert pool.receive(every=True) == dict.fromkeys((0, 1), workers.Lost("it hung: no reply in 1 s"))
+    monkeypatch.undo()
+    pool.send(1, workers.Reset(LINE, seed=1))
+    assert isinstance(pool.receive(every=True)[1], workers.Reply)
 
 
 def test_resumes_after_the_episodes_that_are_there(tmp_path):

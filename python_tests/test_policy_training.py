@@ -208,23 +208,35 @@ def test_the_command(tmp_path, capsys):
         settings, "policy.features=latents", f"policy.predictor={source}", f"run.dir={tmp_path}/runs/control"
     )
     assert Policy.from_pretrained(control.checkpoint).settings.feature_size[0] == 1
+
+
+def test_runs_of_another_kind_are_refused_before_anything_is_deleted(tmp_path, capsys):
+    tiny_run.write_dataset(tmp_path / "data")
+    settings = tiny_run.settings(tmp_path, "policy.num_steps=1", "policy.width=16", "policy.num_attention_heads=2")
+    settings.save(tmp_path / "tiny.yaml")
+    predictor = tmp_path / "runs" / "predictor"
+    vampo_core.pretrain(settings, f"run.dir={predictor}")
     run = settings.run.dir
+    source = (
+        find_checkpoint(vampo_core.train_policy(settings, f"policy.predictor={predictor}").checkpoint) / "predictor"
+    )
     for call in (vampo_core.train, vampo_core.pretrain):
         with pytest.raises(ConfigError, match="holds the run of a policy: choose another folder"):
             call(settings, "run.overwrite=true")
-    predictor = next(path for path in (tmp_path / "runs").glob("base-*"))
     with pytest.raises(ConfigError, match="holds the run of a predictor: choose another folder"):
         vampo_core.train_policy(settings, f"run.dir={predictor}", "run.overwrite=true")
+    named = f"policy.predictor={source}"
     with pytest.raises(ConfigError, match=r"run.overwrite is True with policy.predictor = .* in run.dir"):
-        vampo_core.train_policy(settings, f"policy.predictor={source}", "run.overwrite=true")
+        vampo_core.train_policy(settings, named, "run.overwrite=true")
     with pytest.raises(ConfigError, match=r"policy.width is 32, expected 16 .* start a new one in another run.dir"):
-        vampo_core.train_policy(settings, "policy.width=32", resume_from=run)
-    arguments = ["--config", str(tmp_path / "tiny.yaml"), "--checkpoint", str(predictor), "--against", run]
+        vampo_core.train_policy(settings, f"policy.predictor={predictor}", "policy.width=32", resume_from=run)
+    config = ["--config", str(tmp_path / "tiny.yaml"), "data.env=pusht"]
     capsys.readouterr()
-    assert cli.main(["evaluate", *arguments]) != 0
+    assert cli.main(["evaluate", *config, "--checkpoint", str(predictor), "--against", run]) != 0
     assert "holds a policy, expected a predictor, such as" in capsys.readouterr().err
-    assert cli.main(["policy", "eval", "data.env=pusht", *arguments[:3], run, "--against", str(predictor)]) != 0
+    assert cli.main(["policy", "eval", *config, "--checkpoint", run, "--against", str(predictor)]) != 0
     assert "has no policy.json, expected a policy" in capsys.readouterr().err
+    assert source.is_dir() and find_checkpoint(predictor).is_dir()
 
 
 def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tmp_path):

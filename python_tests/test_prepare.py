@@ -13,7 +13,7 @@ from vpp_files import make_episode
 import vampo_core
 from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
-from vampo_core.data import EpisodeError, encode
+from vampo_core.data import EpisodeError, encode, record
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.codec import LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.folder import load_codec
@@ -184,7 +184,7 @@ def test_episodes_recorded_later_change_nothing_for_an_earlier_run(tmp_path, mon
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.resolution=48", "data.resolution is 48, but '.*' was recorded with 32: choose another data.root"),
+        ("data.resolution=48", "data.resolution is 48, but '.*' was recorded with {'image_size': 32}: choose another"),
         ("data.steps_after_success=2", "data.steps_after_success is 2, but '.*' was recorded with 0"),
         ("data.env=pusht", "data.env is 'pusht', but '.*' was recorded with 'simulators:line'"),
     ],
@@ -194,6 +194,14 @@ def test_a_folder_recorded_with_other_settings_names_them_as_the_configuration_d
     open_dataset(config)
     with pytest.raises(ConfigError, match=message):
         open_dataset(load_config(config, override))
+
+
+def test_a_folder_recorded_with_another_seed_names_no_setting_that_there_is_not(tmp_path):
+    config = tiny.settings(tmp_path, "data.env=simulators:line", "data.num_episodes=2")
+    kwargs = {"image_size": tiny.SIZE}
+    record("simulators:line", tmp_path / "data", num_episodes=2, seed=5, env_kwargs=kwargs, progress=False)
+    with pytest.raises(ValueError, match="^seed is 0, but the dataset at .* was recorded with 5"):
+        open_dataset(config)
 
 
 def test_videos_are_encoded_on_the_device_of_the_process(tmp_path, monkeypatch):

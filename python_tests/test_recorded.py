@@ -17,6 +17,7 @@ from vampo_core.data import EpisodeError, RecordedDataset, record
 from vampo_core.data.record import PUSH_LENGTH, PUSH_RATE, Disturbance
 from vampo_core.data.recorded import EpisodeHeader, episode_folder, is_whole, write_episode
 from vampo_core.data.video import count_frames, read_frames, write_video
+from vampo_core.files import locked
 
 pytest.importorskip("gym_pusht", reason="recording tests need `pip install vampo_core[pusht]`")
 
@@ -179,22 +180,24 @@ def _group_is_alive(group):
     return any(pgid == str(group) and not state.startswith("Z") for pgid, state in processes)
 
 
-def test_processes_that_record_at_once_take_turns(tmp_path):
-    """And none removes as a leftover what another one is writing."""
+def test_recording_waits_for_another_process_and_leaves_it_what_it_is_writing(tmp_path):
     script = (
         "from vampo_core.data import record\n"
-        f"record('pusht', {str(tmp_path / 'shared')!r}, num_episodes=6, env_kwargs={SHORT!r}, progress=False)\n"
+        f"record('pusht', {str(tmp_path / 'shared')!r}, num_episodes=3, env_kwargs={SHORT!r}, progress=False)\n"
     )
     path = os.pathsep.join(p for p in sys.path if p)
-    command = [sys.executable, "-c", script]
-    together = [
-        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    waited = [process.communicate()[0] for process in together]
-    assert [process.returncode for process in together] == [0, 0, 0]
-    assert any("waiting for another process" in out for out in waited)
-    record_short(tmp_path / "alone", 6)
+    record_short(tmp_path / "shared", 1)
+    half_written = tmp_path / "shared" / "episodes" / ".000001.0123456789ab.tmp"
+    with locked(tmp_path / "shared"):
+        half_written.mkdir()
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == f"{tmp_path / 'shared'}: waiting for another process that writes there\n"
+        assert half_written.exists() and process.poll() is None
+        record_short(tmp_path / "alone", 3)
+        half_written.rmdir()
+    assert process.wait() == 0
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 

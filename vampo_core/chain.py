@@ -73,15 +73,18 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     started = replace(config, model=replace(config.model, pretrained=str(base)))
     sections = {name: settings[name] for name in ("grpo", "sampler", "reward", "optim", "model")}
     sections["model"]["pretrained"] = None  # what lies there counts, not where
-    depends_on: list[object] = [load_predictor(config, base).fingerprint(), sections, common]
+    content = load_predictor(config, base).fingerprint()
+    contents = {"base": content, CONTROL: content}
+    depends_on: list[object] = [content, sections, common]
     folders = {"vampo": _stage("vampo", api.train, started, config.grpo.num_iterations, depends_on)}
     seen = {"base": base, "vampo": (folders["vampo"] / "checkpoints" / "best").resolve(), CONTROL: base}
+    contents["vampo"] = load_predictor(config, seen["vampo"]).fingerprint()
     best_iteration = step_of(seen["vampo"])
     if best_iteration == 0:
         print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
     for name, features in POLICIES.items():
         policy = replace(config.policy, predictor=str(seen[name]), features=features)
-        depends_on = [load_predictor(config, seen[name]).fingerprint(), asdict(replace(policy, predictor=None)), common]
+        depends_on = [contents[name], asdict(replace(policy, predictor=None)), common]
         stage = f"policy-{name}"
         folders[stage] = _stage(stage, api.train_policy, replace(config, policy=policy), policy.num_steps, depends_on)
     closed_loop = {}

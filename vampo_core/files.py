@@ -98,7 +98,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         if not is_held(error):
             raise
-        print(f"{folder}: waiting for another process that writes there")
+        print(f"{folder}: waiting for another process that writes there", flush=True)
         descriptor = lock(folder, wait=True)
     try:
         yield

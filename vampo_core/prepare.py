@@ -263,9 +263,10 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
             )
         except OtherSettingsError as error:
             key = "resolution" if error.name == "env_kwargs" else error.name
-            found = error.found.get("image_size") if isinstance(error.found, dict) else error.found
+            if not hasattr(data, key):  # nothing that a configuration says
+                raise
             raise ConfigError(
-                f"data.{key} is {getattr(data, key, None)!r}, but {str(folder)!r} was recorded with {found!r}: choose "
+                f"data.{key} is {getattr(data, key)!r}, but {str(folder)!r} was recorded with {error.found!r}: choose "
                 "another data.root, or delete that folder"
             ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run

@@ -180,14 +180,14 @@ def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
 
 def _begin(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     """Make a dataset without episodes, or continue the one that is there; the folder is locked."""
-    if not overwrite:
-        _check_root(root, info, overwrite)  # another process may have begun one since
-    else:
+    if overwrite:
         for path in sorted(root.iterdir(), key=lambda path: path.name == INFO):  # last what says that it is a dataset
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
+    else:
+        _check_root(root, info, overwrite)  # another process may have begun one since
     if not (root / INFO).exists():
         write_text(root / INFO, json.dumps(info, indent=2) + "\n")
     (root / "episodes").mkdir(exist_ok=True)

@@ -101,7 +101,7 @@ class RecordedEpisode:
         with reading(self.dataset, self.episode_id), safe_open(self.folder / _ARRAYS, "pt") as file:
             if "is_pushed" not in file.keys():  # noqa: SIM118 (it is no dict)
                 return torch.zeros(self.length, dtype=torch.bool)
-        return self._rows("is_pushed")[:, 0] > 0
+            return per_frame(file.get_tensor("is_pushed"), self.length, "is_pushed")[:, 0] > 0
 
     @property
     def privileged_states(self) -> Tensor:  # [T, P] float32
