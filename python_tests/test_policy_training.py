@@ -217,9 +217,7 @@ def test_runs_of_another_kind_are_refused_before_anything_is_deleted(tmp_path, c
     predictor = tmp_path / "runs" / "predictor"
     vampo_core.pretrain(settings, f"run.dir={predictor}")
     run = settings.run.dir
-    source = (
-        find_checkpoint(vampo_core.train_policy(settings, f"policy.predictor={predictor}").checkpoint) / "predictor"
-    )
+    source = vampo_core.train_policy(settings, f"policy.predictor={predictor}").checkpoint / "predictor"
     for call in (vampo_core.train, vampo_core.pretrain):
         with pytest.raises(ConfigError, match="holds the run of a policy: choose another folder"):
             call(settings, "run.overwrite=true")

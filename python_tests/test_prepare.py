@@ -200,7 +200,7 @@ def test_a_folder_recorded_with_another_seed_names_no_setting_that_there_is_not(
     config = tiny.settings(tmp_path, "data.env=simulators:line", "data.num_episodes=2")
     kwargs = {"image_size": tiny.SIZE}
     record("simulators:line", tmp_path / "data", num_episodes=2, seed=5, env_kwargs=kwargs, progress=False)
-    with pytest.raises(ValueError, match="^seed is 0, but the dataset at .* was recorded with 5"):
+    with pytest.raises(ValueError, match=r"^seed is 0, but the dataset at .* was recorded with 5"):
         open_dataset(config)
 
 

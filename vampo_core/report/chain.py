@@ -76,11 +76,14 @@ def _video(result: ChainResult) -> str:
         for name, title in _VIDEO.items()
     ]  # fmt: skip
     episodes = len(set(result.vampo.episode_ids))
-    which = f"iteration {result.best_iteration}" if result.best_iteration else "the base itself"
-    note = (
-        f"{result.vampo.num_clips} clips of {episodes} held-out episodes, both predictors from the same noise. VAMPO "
-        f"is its best checkpoint, {which}, chosen by reward on these very clips: on others expect a little less."
-    )
+    note = f"{result.vampo.num_clips} clips of {episodes} held-out episodes, both predictors from the same noise. "
+    if result.best_iteration == 0:
+        note += "VAMPO's best checkpoint is the base itself."
+    else:
+        note += (
+            f"VAMPO is its best checkpoint, iteration {result.best_iteration}, chosen by reward on these very clips: on "
+            "others expect a little less."
+        )
     return table(["", "Base", "VAMPO", "Difference, paired"], rows, note)
 
 
