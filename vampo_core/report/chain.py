@@ -81,8 +81,8 @@ def _video(result: ChainResult) -> str:
         note += "VAMPO's best checkpoint is the base itself."
     else:
         note += (
-            f"VAMPO is its best checkpoint, iteration {result.best_iteration}, chosen by reward on these very clips: on "
-            "others expect a little less."
+            f"VAMPO is its best checkpoint, iteration {result.best_iteration}, chosen by reward on these very clips: "
+            "on others expect a little less."
         )
     return table(["", "Base", "VAMPO", "Difference, paired"], rows, note)
 
