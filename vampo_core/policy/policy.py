@@ -101,7 +101,8 @@ class Policy(nn.Module):
             loaded = {f"{PREDICTOR}.{name}": x for name, x in predictor.state_dict().items()}
             policy.load_state_dict(load_file(path / _WEIGHTS) | loaded, strict=True)
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{path / _WEIGHTS} cannot be loaded: {str(error).splitlines()[0]}") from error
+            reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # the second line names weights
+            raise ValueError(f"{path / _WEIGHTS} cannot be loaded: {reason}") from error
         return policy.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
