@@ -56,6 +56,12 @@ def test_place_within_a_frame_counts():
     assert not torch.allclose(make_former()(features), make_former()(features.flip(3)), atol=1e-4)
 
 
+def test_features_are_normalized_without_a_gradient_of_their_own():
+    former, features = make_former(), torch.randn(1, 3, 5, 4, 2)
+    torch.testing.assert_close(former(2 * features + 3), former(features), rtol=0, atol=1e-3)
+    assert not former.embed[0](features.flatten(3).mT).requires_grad
+
+
 def test_features_of_another_size():
     with pytest.raises(ValueError, match=r"features has shape \(1, 3, 5, 4, 4\), expected \[B, \*\[3, 5, 4, 2\]\]"):
         make_former()(torch.randn(1, 3, 5, 4, 4))

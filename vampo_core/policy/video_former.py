@@ -24,7 +24,7 @@ class VideoFormer(nn.Module):
         super().__init__()
         num_frames, channels, height, columns = feature_size
         self.feature_size = tuple(feature_size)
-        # scale and shift are the linear layer's own; without them frozen features take no gradient
+        # scale and shift would be the linear layer's again, and cost a gradient of what it is given, frozen or not
         self.embed = nn.Sequential(nn.LayerNorm(channels, elementwise_affine=False), nn.Linear(channels, width))
         self.queries = nn.Parameter(0.02 * torch.randn(num_frames, num_queries, width))
         position = get_2d_sincos_pos_embed(width, (height, columns), output_type="pt")
