@@ -47,10 +47,8 @@ void latent_reward(
     void* reward, void* l1, void* cosine);
 }  // namespace cpu
 
-// The CUDA kernels run on `stream` of the current device. `scratch` holds one float per tile and statistic, see
-// cuda/tiles.h: reductions are finished from it in a fixed order.
+// The CUDA kernels run on `stream` of the current device. `scratch` holds scratch_floats(), see cuda/grid.h.
 namespace cuda {
-int64_t scratch_floats(const Shape& shape, int statistics);
 void hybrid_euler_step(const Step& step, void* prev_sample, void* stream);
 void hybrid_euler_step_stochastic(
     const Step& step, const Noise& noise, void* prev_sample, void* log_prob, float* scratch, void* stream);

@@ -7,6 +7,7 @@
 #include "stable.h"
 
 #ifdef VAMPO_WITH_CUDA
+#include "cuda/grid.h"
 #include "cuda/launch.h"
 #endif
 

@@ -3,12 +3,12 @@
 namespace vampo::cuda {
 namespace {
 
-template <typename M, bool kAligned>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(Policy<M> policy, unsigned tiles, const float* prev_sample, float* scratch) {
-  __shared__ float warps[1][kGroup][kWarps];
-  BlockSums<1> squares{warps};
-  const Share share = share_of(policy.shape, tiles);
+template <typename M, bool kAligned, int kBlock>
+__global__ void __launch_bounds__(kBlock)
+    forward_kernel(Policy<M> policy, unsigned tiles, const float* prev_sample, LogProb log_prob, float* scratch) {
+  __shared__ float warps[1][kBlock / 32][kGroup];
+  BlockSums<1, kBlock> squares{warps};
+  const Share share = share_of<kBlock>(policy.shape, tiles);
   const Shape& shape = policy.shape;
   float mean[4];
   policy.template mean<kAligned>(mean, share);
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
         squares.add(0, start + k, sum);
       }
     }
-    squares.flush(scratch, shape, share, tiles, first, count);
+    squares.flush(log_prob, scratch, shape, share, tiles, first, count);
   }
 }
 
@@ -80,20 +80,21 @@ void gaussian_log_prob(
     const Step& step, const void* prev_sample, bool mean, void* log_prob, float* scratch, void* stream) {
   const cudaStream_t cuda_stream = static_cast<cudaStream_t>(stream);
   const Shape& shape = step.shape;
-  const unsigned tiles = static_cast<unsigned>(tiles_per_frame(shape));
   const float* actions = static_cast<const float*>(prev_sample);
+  const double elements = mean ? 1.0 : static_cast<double>(shape.frame_size);
+  const LogProb results{
+      -0.5 * elements / (step.sigma_up * step.sigma_up * static_cast<double>(shape.frame_size)),
+      log_normalizer(step.sigma_up) * elements, static_cast<float*>(log_prob)};
   dispatch_output(step, [&](auto output) {
     using M = decltype(output);
     const Policy<M> policy(step);
     const bool wide = policy.is_aligned() && aligned(actions, shape);
-    const auto kernel = wide ? forward_kernel<M, true> : forward_kernel<M, false>;
-    kernel<<<num_blocks(shape), kThreads, 0, cuda_stream>>>(policy, tiles, actions, scratch);
-    check_launch();
+    sum_over_frames<1>(shape, results, scratch, cuda_stream, [&](unsigned blocks, unsigned tiles, auto block) {
+      constexpr int kBlock = decltype(block)::value;
+      const auto kernel = wide ? forward_kernel<M, true, kBlock> : forward_kernel<M, false, kBlock>;
+      kernel<<<blocks, kBlock, 0, cuda_stream>>>(policy, tiles, actions, results, scratch);
+    });
   });
-  const double elements = mean ? 1.0 : static_cast<double>(shape.frame_size);
-  finish_log_prob(
-      scratch, shape, -0.5 * elements / (step.sigma_up * step.sigma_up * static_cast<double>(shape.frame_size)),
-      log_normalizer(step.sigma_up) * elements, static_cast<float*>(log_prob), cuda_stream);
 }
 
 void gaussian_log_prob_backward(

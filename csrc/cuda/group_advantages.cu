@@ -19,12 +19,10 @@ void group_advantages(
     const Shape& shape, DType dtype, const void* rewards, double eps, double clip, bool normalize_std, void* advantages,
     void* stream) {
   if (dtype != DType::kFloat) throw std::runtime_error("vampo_core: CUDA kernels take float32 rewards");
-  const int64_t rows = shape.clips * shape.frames;
-  if (rows > std::numeric_limits<int>::max()) throw std::runtime_error("vampo_core: tensor too large for one launch");
-  const unsigned blocks = static_cast<unsigned>((rows + kThreads - 1) / kThreads);
+  const unsigned rows = one_launch(shape.clips * shape.frames);
+  const unsigned blocks = (rows + kThreads - 1) / kThreads;
   advantages_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      shape, static_cast<unsigned>(rows), static_cast<const float*>(rewards), eps, clip, normalize_std,
-      static_cast<float*>(advantages));
+      shape, rows, static_cast<const float*>(rewards), eps, clip, normalize_std, static_cast<float*>(advantages));
   check_launch();
 }
 

@@ -11,13 +11,13 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Policy<M> policy, unsign
   store<kAligned>(prev_sample + share.row * policy.shape.frame_size + share.begin, mean, share.valid);
 }
 
-template <typename M, bool kAligned, bool kPhilox>
-__global__ void __launch_bounds__(kThreads) draw_kernel(
+template <typename M, bool kAligned, bool kPhilox, int kBlock>
+__global__ void __launch_bounds__(kBlock) draw_kernel(
     Policy<M> policy, unsigned tiles, const float* noise, uint64_t seed, uint32_t first_clip, float sigma,
-    float* prev_sample, float* scratch) {
-  __shared__ float warps[1][kGroup][kWarps];
-  BlockSums<1> squares{warps};
-  const Share share = share_of(policy.shape, tiles);
+    float* prev_sample, LogProb log_prob, float* scratch) {
+  __shared__ float warps[1][kBlock / 32][kGroup];
+  BlockSums<1, kBlock> squares{warps};
+  const Share share = share_of<kBlock>(policy.shape, tiles);
   const Shape& shape = policy.shape;
   float mean[4];
   policy.template mean<kAligned>(mean, share);
@@ -53,20 +53,24 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(
         squares.add(0, start + k, sum);
       }
     }
-    squares.flush(scratch, shape, share, tiles, first, count);
+    squares.flush(log_prob, scratch, shape, share, tiles, first, count);
   }
 }
 
 template <typename M, bool kAligned>
 void draw(
-    const Policy<M>& policy, const Step& step, const Noise& noise, float* prev_sample, float* scratch,
+    const Policy<M>& policy, const Step& step, const Noise& noise, float* prev_sample, void* log_prob, float* scratch,
     cudaStream_t stream) {
-  const unsigned tiles = static_cast<unsigned>(tiles_per_frame(step.shape));
-  const auto kernel = noise.given ? draw_kernel<M, kAligned, false> : draw_kernel<M, kAligned, true>;
-  kernel<<<num_blocks(step.shape), kThreads, 0, stream>>>(
-      policy, tiles, static_cast<const float*>(noise.given), noise.seed, noise.first_clip,
-      static_cast<float>(step.sigma_up), prev_sample, scratch);
-  check_launch();
+  const Shape& shape = step.shape;
+  const LogProb results{
+      -0.5 / static_cast<double>(shape.frame_size), log_normalizer(step.sigma_up), static_cast<float*>(log_prob)};
+  sum_over_frames<1>(shape, results, scratch, stream, [&](unsigned blocks, unsigned tiles, auto block) {
+    constexpr int kBlock = decltype(block)::value;
+    const auto kernel = noise.given ? draw_kernel<M, kAligned, false, kBlock> : draw_kernel<M, kAligned, true, kBlock>;
+    kernel<<<blocks, kBlock, 0, stream>>>(
+        policy, tiles, static_cast<const float*>(noise.given), noise.seed, noise.first_clip,
+        static_cast<float>(step.sigma_up), prev_sample, results, scratch);
+  });
 }
 
 }  // namespace
@@ -95,14 +99,11 @@ void hybrid_euler_step_stochastic(
     const bool wide =
         policy.is_aligned() && aligned(out, shape) && aligned(static_cast<const float*>(noise.given), shape);
     if (wide) {
-      draw<M, true>(policy, step, noise, out, scratch, cuda_stream);
+      draw<M, true>(policy, step, noise, out, log_prob, scratch, cuda_stream);
     } else {
-      draw<M, false>(policy, step, noise, out, scratch, cuda_stream);
+      draw<M, false>(policy, step, noise, out, log_prob, scratch, cuda_stream);
     }
   });
-  finish_log_prob(
-      scratch, shape, -0.5 / static_cast<double>(shape.frame_size), log_normalizer(step.sigma_up),
-      static_cast<float*>(log_prob), cuda_stream);
 }
 
 }  // namespace vampo::cuda

@@ -5,12 +5,24 @@ namespace {
 
 enum Statistic { kDistance, kProduct, kPredSquares, kTargetSquares, kNumStatistics };
 
-template <bool kAligned>
-__global__ void __launch_bounds__(kThreads)
-    sums_kernel(Shape shape, unsigned tiles, const float* pred, const float* target, float* scratch) {
-  __shared__ float warps[kNumStatistics][kGroup][kWarps];
-  BlockSums<kNumStatistics> sums{warps};
-  const Share share = share_of(shape, tiles);
+struct Reward {
+  double frame_size, l1_weight, cosine_weight;
+  float *reward, *l1, *cosine;
+  __device__ __forceinline__ void write(int64_t row, const double (&sums)[kNumStatistics]) const {
+    const double distance = sums[kDistance] / frame_size;
+    const double similarity = cosine_similarity(sums[kProduct], sums[kPredSquares], sums[kTargetSquares]);
+    l1[row] = static_cast<float>(distance);
+    cosine[row] = static_cast<float>(similarity);
+    reward[row] = static_cast<float>(cosine_weight * similarity - l1_weight * distance);
+  }
+};
+
+template <bool kAligned, int kBlock>
+__global__ void __launch_bounds__(kBlock)
+    sums_kernel(Shape shape, unsigned tiles, const float* pred, const float* target, Reward reward, float* scratch) {
+  __shared__ float warps[kNumStatistics][kBlock / 32][kGroup];
+  BlockSums<kNumStatistics, kBlock> sums{warps};
+  const Share share = share_of<kBlock>(shape, tiles);
   float expert[4];
   load<kAligned>(expert, target + share.row * shape.frame_size + share.begin, share.valid);
   float target_squares = 0.0f;
@@ -43,25 +55,8 @@ __global__ void __launch_bounds__(kThreads)
         sums.put(kTargetSquares, start + k, target_squares);
       }
     }
-    sums.flush(scratch, shape, share, tiles, first, count);
+    sums.flush(reward, scratch, shape, share, tiles, first, count);
   }
-}
-
-__global__ void __launch_bounds__(kThreads) finish_reward(
-    Shape shape, const float* scratch, unsigned tiles, double l1_weight, double cosine_weight, float* reward, float* l1,
-    float* cosine) {
-  const int64_t rows = shape.clips * shape.generations * shape.frames;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= rows) return;  // whole warps leave together
-  double sums[kNumStatistics];
-#pragma unroll
-  for (int s = 0; s < kNumStatistics; ++s) sums[s] = tile_sum(scratch + (s * rows + row) * tiles, tiles);
-  if (threadIdx.x % 32 != 0) return;
-  const double distance = sums[kDistance] / static_cast<double>(shape.frame_size);
-  const double similarity = cosine_similarity(sums[kProduct], sums[kPredSquares], sums[kTargetSquares]);
-  l1[row] = static_cast<float>(distance);
-  cosine[row] = static_cast<float>(similarity);
-  reward[row] = static_cast<float>(cosine_weight * similarity - l1_weight * distance);
 }
 
 }  // namespace
@@ -71,16 +66,22 @@ void latent_reward(
     void* reward, void* l1, void* cosine, float* scratch, void* stream) {
   if (dtype != DType::kFloat) throw std::runtime_error("vampo_core: CUDA kernels take float32 latents");
   const cudaStream_t cuda_stream = static_cast<cudaStream_t>(stream);
-  const unsigned tiles = static_cast<unsigned>(tiles_per_frame(shape));
   const float* p = static_cast<const float*>(pred);
   const float* t = static_cast<const float*>(target);
-  const auto kernel = aligned(p, shape) && aligned(t, shape) ? sums_kernel<true> : sums_kernel<false>;
-  kernel<<<num_blocks(shape), kThreads, 0, cuda_stream>>>(shape, tiles, p, t, scratch);
-  check_launch();
-  finish_reward<<<blocks_of_rows(shape), kThreads, 0, cuda_stream>>>(
-      shape, scratch, tiles, l1_weight, cosine_weight, static_cast<float*>(reward), static_cast<float*>(l1),
-      static_cast<float*>(cosine));
-  check_launch();
+  const Reward results{
+      static_cast<double>(shape.frame_size),
+      l1_weight,
+      cosine_weight,
+      static_cast<float*>(reward),
+      static_cast<float*>(l1),
+      static_cast<float*>(cosine)};
+  const bool wide = aligned(p, shape) && aligned(t, shape);
+  sum_over_frames<kNumStatistics>(
+      shape, results, scratch, cuda_stream, [&](unsigned blocks, unsigned tiles, auto block) {
+        constexpr int kBlock = decltype(block)::value;
+        const auto kernel = wide ? sums_kernel<true, kBlock> : sums_kernel<false, kBlock>;
+        kernel<<<blocks, kBlock, 0, cuda_stream>>>(shape, tiles, p, t, results, scratch);
+      });
 }
 
 }  // namespace vampo::cuda

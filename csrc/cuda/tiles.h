@@ -1,39 +1,25 @@
 // Building blocks of the CUDA kernels.
 //
-// A block works on one tile: kTile neighbouring elements of one frame of one clip, four per thread, for all
-// generations. What a tile reads of the clip (sample, model outputs, target) stays in registers while the generations
-// pass by. Sums over a frame are left as one float per tile in scratch memory and finished by a second, tiny kernel in
-// a fixed order, so results do not depend on scheduling.
+// A block works on one tile: neighbouring elements of one frame of one clip, four per thread, for all generations. What
+// a tile reads of the clip (sample, model outputs, target) stays in registers while the generations pass by. Sums over
+// a frame are made in a fixed order, so results do not depend on scheduling: by the block itself where its tile is the
+// whole frame, else from one float per tile in scratch memory by a second, tiny kernel.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <limits>
-#include <stdexcept>
+#include <type_traits>
 
 #include "../formulas.h"
-#include "../kernels.h"
+#include "grid.h"
 #include "launch.h"
 
 namespace vampo::cuda {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kTile = 4 * kThreads;
 constexpr int kUnroll = 4;  // generations whose loads are in flight together
 constexpr int kGroup = 32;  // generations whose sums fit in shared memory; a multiple of kUnroll
-
-inline int64_t tiles_per_frame(const Shape& shape) {
-  return (shape.frame_size + kTile - 1) / kTile;
-}
-
-inline unsigned num_blocks(const Shape& shape) {
-  const int64_t blocks = shape.clips * shape.frames * tiles_per_frame(shape);
-  if (blocks > std::numeric_limits<int>::max()) throw std::runtime_error("vampo_core: tensor too large for one launch");
-  return static_cast<unsigned>(blocks);
-}
 
 // Whether four neighbouring elements can be moved at once wherever a thread's share begins.
 template <typename T>
@@ -49,6 +35,7 @@ struct Share {
   int valid;                 // how many of the four elements exist
 };
 
+template <int kBlock = kThreads>
 __device__ __forceinline__ Share share_of(const Shape& shape, unsigned tiles) {
   Share share;
   const unsigned row = blockIdx.x / tiles;
@@ -56,7 +43,7 @@ __device__ __forceinline__ Share share_of(const Shape& shape, unsigned tiles) {
   share.tile = blockIdx.x - row * tiles;
   share.clip = row / static_cast<unsigned>(shape.frames);
   share.frame = share.row - share.clip * shape.frames;
-  share.begin = share.tile * kTile + threadIdx.x * 4;
+  share.begin = share.tile * (4 * kBlock) + threadIdx.x * 4;
   const int64_t left = shape.frame_size - share.begin;
   share.valid = left <= 0 ? 0 : left < 4 ? static_cast<int>(left) : 4;
   return share;
@@ -176,55 +163,94 @@ __device__ __forceinline__ float warp_sum(float value) {
 }
 
 // Sums over the block, one for each of up to kGroup generations and kStatistics statistics, in a fixed order.
-template <int kStatistics>
+template <int kStatistics, int kBlock>
 struct BlockSums {
-  float (*warps)[kGroup][kWarps];  // [kStatistics][kGroup][kWarps] in shared memory
+  float (*warps)[kBlock / 32][kGroup];  // [kStatistics][kBlock / 32][kGroup] in shared memory
 
   // `value` is the warp's sum already.
   __device__ __forceinline__ void put(int statistic, int generation, float value) {
-    if (threadIdx.x % 32 == 0) warps[statistic][generation][threadIdx.x / 32] = value;
+    if (threadIdx.x % 32 == 0) warps[statistic][threadIdx.x / 32][generation] = value;
   }
 
   __device__ __forceinline__ void add(int statistic, int generation, float value) {
     put(statistic, generation, warp_sum(value));
   }
 
-  // Writes the sums of generations [first, first + count) to scratch [kStatistics][clips, generations, frames][tiles].
+  // For each of generations [first, first + count): its results where the tile is the whole frame, else its sums, which
+  // go to scratch [kStatistics][clips, generations, frames][tiles].
+  template <typename Results>
   __device__ __forceinline__ void flush(
-      float* scratch, const Shape& shape, const Share& share, unsigned tiles, int64_t first, int count) {
+      const Results& results, float* scratch, const Shape& shape, const Share& share, unsigned tiles, int64_t first,
+      int count) {
     __syncthreads();
-    const int64_t rows = shape.clips * shape.generations * shape.frames;
-    for (int i = threadIdx.x; i < kStatistics * count; i += kThreads) {
-      const int statistic = i / count, generation = i % count;
-      float sum = 0.0f;
+    if (threadIdx.x < count) {
+      double sums[kStatistics];
 #pragma unroll
-      for (int warp = 0; warp < kWarps; ++warp) sum += warps[statistic][generation][warp];
-      const int64_t row = action_row(shape, share, first + generation);
-      scratch[(statistic * rows + row) * tiles + share.tile] = sum;
+      for (int statistic = 0; statistic < kStatistics; ++statistic) {
+        sums[statistic] = 0.0;
+#pragma unroll 8
+        for (int warp = 0; warp < kBlock / 32; ++warp) sums[statistic] += warps[statistic][warp][threadIdx.x];
+      }
+      const int64_t row = action_row(shape, share, first + threadIdx.x);
+      if (tiles == 1) {
+        results.write(row, sums);
+      } else {
+        const int64_t rows = shape.clips * shape.generations * shape.frames;
+#pragma unroll
+        for (int statistic = 0; statistic < kStatistics; ++statistic)
+          scratch[(statistic * rows + row) * tiles + share.tile] = static_cast<float>(sums[statistic]);
+      }
     }
     __syncthreads();
   }
 };
 
-// Sum of one row's tiles, by one warp; every lane returns it.
-__device__ __forceinline__ double tile_sum(const float* tiles_of_row, unsigned tiles) {
-  double sum = 0.0;
-  for (unsigned tile = threadIdx.x % 32; tile < tiles; tile += 32) sum += tiles_of_row[tile];
+// One warp per row of [clips, generations, frames]: its results from the sums that flush left for each tile.
+template <int kStatistics, typename Results>
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(Results results, const float* scratch, unsigned tiles, int64_t rows) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (row >= rows) return;  // whole warps leave together
+  double sums[kStatistics];
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  return sum;
+  for (int statistic = 0; statistic < kStatistics; ++statistic) {
+    const float* of_row = scratch + (statistic * rows + row) * tiles;
+    double sum = 0.0;
+    for (unsigned tile = threadIdx.x % 32; tile < tiles; tile += 32) sum += of_row[tile];
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    sums[statistic] = sum;
+  }
+  if (threadIdx.x % 32 == 0) results.write(row, sums);
 }
 
-// Grid of kernels that work with one warp per row of [clips, generations, frames].
-inline unsigned blocks_of_rows(const Shape& shape) {
-  const int64_t blocks = (shape.clips * shape.generations * shape.frames + kWarps - 1) / kWarps;
-  if (blocks > std::numeric_limits<int>::max()) throw std::runtime_error("vampo_core: tensor too large for one launch");
-  return static_cast<unsigned>(blocks);
+// Calls launch(blocks, tiles, block size as a type) for a kernel that sums over frames, and what finishes its sums.
+template <int kStatistics, typename Results, typename Launch>
+void sum_over_frames(
+    const Shape& shape, const Results& results, const float* scratch, cudaStream_t stream, Launch launch) {
+  const int threads = sum_threads(shape);
+  const unsigned blocks = num_blocks(shape, threads), tiles = static_cast<unsigned>(tiles_per_frame(shape, threads));
+  if (threads == kMaxThreads) {
+    launch(blocks, tiles, std::integral_constant<int, kMaxThreads>{});
+  } else {
+    launch(blocks, tiles, std::integral_constant<int, kThreads>{});
+  }
+  check_launch();
+  if (tiles == 1) return;
+  const int64_t rows = shape.clips * shape.generations * shape.frames;
+  finish_kernel<kStatistics><<<one_launch((rows + kThreads / 32 - 1) / (kThreads / 32)), kThreads, 0, stream>>>(
+      results, scratch, tiles, rows);
+  check_launch();
 }
 
-// log_prob[row] = scale * (sum of the row's tiles in scratch) + offset
-void finish_log_prob(
-    const float* scratch, const Shape& shape, double scale, double offset, float* log_prob, cudaStream_t stream);
+// log_prob[row] = scale * sum of squares + offset
+struct LogProb {
+  double scale, offset;
+  float* log_prob;
+  __device__ __forceinline__ void write(int64_t row, const double (&sums)[1]) const {
+    log_prob[row] = static_cast<float>(scale * sums[0] + offset);
+  }
+};
 
 // Calls f(model output type) for a step; the latents are float32.
 template <typename F>
