@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the package on a CUDA machine and checks it there: operator tests, compute-sanitizer, benchmarks of operators
-# and of an RL iteration.
+# Builds the package on a CUDA machine and checks it there: operator tests, compute-sanitizer, benchmarks of operators,
+# of an RL iteration, and of a policy's control latency.
 #
 #   benchmarks/gpu_check.sh
 #
 # Needs no network: torch, cmake, ninja, pybind11, setuptools, pytest, hypothesis, pytest-benchmark and scipy must be
 # installed. Wheels found in $WHEELS are made importable first (diffusers, for the tests that compare with it; accelerate
-# too, or the RL iteration is skipped).
+# and av too, or what needs models is skipped).
 #
 #   OUT      folder for logs, summary and results   (default: benchmarks/results)
 #   PYTHON   interpreter that has torch             (default: python3)
@@ -115,11 +115,14 @@ if step build 100 bash -c build; then
   sanitize memcheck 60
   sanitize racecheck 60
   step benchmark 115 "${pytest[@]}" "$root/benchmarks" --benchmark-disable-gc --device cuda --budget 1 --results "$OUT"
-  skip_if='No module named .\(accelerate\|diffusers\)' step iteration 30 "$python" "$root/benchmarks/rl_iteration.py" --results "$OUT"
-  skip_if='No module named .\(accelerate\|diffusers\)' step svd 60 "$python" "$root/benchmarks/rl_iteration.py" --preset svd --rounds 2 \
-    --clips 1 --generations 4 --steps 4 --results "$OUT" # the reference keeps G graphs of 1.5 billion weights
+  skip_if='No module named .\(accelerate\|diffusers\|av\)'
+  step iteration 30 "$python" "$root/benchmarks/rl_iteration.py" --results "$OUT"
+  step svd 60 "$python" "$root/benchmarks/rl_iteration.py" --preset svd --rounds 2 --clips 1 --generations 4 --steps 4 \
+    --results "$OUT" # the reference keeps G graphs of 1.5 billion weights
+  step latency 60 "$python" "$root/benchmarks/policy_latency.py"
+  step features 60 "$python" "$root/benchmarks/policy_latency.py" --svd
 else
-  for name in tests memcheck racecheck benchmark iteration svd; do report "$name" "not run: no build" 0; done
+  for name in tests memcheck racecheck benchmark iteration svd latency features; do report "$name" "not run: no build" 0; done
 fi
 
 echo "$num_failed failed, $SECONDS s in all" | tee -a "$summary"

@@ -1,7 +1,8 @@
-"""Control latency of a policy: one observation to one action, features included.
+"""Control latency of a policy: one observation to one action, features included; on the GPU where there is one.
 
 python benchmarks/policy_latency.py                       the sizes of the preset "pusht", random weights
 python benchmarks/policy_latency.py --policy runs/policy  a trained policy
+python benchmarks/policy_latency.py --svd                 features alone, of a predictor of SVD's size in bfloat16
 """
 
 import argparse
@@ -9,35 +10,69 @@ import time
 
 import numpy as np
 import torch
+from rl_iteration import PRESETS
 
 from vampo_core import Policy, load_config
 from vampo_core.models import PatchCodec, VideoPredictor
+from vampo_core.models.codec import LatentCodec
 from vampo_core.models.features import FeatureExtractor
 from vampo_core.policy.controller import PolicyController
 from vampo_core.policy.policy import Ranges
 from vampo_core.policy.settings import PolicySettings
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
     """Print milliseconds of a prediction, of its parts, and the control rates that they allow."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", help="policy folder, checkpoint or run folder")
+    parser.add_argument("--svd", action="store_true", help="features of a predictor of SVD's size")
     parser.add_argument("--num-predictions", type=int, default=20)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8], help="episodes in one batch")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of the features")
     arguments = parser.parse_args()
-    policy = default_policy() if arguments.policy is None else Policy.from_pretrained(arguments.policy)
+    where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} threads"
+    if arguments.svd:
+        predictor = svd_predictor().to(DEVICE)
+        print(f"{where}, {millions(predictor.unet)} M parameters, {predictor.dtype}\nslots  features ms (p50, p99)")
+        extractor = FeatureExtractor(predictor, compiled=arguments.compiled)
+        for slots in arguments.slots:
+            latents = torch.zeros(slots, *PRESETS["svd"][0][1:], device=DEVICE)
+            p50, p99 = median(lambda x=latents: run_features(predictor, extractor, x), arguments.num_predictions)
+            print(f"{slots:5}  {p50:10.1f} {p99:8.1f}")
+        return
+    policy = (default_policy() if arguments.policy is None else Policy.from_pretrained(arguments.policy)).to(DEVICE)
     if arguments.compiled:
         policy.compile_features()
     executed = policy.settings.num_executed_steps
-    print(f"{torch.get_num_threads()} threads, {sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters")
+    print(f"{where}, {millions(policy)} M parameters")
     print("slots  features ms  prediction ms (p50, p99)  control rate with a prediction every step, every", executed)
+    extractor = None
+    if policy.settings.features == "predictive":
+        layers = policy.settings.feature_layers
+        extractor = FeatureExtractor(policy.predictor, layers=layers, compiled=arguments.compiled)
     for slots in arguments.slots:
-        features = median(lambda slots=slots: run_features(policy, slots), arguments.num_predictions)[0]
+        frames = torch.zeros(slots, 3, *policy.settings.image_size, device=DEVICE)
+        features = median(
+            lambda x=frames: run_features(policy.predictor, extractor, policy.predictor.codec.encode(x)),
+            arguments.num_predictions,
+        )[0]
         p50, p99 = median(predictions(policy, slots), arguments.num_predictions)
         print(
             f"{slots:5}  {features:11.1f}  {p50:10.1f} {p99:8.1f}  {1e3 / p50:14.1f} Hz {executed * 1e3 / p50:14.1f} Hz"
         )
+
+
+def millions(model: torch.nn.Module) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}"
+
+
+def svd_predictor() -> VideoPredictor:
+    """Of the size of Stable Video Diffusion's UNet, random weights."""
+    latent, overrides = PRESETS["svd"]
+    codec = LatentCodec(latent_channels=latent[1])
+    return VideoPredictor.create(codec, num_frames=latent[0], dtype=torch.bfloat16, **overrides).eval()
 
 
 def default_policy() -> Policy:
@@ -60,13 +95,11 @@ def default_policy() -> Policy:
 
 
 @torch.no_grad()
-def run_features(policy: Policy, slots: int) -> None:
-    """The predictor's share of a prediction."""
-    height, width = policy.settings.image_size
-    frames = torch.zeros(slots, 3, height, width)
-    condition = policy.predictor.condition(instructions=["push"] * slots, first_frames=frames)
-    if policy.settings.features == "predictive":
-        FeatureExtractor(policy.predictor, layers=policy.settings.feature_layers)(condition)
+def run_features(predictor: VideoPredictor, extractor: FeatureExtractor | None, latents: torch.Tensor) -> None:
+    """The predictor's share of a prediction, from first frames' latents."""
+    condition = predictor.condition(instructions=["push"] * len(latents), first_latents=latents)
+    if extractor is not None:
+        extractor(condition)
 
 
 def predictions(policy: Policy, slots: int):
@@ -86,6 +119,8 @@ def median(call, repeats: int) -> tuple[float, float]:
     for _ in range(repeats + 2):
         start = time.perf_counter()
         call()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
         times.append(1e3 * (time.perf_counter() - start))
     return tuple(np.percentile(times[2:], [50, 99]))
 

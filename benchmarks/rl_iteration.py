@@ -129,7 +129,8 @@ def reference(trainable: Trainable, batch: dict, sampler, num_generations: int, 
     with torch.no_grad():
         condition = model.condition(instructions=batch["instruction"], first_latents=target[:, 0])
         condition = condition.repeat(num_generations)
-        noise = sampler.initial_noise(tuple(target.shape), seed=seed).repeat_interleave(num_generations, 0)
+        noise = sampler.initial_noise(tuple(target.shape), seed=seed, device=target.device)
+        noise = noise.repeat_interleave(num_generations, 0)
         x, first = noise, None
         for i in range(len(sigmas) - 1):
             with phases.in_denoiser():

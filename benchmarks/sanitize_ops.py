@@ -18,13 +18,16 @@ import vampo_core
 from vampo_core import ops
 from vampo_core.ops import reference
 
-# (B, G, F, C, H, W): one element, odd sizes, whole and broken tiles, more generations than a kernel sums at a time
+# (B, G, F, C, H, W): one element, odd sizes, whole and broken tiles of both sizes, frames of several tiles, more
+# generations than a kernel sums at a time
 SHAPES = (
     (1, 2, 1, 1, 1, 1),
     (2, 3, 3, 3, 5, 7),
     (1, 33, 1, 1, 3, 5),
     (1, 5, 2, 4, 17, 19),
     (2, 4, 2, 4, 16, 16),
+    (1, 33, 1, 3, 35, 39),
+    (1, 3, 2, 4, 32, 32),
     (1, 3, 1, 4, 25, 41),
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

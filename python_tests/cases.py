@@ -7,10 +7,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-# Frames of one element, of odd sizes, and on both sides of the 1024 or 2048 elements a kernel takes at a time.
+# Frames of one element, of odd sizes, and on both sides of the 1024, 2048 or 4096 elements a kernel takes at a time.
 FRAMES = (
     (2, 1, 1), (1, 1, 1), (3, 5, 7), (4, 8, 8), (1, 1, 1023), (4, 16, 16), (1, 25, 41), (1, 23, 89), (4, 16, 32),
-    (3, 683, 1), (4, 25, 41),
+    (3, 683, 1), (3, 35, 39), (4, 32, 32), (17, 241, 1), (4, 25, 41),
 )  # fmt: skip
 LAYOUTS = ("contiguous", "transposed", "sliced", "cropped", "offset", "repeated", "broadcast")
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
