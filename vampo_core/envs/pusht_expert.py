@@ -66,12 +66,16 @@ class PushTExpert:
     def _act(self) -> Iterator[Point]:
         while True:
             push = self._search(State.of(self._env))
+            if push is None:
+                yield State.of(self._env).agent
+                continue
             yield from self._walk(push.start)
             push, _ = self._best_length(push, State.of(self._env), cost=math.inf)
             for step in range(1, push.num_steps + 1):
                 yield push.target(step)
 
-    def _search(self, state: State) -> Push:
+    def _search(self, state: State) -> Push | None:
+        """The best push; None where the block has been pushed through the wall, out of the agent's reach."""
         distance = self._physics.goal_distance(state.block, state.angle)
         speeds = (COARSE_SPEED, FINE_SPEED) if distance < FINE_DISTANCE else (COARSE_SPEED,)
         found: list[tuple[float, Push]] = []
@@ -88,8 +92,7 @@ class PushTExpert:
                 for speed in speeds:
                     push, gain = self._best_length(Push(start, direction, speed, MAX_PUSH_STEPS), begin, cost)
                     found.append((gain, push))
-        assert found, "no side of the block is within the agent's bounds"
-        return max(found)[1]
+        return max(found)[1] if found else None
 
     def _best_length(self, push: Push, state: State, cost: float) -> tuple[Push, float]:
         """The length with the largest gain per step when ``cost`` steps come on top; the shortest of equals.
