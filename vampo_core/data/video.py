@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,13 +66,15 @@ def read_frames(path: Path, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] u
     wanted = set(indices)
     last = max(wanted)
     images: dict[int, np.ndarray] = {}
+    converter = VideoReformatter()  # one for all frames, as each starts threads
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # parallelism belongs to the data loader's workers
         i = -1
         for i, frame in enumerate(container.decode(stream)):
             if i in wanted:
-                images[i] = frame.to_ndarray(format="rgb24")
+                is_rgb = frame.format.name == "gbrp"  # in planes, as write_video leaves it
+                images[i] = (frame if is_rgb else converter.reformat(frame, format="rgb24")).to_ndarray()
             if i == last:
                 break
     if i < last:
