@@ -112,6 +112,20 @@ def test_pixels_are_upright_and_objects_in_sight(make):
     assert not np.array_equal(before, after), "motion of a step is visible"
 
 
+@pytest.mark.parametrize("task", FIVE)
+def test_the_first_frame_shows_the_layout_of_its_own_episode(make, task):
+    env = make(task, pictures=True)
+    for seed in range(3):
+        pixels, info = env.reset(seed=seed)
+        after, *_, later = env.step(np.zeros(4))
+        moved = np.abs(later["privileged_state"] - info["privileged_state"])
+        assert moved[[4, 5, 6, 36, 37, 38]].max() < 0.01, "object and goal are where they were"  # metres
+        before = info["privileged_state"][:18]
+        assert np.array_equal(info["privileged_state"][18:36], before), "the frame before the first is the first"
+        changed = (np.abs(after.astype(int) - pixels).max(-1) > 60).sum()
+        assert changed < 8, f"{changed} pixels change although nothing is done"
+
+
 def test_state_is_hand_and_gripper(make):
     env = make("reach")
     _, info = env.reset(seed=0)

@@ -93,7 +93,11 @@ class MetaWorld(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self._env.seed(seed)  # MetaWorld ignores the seed of its own reset
-        self._observation, _ = self._env.reset()
+        self._env.reset()
+        # MetaWorld places objects and markers and leaves them drawn and observed where they were: one of its steps ago
+        mujoco.mj_forward(self._env.model, self._env.data)
+        self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
+        self._observation = self._env._get_obs()
         self._num_steps, self._has_succeeded = 0, False
         return self._look(), self._info(success=False)
 
