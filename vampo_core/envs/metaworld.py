@@ -94,7 +94,7 @@ class MetaWorld(gymnasium.Env):
         if seed is not None:
             self._env.seed(seed)  # MetaWorld ignores the seed of its own reset
         self._env.reset()
-        # MetaWorld places objects and markers and leaves them drawn and observed where they were: one of its steps ago
+        # MetaWorld has moved objects and markers, which it draws and observes where they were until its next step
         mujoco.mj_forward(self._env.model, self._env.data)
         self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
         self._observation = self._env._get_obs()
