@@ -17,7 +17,7 @@ from vampo_core.models import PatchCodec, VideoPredictor
 from vampo_core.models.codec import LatentCodec
 from vampo_core.models.features import FeatureExtractor
 from vampo_core.policy.controller import PolicyController
-from vampo_core.policy.policy import Ranges
+from vampo_core.policy.policy import Ranges, feature_extractor
 from vampo_core.policy.settings import PolicySettings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,10 +48,8 @@ def main() -> None:
     executed = policy.settings.num_executed_steps
     print(f"{where}, {millions(policy)} M parameters")
     print("slots  features ms  prediction ms (p50, p99)  control rate with a prediction every step, every", executed)
-    extractor = None
-    if policy.settings.features == "predictive":
-        layers = policy.settings.feature_layers
-        extractor = FeatureExtractor(policy.predictor, layers=layers, compiled=arguments.compiled)
+    seen, layers = policy.settings.features, policy.settings.feature_layers
+    extractor = feature_extractor(policy.predictor, seen, layers, compiled=arguments.compiled)
     for slots in arguments.slots:
         frames = torch.zeros(slots, 3, *policy.settings.image_size, device=DEVICE)
         features = median(
