@@ -9,7 +9,6 @@ from policy_runs import ACTION_DIM, HORIZON, SIZE, STATE_DIM, make_policy
 
 from vampo_core import Policy
 from vampo_core.policy.controller import PolicyController, ensemble
-from vampo_core.policy.policy import beside_current
 
 TEXT = "push the block"
 
@@ -56,18 +55,19 @@ def test_everything_observed_counts():
 
 
 @torch.no_grad()
-def test_the_former_sees_the_current_frame_beside_its_prediction():
-    policy, sizes = make_policy(), []
-    policy.former.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0]))
-    latents = torch.randn(1, 4, 8, 8)
-    condition = policy.predictor.condition(instructions=[TEXT], first_latents=latents)
-    policy(chunk_noise(), torch.ones(1), torch.zeros(1, STATE_DIM), condition)
-    (seen,) = sizes
-    assert torch.equal(seen[:, :, :64], policy.features(condition))
-    for frame in seen[0, :, 64:]:
-        torch.testing.assert_close(frame, latents[0])
-    smaller = beside_current(torch.zeros(1, 3, 64, 2, 2), latents.unsqueeze(1))
-    torch.testing.assert_close(smaller[0, 2, 64:], torch.nn.functional.avg_pool2d(latents, 4)[0])
+@pytest.mark.parametrize("features", ["predictive", "latents"])
+def test_the_current_frame_has_a_token_of_its_own(features):
+    policy, seen = make_policy(features), {}
+    for name in ("former", "frame_encoder"):
+        module = getattr(policy, name)
+        module.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)}))
+    policy.head.condition = lambda tokens, text, states: seen.update(tokens=tokens)
+    latents = torch.randn(2, 4, 8, 8)
+    condition = policy.predictor.condition(instructions=[TEXT] * 2, first_latents=latents)
+    policy._action_condition(torch.zeros(2, STATE_DIM), condition, None)
+    assert torch.equal(seen["former"][0], policy.features(condition))
+    torch.testing.assert_close(seen["frame_encoder"][0], latents)
+    assert torch.equal(seen["tokens"], torch.cat([seen["former"][1], seen["frame_encoder"][1]], dim=1))
 
 
 def test_the_control_runs_no_video_model(monkeypatch):
@@ -193,6 +193,9 @@ def test_wrong_use(tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps(settings | {"num_wheels": 4}))
     with pytest.raises(ValueError, match=r"policy.json cannot be read: .*num_wheels"):
         Policy.from_pretrained(tmp_path)
+    (tmp_path / "policy.json").write_text(json.dumps(settings | {"architecture": 1}))
+    with pytest.raises(ValueError, match=r"policy.json says architecture 1, expected 2: train the policy anew"):
+        Policy.from_pretrained(tmp_path)
     (tmp_path / "policy.json").write_text(json.dumps(settings | {"width": 32}))
-    with pytest.raises(ValueError, match=r"policy.safetensors cannot be loaded: .*former\.queries"):
+    with pytest.raises(ValueError, match=r"policy.safetensors cannot be loaded: .*frame_encoder"):
         Policy.from_pretrained(tmp_path)

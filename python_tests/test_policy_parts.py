@@ -5,6 +5,7 @@ import torch
 from diffusers import EDMEulerScheduler
 
 from vampo_core.policy.action_head import SIGMA_DATA, SIGMA_MAX, ActionCondition, ActionHead, action_loss
+from vampo_core.policy.frame_encoder import FrameEncoder
 from vampo_core.policy.policy import normalize, unnormalize
 from vampo_core.policy.video_former import QueryAttention, VideoFormer
 
@@ -65,6 +66,30 @@ def test_features_are_normalized_without_a_gradient_of_their_own():
 def test_features_of_another_size():
     with pytest.raises(ValueError, match=r"features has shape \(1, 3, 5, 4, 4\), expected \[B, \*\[3, 5, 4, 2\]\]"):
         make_former()(torch.randn(1, 3, 5, 4, 4))
+
+
+def test_where_a_thing_lies_is_learnt_soon():
+    """0.39 is the variance of the places."""
+    torch.manual_seed(0)
+    encoder, output = FrameEncoder((8, 12, 12), width=32), torch.nn.Linear(32, 2)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *output.parameters()], lr=1e-3)
+
+    def error(num_frames):
+        latents, places = torch.randn(num_frames, 8, 12, 12), torch.randint(12, (num_frames, 2))
+        latents[range(num_frames), :, places[:, 0], places[:, 1]] = torch.tensor([3.0, -3.0] * 4)
+        return (output(encoder(latents)[:, 0]) - (places / 5.5 - 1)).square().mean()
+
+    for _ in range(200):
+        optimizer.zero_grad()
+        error(32).backward()
+        optimizer.step()
+    assert error(256).item() < 0.1
+
+
+def test_large_frames_are_averaged():
+    encoder = FrameEncoder((4, 40, 8), width=16)
+    assert encoder(torch.randn(2, 4, 40, 8)).shape == (2, 1, 16)
+    assert encoder.layers[-2].in_features == 32 * 16 * 8
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.evaluation import EvalResult
 from vampo_core.policy.closed_loop_results import ClosedLoopResult
 from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.policy.settings import ARCHITECTURE
 from vampo_core.prepare import data_settings, digest, load_predictor
 from vampo_core.training_run import TrainResult
 
@@ -84,7 +85,7 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
         print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
     for name, features in POLICIES.items():
         policy = replace(config.policy, predictor=str(seen[name]), features=features)
-        depends_on = [contents[name], asdict(replace(policy, predictor=None)), common]
+        depends_on = [ARCHITECTURE, contents[name], asdict(replace(policy, predictor=None)), common]
         stage = f"policy-{name}"
         folders[stage] = _stage(stage, api.train_policy, replace(config, policy=policy), policy.num_steps, depends_on)
     closed_loop = {}

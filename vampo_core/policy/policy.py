@@ -1,4 +1,4 @@
-"""A policy: video predictor, Video Former, action head and the statistics of the data, as one checkpoint folder."""
+"""A policy: video predictor, encoders of what it shows, action head and the data's statistics, as one folder."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 from vampo_core.checkpoint import find_checkpoint
 from vampo_core.models.condition import Condition
@@ -18,6 +17,7 @@ from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.policy.action_head import ActionCondition, ActionHead
 from vampo_core.policy.controller import Observation, PolicyController
+from vampo_core.policy.frame_encoder import FrameEncoder
 from vampo_core.policy.settings import SETTINGS_FILE, PolicySettings
 from vampo_core.policy.video_former import VideoFormer
 
@@ -36,7 +36,7 @@ class Ranges:
 class Policy(nn.Module):
     """Acts on what a frozen (or jointly trained) video predictor expects to see.
 
-    A checkpoint folder is ``policy.json``, ``policy.safetensors`` (former, head, statistics) and ``predictor/``, a
+    A checkpoint folder is ``policy.json``, ``policy.safetensors`` (encoders, head, statistics) and ``predictor/``, a
     whole predictor folder: it works on another machine, and after the predictor's own run is gone.
 
     Args:
@@ -48,11 +48,11 @@ class Policy(nn.Module):
     def __init__(self, predictor: VideoPredictor, settings: PolicySettings, ranges: Ranges) -> None:
         super().__init__()
         self.predictor, self.settings = predictor, settings
-        num_frames, channels, height, width = settings.feature_size
-        if settings.features == "predictive":
-            channels += predictor.codec.latent_channels
+        codec = predictor.codec
+        height, columns = (size // codec.spatial_ratio for size in settings.image_size)
+        self.frame_encoder = FrameEncoder((codec.latent_channels, height, columns), width=settings.width)
         self.former = VideoFormer(
-            (num_frames, channels, height, width),
+            settings.feature_size,
             width=settings.width,
             num_queries=settings.num_queries,
             depth=settings.former_depth,
@@ -123,7 +123,7 @@ class Policy(nn.Module):
         self._extractor = feature_extractor(self.predictor, settings.features, settings.feature_layers, compiled=True)
 
     def features(self, condition: Condition) -> Tensor:  # [B, F, D, h, w] float32
-        """Features of B clips; beside predictive ones the Video Former sees the current frame's latents."""
+        """Features of B clips."""
         return observed_features(self.predictor, self._extractor, condition)
 
     def forward(
@@ -190,13 +190,12 @@ class Policy(nn.Module):
 
     def _action_condition(self, states: Tensor, condition: Condition, features: Tensor | None) -> ActionCondition:
         features = self.features(condition) if features is None else features
-        if self.settings.features == "predictive":
-            features = beside_current(features, current_latents(self.predictor, condition))
-        states = normalize(states, self.state_range)
-        return self.head.condition(self.former(features), condition.encoder_hidden_states, states)
+        latents = current_latents(self.predictor, condition)[:, 0]
+        tokens = torch.cat([self.former(features), self.frame_encoder(latents)], dim=1)
+        return self.head.condition(tokens, condition.encoder_hidden_states, normalize(states, self.state_range))
 
     def _own_weights(self) -> dict[str, Tensor]:
-        """Of former, head and statistics."""
+        """Of encoders, head and statistics."""
         return {name: x for name, x in self.state_dict().items() if not name.startswith(f"{PREDICTOR}.")}
 
     def _check(self, observation: Observation) -> None:
@@ -247,20 +246,6 @@ def observed_features(
 def current_latents(predictor: VideoPredictor, condition: Condition) -> Tensor:  # [B, 1, C, h, w] float32
     """Latents of the frame that is observed, as the codec gives them."""
     return (condition.image_latents * predictor.codec.scaling_factor).unsqueeze(1).float()
-
-
-def beside_current(
-    features: Tensor,  # [B, F, D, h, w]
-    latents: Tensor,  # [B, 1, C, h', w'], of the current frame
-) -> Tensor:  # [B, F, D + C, h, w]
-    """Predictive features with the current frame's latents on further channels of every frame.
-
-    A predictor of changes need not say what stands still, a goal for example.
-    """
-    size = features.shape[-2], features.shape[-1]
-    if tuple(latents.shape[-2:]) != size:
-        latents = adaptive_avg_pool2d(latents.flatten(0, 1), size).unflatten(0, latents.shape[:2])
-    return torch.cat([features, latents.expand(-1, features.shape[1], -1, -1, -1)], dim=2)
 
 
 def normalize(

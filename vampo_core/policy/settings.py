@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 SETTINGS_FILE = "policy.json"
+ARCHITECTURE = 2
+"""Of encoders and action head: counts up where older weights no longer fit, or mean something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +50,25 @@ class PolicySettings:
 
     def save(self, folder: Path) -> None:
         """Write ``policy.json``."""
-        (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        values = {"architecture": ARCHITECTURE} | dataclasses.asdict(self)
+        (folder / SETTINGS_FILE).write_text(json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "PolicySettings":
         """Read ``policy.json``.
 
         Raises:
-            ValueError: the file is no JSON object, or its keys are not those of this version.
+            ValueError: the file is no JSON object, its keys are not those of this version, or the policy was trained
+                with an earlier architecture.
         """
         path = folder / SETTINGS_FILE
         try:
             values: Any = json.loads(path.read_text())
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-            return cls(**values)
+            architecture = values.pop("architecture", 1)
+            settings = cls(**values)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
+        if architecture != ARCHITECTURE:
+            raise ValueError(f"{path} says architecture {architecture}, expected {ARCHITECTURE}: train the policy anew")
+        return settings
