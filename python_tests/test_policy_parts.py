@@ -87,9 +87,10 @@ def test_where_a_thing_lies_is_learnt_soon():
 
 
 def test_large_frames_are_averaged():
-    encoder = FrameEncoder((4, 40, 8), width=16)
-    assert encoder(torch.randn(2, 4, 40, 8)).shape == (2, 1, 16)
-    assert encoder.layers[-2].in_features == 32 * 16 * 8
+    encoder = FrameEncoder((4, 40, 64), width=16)  # SVD's 320 x 512 px, by squares of 4 x 4
+    assert encoder(torch.randn(2, 4, 40, 64)).shape == (2, 1, 16)
+    assert encoder.layers[-2].in_features == 32 * 10 * 16
+    assert FrameEncoder((4, 33, 7), width=16)(torch.randn(2, 4, 33, 7)).shape == (2, 1, 16)
 
 
 @torch.no_grad()

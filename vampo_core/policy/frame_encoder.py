@@ -1,10 +1,12 @@
 """The current frame to a token, place by place."""
 
+import math
+
 from torch import Tensor, nn
 
 _CHANNELS = 64, 32
 _MAX_SIZE = 16
-"""Largest height and width that are told apart; larger frames are averaged to it behind the convolutions."""
+"""Largest height and width behind the convolutions; larger frames are averaged over squares."""
 
 
 class FrameEncoder(nn.Module):
@@ -21,16 +23,17 @@ class FrameEncoder(nn.Module):
     def __init__(self, latent_size: tuple[int, int, int], *, width: int) -> None:
         super().__init__()
         channels, height, columns = latent_size
-        size = min(height, _MAX_SIZE), min(columns, _MAX_SIZE)
+        stride = math.ceil(max(height, columns) / _MAX_SIZE)
+        num_places = math.ceil(height / stride) * math.ceil(columns / stride)
         hidden, last = _CHANNELS
         self.layers = nn.Sequential(
             nn.Conv2d(channels, hidden, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(hidden, last, 3, padding=1),
             nn.GELU(),
-            nn.AdaptiveAvgPool2d(size),
+            nn.AvgPool2d(stride, ceil_mode=True),
             nn.Flatten(),
-            nn.Linear(last * size[0] * size[1], width),
+            nn.Linear(last * num_places, width),
             nn.LayerNorm(width),
         )
 
