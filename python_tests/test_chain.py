@@ -126,6 +126,14 @@ def test_another_predictor_in_the_same_place_makes_all_stages_anew(finished, tmp
     assert [a != b for a, b in zip(moved, changed, strict=True)] == [True, True, False, True]
 
 
+def test_another_architecture_makes_policies_anew(finished, stages, monkeypatch):
+    config, _ = finished
+    chain.run_chain(config)
+    monkeypatch.setattr(chain, "ARCHITECTURE", 99)
+    chain.run_chain(config)
+    assert [a != b for a, b in zip(stages[:4], stages[4:], strict=True)] == [False, True, True, True]
+
+
 def test_by_command_with_its_page(finished, capsys):
     config, result = finished
     result.folders["vampo"].parent.mkdir(exist_ok=True)
