@@ -77,7 +77,7 @@ class Policy(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of autocast around the predictor's UNet; former and head are float32."""
+        """Precision of autocast around the predictor's UNet; encoders and head are float32."""
         return self.predictor.dtype
 
     @classmethod
@@ -190,8 +190,8 @@ class Policy(nn.Module):
 
     def _action_condition(self, states: Tensor, condition: Condition, features: Tensor | None) -> ActionCondition:
         features = self.features(condition) if features is None else features
-        latents = current_latents(self.predictor, condition)[:, 0]
-        tokens = torch.cat([self.former(features), self.frame_encoder(latents)], dim=1)
+        current = self.frame_encoder(current_latents(self.predictor, condition))
+        tokens = torch.cat([self.former(features), current], dim=1)
         return self.head.condition(tokens, condition.encoder_hidden_states, normalize(states, self.state_range))
 
     def _own_weights(self) -> dict[str, Tensor]:
@@ -240,12 +240,12 @@ def observed_features(
     predictor: VideoPredictor, extractor: FeatureExtractor | None, condition: Condition
 ) -> Tensor:  # [B, F, D, h, w] float32
     """Predictive features, or without an extractor the current frame's latents as features of one frame."""
-    return current_latents(predictor, condition) if extractor is None else extractor(condition).float()
+    return current_latents(predictor, condition).unsqueeze(1) if extractor is None else extractor(condition).float()
 
 
-def current_latents(predictor: VideoPredictor, condition: Condition) -> Tensor:  # [B, 1, C, h, w] float32
+def current_latents(predictor: VideoPredictor, condition: Condition) -> Tensor:  # [B, C, h, w] float32
     """Latents of the frame that is observed, as the codec gives them."""
-    return (condition.image_latents * predictor.codec.scaling_factor).unsqueeze(1).float()
+    return (condition.image_latents * predictor.codec.scaling_factor).float()
 
 
 def normalize(
