@@ -237,7 +237,7 @@ def test_runs_of_another_kind_are_refused_before_anything_is_deleted(tmp_path, c
     assert source.is_dir() and find_checkpoint(predictor).is_dir()
 
 
-def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tmp_path):
+def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tmp_path, monkeypatch):
     tiny_run.write_dataset(tmp_path / "data")
     settings = tiny_run.settings(
         tmp_path, "policy.num_steps=1", "policy.width=16", "policy.num_attention_heads=2", "policy.batch_size=4",
@@ -251,6 +251,16 @@ def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tm
     with torch.no_grad():
         base.unet.conv_in.weight.mul_(2)
     base.save_pretrained(tmp_path / "named")
+    written = find_checkpoint(settings.run.dir) / "policy.json"
+    text = written.read_text()
+    written.write_text(text.replace('"architecture": 2', '"architecture": 1'))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match=r"policy.json says architecture 1, expected 2"),
+    ):
+        patch.setattr(FeatureCache, "fill", lambda *_: pytest.fail("work was begun"))
+        vampo_core.train_policy(settings, named, "policy.num_steps=2", resume_from=settings.run.dir)
+    written.write_text(text)
     second = vampo_core.train_policy(settings, named, "policy.num_steps=2", resume_from=settings.run.dir).checkpoint
     assert second != first
     assert Policy.from_pretrained(second).predictor.fingerprint() == before != base.fingerprint()

@@ -21,7 +21,7 @@ from vampo_core.policy.controller import PolicyController
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.imagination import Imagination
 from vampo_core.policy.policy import PREDICTOR, Policy
-from vampo_core.policy.settings import SETTINGS_FILE
+from vampo_core.policy.settings import SETTINGS_FILE, PolicySettings
 from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.prepare import (
     base_config,
@@ -116,6 +116,8 @@ def train_policy(
         roots = list(config.data.roots)
         raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
     checkpoint = _check_run(config, resume_from, of="policy")
+    if checkpoint is not None:
+        PolicySettings.load(checkpoint)  # an older architecture is told before features are computed
     source: str | Path | None = config.policy.predictor or config.model.pretrained
     if checkpoint is not None and not config.policy.train_predictor:
         source = checkpoint / PREDICTOR  # where the run began there may be another one by now
