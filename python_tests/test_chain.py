@@ -8,8 +8,10 @@ from tiny_run import settings
 from vampo_core import api, chain
 from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
+from vampo_core.envs import SimulatorError
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.policy.policy import Policy
+from vampo_core.policy.train import PolicyTrainer
 
 TINY = [
     "data.env=simulators:line", "data.num_episodes=4", "data.stride=1", "data.held_out_fraction=0.25",
@@ -29,8 +31,9 @@ def finished(tmp_path_factory):
 
 def test_every_stage_has_its_result(finished):
     _, result = finished
-    assert set(result.folders) == {"vampo", "policy-base", "policy-vampo", "policy-latents"}
-    assert len({folder.name for folder in result.folders.values()}) == 4
+    policies = {"policy-base", "policy-vampo", "policy-latents"}
+    assert set(result.folders) == {"data", "base", "vampo", *policies, "closed_loop"}
+    assert len(set(result.folders.values())) == 7 and all(folder.is_dir() for folder in result.folders.values())
     assert list(result.closed_loop) == ["base", "vampo", "latents", "expert"]
     seeds = {tuple(episode.seed for episode in loop.episodes) for loop in result.closed_loop.values()}
     assert len(seeds) == 1 and len(seeds.pop()) == 2
@@ -96,6 +99,60 @@ def test_a_change_makes_its_stage_and_what_follows_anew(finished, monkeypatch):
     assert made == [str(after.folders["vampo"]), str(after.folders["policy-vampo"])]
 
 
+def test_an_unfinished_stage_goes_on_whatever_else_has_changed(finished, monkeypatch):
+    config, _ = finished
+    unfinished = load_config(config, "policy.lr=1e-4", "policy.num_steps=3", "policy.save_every=1")
+    real = PolicyTrainer.loss
+
+    def killed(trainer, iteration, batch):
+        if iteration == 3:
+            raise RuntimeError("killed")
+        return real(trainer, iteration, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyTrainer, "loss", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            chain.run_chain(unfinished)
+    steps = []
+    monkeypatch.setattr(PolicyTrainer, "loss", lambda trainer, i, batch: steps.append(i) or real(trainer, i, batch))
+    after = chain.run_chain(load_config(unfinished, "optim.lr=2e-3", "pretrain.eval_every=7", "data.num_workers=1"))
+    assert steps == [3, 1, 2, 3, 1, 2, 3], "the base's policy goes on, the others begin"
+    own = load_config(after.folders["policy-base"])
+    assert own.optim.lr == config.optim.lr and own.data.num_workers == 1
+
+
+def test_a_predictor_that_is_trained_with_its_policy(finished):
+    config, _ = finished
+    result = chain.run_chain(load_config(config, "policy.train_predictor=true"))
+    trained = {name: load_config(result.folders[f"policy-{name}"]).policy.train_predictor for name in chain.POLICIES}
+    assert trained == {"base": True, "vampo": True, "latents": False}
+
+
+def test_features_are_of_one_noise_level(finished, tmp_path):
+    config, before = finished
+    given = VideoPredictor.from_pretrained(before.folders["base"])
+    given.set_sampler(given.sampler(sigma_max=20.0))
+    given.save_pretrained(tmp_path / "given")
+    config = load_config(config, f"model.pretrained={tmp_path / 'given'}", f"run.dir={tmp_path / 'run'}")
+    result = chain.run_chain(config)
+    policies = [Policy.from_pretrained(result.folders[f"policy-{name}"]) for name in chain.POLICIES]
+    assert [policy.predictor.sampler().sigmas[0] for policy in policies] == [config.sampler.sigma_max] * 3 == [80] * 3
+
+
+def test_the_first_stages_alone(finished, capsys, monkeypatch):
+    config, before = finished
+    folders = chain.run_stages(config, until="features")
+    assert list(folders) == ["data", "base", "vampo", "features-base", "features-vampo"]
+    assert folders["vampo"] == before.folders["vampo"]
+    assert all(len(list(folders[f"features-{name}"].glob("*.safetensors"))) == 4 for name in ("base", "vampo"))
+    assert folders["features-base"] != folders["features-vampo"]
+    config.save(before.folders["vampo"].parent / "part.yaml")
+    assert main(["chain", "--config", str(before.folders["vampo"].parent / "part.yaml"), "--until", "vampo"]) == 0
+    assert f"vampo: {before.folders['vampo']} (found)" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="until is 'feature', expected one of data, base, vampo, features"):
+        chain.run_stages(config, until="feature")
+
+
 @pytest.fixture
 def stages(finished, monkeypatch):
     """What the stages of chains depend on, four a chain; none is run, each is taken for that of the finished one."""
@@ -114,7 +171,7 @@ def stages(finished, monkeypatch):
 def test_another_predictor_in_the_same_place_makes_all_stages_anew(finished, tmp_path, stages):
     config, before = finished
     checkpoint = before.folders["vampo"] / "checkpoints" / "latest"
-    for folder, gain in (("one", 1), ("moved", 1), ("moved", 2)):
+    for folder, gain in (("one", 3), ("moved", 3), ("moved", 2)):
         predictor = VideoPredictor.from_pretrained(checkpoint)
         with torch.no_grad():
             predictor.unet.conv_in.weight.mul_(gain)
@@ -134,6 +191,21 @@ def test_another_architecture_makes_policies_anew(finished, stages, monkeypatch)
     assert [a != b for a, b in zip(stages[:4], stages[4:], strict=True)] == [False, True, True, True]
 
 
+def test_how_often_checkpoints_are_compared_makes_the_best_one(finished, stages):
+    config, _ = finished
+    chain.run_chain(config)
+    chain.run_chain(load_config(config, "run.eval_every=1"))
+    assert [a != b for a, b in zip(stages[:4], stages[4:], strict=True)] == [True, False, False, False]
+
+
+def test_policies_on_the_same_predictor_are_one(finished, stages):
+    config, before = finished
+    best = before.folders["vampo"] / "checkpoints" / "best"
+    result = chain.run_chain(load_config(config, f"model.pretrained={best}"))
+    assert len(stages) == 3, "VAMPO's best checkpoint, of the finished chain, is what this one begins with"
+    assert result.folders["policy-vampo"] == result.folders["policy-base"] != result.folders["policy-latents"]
+
+
 def test_by_command_with_its_page(finished, capsys):
     config, result = finished
     result.folders["vampo"].parent.mkdir(exist_ok=True)
@@ -150,14 +222,29 @@ def test_by_command_with_its_page(finished, capsys):
 def test_wrong_settings_are_told_before_anything_is_done(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.env is None"):
         chain.run_chain(settings(tmp_path))
-    with pytest.raises(ConfigError, match=r"num_executed_steps is 5, expected at most policy.action_horizon = 4"):
-        chain.run_chain(settings(tmp_path, *TINY, "closed_loop.num_executed_steps=5"))
+    for change, message in (
+        ("closed_loop.num_executed_steps=5", r"num_executed_steps is 5, expected at most policy.action_horizon = 4"),
+        ("policy.features=latents", r"policy\.features is 'latents', expected predictive"),
+        ("policy.predictor=runs/base", r"policy\.predictor is 'runs/base', expected null"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            chain.run_chain(settings(tmp_path, *TINY, change))
+    with pytest.raises(SimulatorError, match="wheels"):
+        chain.run_chain(settings(tmp_path, *TINY, "data.env=simulators:broken"))
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_a_given_predictor_lacks_are_told_before_it_is_trained(finished, stages):
+    config, before = finished
+    given = f"model.pretrained={before.folders['vampo'] / 'checkpoints' / 'latest'}"
+    with pytest.raises(ConfigError, match=r"policy\.feature_layers is \[0, 7\], expected indices below 2"):
+        chain.run_chain(load_config(config, given, "policy.feature_layers=[0,7]"))
+    assert not stages
 
 
 def test_other_data_under_a_given_predictor_is_another_chain(finished, stages):
     config, before = finished
-    given = load_config(config, f"model.pretrained={before.folders['vampo'] / 'checkpoints' / 'latest'}")
+    given = load_config(config, f"model.pretrained={before.folders['base']}")
     chain.run_chain(given)
     chain.run_chain(load_config(given, "data.held_out_fraction=0.5"))
     assert len(stages) == 8 and not set(stages[:4]) & set(stages[4:])

@@ -1,17 +1,22 @@
 """Closed-loop evaluation: every episode once, the same in one process and in four, whatever dies on the way."""
 
+import importlib.util
 import json
 import multiprocessing
 import os
 import struct
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from vampo_core.commands import closed_loop_table, comparison_line
 from vampo_core.data.video import count_frames
 from vampo_core.envs import SimulatorError
+from vampo_core.files import locked
 from vampo_core.policy import closed_loop, workers
 from vampo_core.policy.closed_loop import evaluate_closed_loop, evaluation_seeds
 from vampo_core.policy.closed_loop_results import (
@@ -195,7 +200,7 @@ def test_a_worker_that_hangs_is_replaced(hanging, monkeypatch):
     assert isinstance(pool.receive(every=True)[1], workers.Reply)
 
 
-def test_resumes_after_the_episodes_that_are_there(tmp_path):
+def test_resumes_after_the_episodes_that_are_there(tmp_path, monkeypatch):
     whole = evaluate(Proportional(), output=tmp_path / "whole", num_episodes=5)
     evaluate(Proportional(), output=tmp_path / "part", num_episodes=3)
     path = tmp_path / "part" / "episodes.jsonl"
@@ -205,13 +210,33 @@ def test_resumes_after_the_episodes_that_are_there(tmp_path):
     assert [seed for _, _, seed in controller.begun] == evaluation_seeds(0, 5)[3:]
     assert len(path.read_text().splitlines()) == 5
     again = Proportional()
-    resumed = evaluate(again, output=tmp_path / "part", num_episodes=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(closed_loop.envs, "make", lambda *_, **__: pytest.fail("no simulator is needed"))
+        resumed = evaluate(again, output=tmp_path / "part", num_episodes=5)
     assert again.begun == [] and resumed.latency is not None
     with pytest.raises(ValueError, match=r"controller_id is 'other', but .*part holds episodes with ''"):
         evaluate(Proportional(), output=tmp_path / "part", num_episodes=5, controller_id="other")
     path.write_text("damaged\n" + path.read_text())
     with pytest.raises(ValueError, match=r"line 1 is 'damaged', expected an episode as JSON"):
         evaluate(Proportional(), output=tmp_path / "part", num_episodes=5)
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
+    script = (
+        "from vampo_core.policy.closed_loop import evaluate_closed_loop\n"
+        f"evaluate_closed_loop(None, {LINE!r}, num_episodes=2, num_workers=0, output={str(tmp_path)!r}, progress=False)"
+    )
+    path = os.pathsep.join(p for p in sys.path if p)
+    half_written = tmp_path / ".video.mp4.0123456789ab.tmp"
+    with locked(tmp_path):
+        half_written.touch()
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == f"{tmp_path}: waiting for another process that writes there\n"
+        assert half_written.exists() and not (tmp_path / "episodes.jsonl").exists()
+    assert process.wait() == 0
+    assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 2
 
 
 def test_videos_of_successes_and_failures_with_what_was_imagined(tmp_path):
@@ -328,8 +353,31 @@ def test_comparison_pairs_episodes():
         compare(before, made_up([1, 0]))
 
 
+def test_what_the_command_says():
+    several = evaluate(None, f"{LINE},{LINE}/twice", num_episodes=2)
+    text = closed_loop_table({"expert": several})
+    assert "all " in text and text.count("success 100.0%   [") == 3
+    assert "all " not in closed_loop_table({"expert": evaluate(None, num_episodes=1)})
+    before, after = made_up([1, 0, 0, 0], [0.5] * 4), made_up([1, 1, 1, 0], [0.75] * 4)
+    text = comparison_line(compare(before, after))
+    assert "success +50.0%" in text and "2 solved by the first alone, 0 by the second" in text
+    assert text.endswith("largest coverage +0.250 [+0.250, +0.250]")
+    assert comparison_line(compare(made_up([1, 0]), made_up([1, 0]))).endswith("McNemar p = 1")
+
+
 def test_pusht_expert_passes_through_the_harness():
     pytest.importorskip("gym_pusht", reason="needs `pip install vampo_core[pusht]`")
-    result = evaluate(None, "pusht", num_episodes=3)
-    assert result.success.mean == 1
-    assert all(e.max_coverage > 0.95 and e.length < 300 for e in result.episodes)
+    result = evaluate(None, "pusht", num_episodes=20, num_workers=2)
+    assert result.success.mean >= 0.95
+    assert all(e.max_coverage > 0.95 and e.length < 300 for e in result.episodes if e.success)
+    assert evaluate(None, "pusht", num_episodes=1).episodes == result.episodes[:1]
+
+
+def test_metaworld_experts_pass_through_the_harness():
+    if importlib.util.find_spec("metaworld") is None:  # imported before our module it would choose another renderer
+        pytest.skip("needs `pip install vampo_core[metaworld]`")
+    tasks = ("reach", "button-press-topdown", "drawer-open", "door-open", "window-open")
+    env = ",".join(f"metaworld/{task}" for task in tasks)
+    result = evaluate(None, env, num_episodes=4, num_workers=2)
+    assert [rate.mean for rate in result.success_by_env.values()] == [1] * 5
+    assert evaluate(None, "metaworld/drawer-open", num_episodes=1).episodes == result.episodes[8:9]

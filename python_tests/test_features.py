@@ -70,11 +70,12 @@ def test_odd_sizes_end_early_too(small):
 
 
 @torch.no_grad()
-def test_batch_size_changes_nothing(small):
-    frames = some_frames()
-    together = small.features(frames, TEXTS)
+@pytest.mark.parametrize("kind", ["small", "svd", "vpp"])
+def test_batch_size_changes_nothing(svd_folder, clip_folder, small, kind):
+    model, frames = load(kind, svd_folder, clip_folder, small), some_frames()
+    together = model.features(frames, TEXTS)
     for i in range(3):
-        alone = small.features(frames[i : i + 1], TEXTS[i : i + 1])
+        alone = model.features(frames[i : i + 1], TEXTS[i : i + 1])
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
@@ -98,10 +99,12 @@ def test_gradient_reaches_what_is_trainable(small):
 
 
 @torch.no_grad()
-def test_half_precision(small):
-    exact = small.features(some_frames(), TEXTS)
-    small.dtype = torch.bfloat16
-    half = small.features(some_frames(), TEXTS)
+@pytest.mark.parametrize("kind", ["small", "svd"])
+def test_half_precision(svd_folder, clip_folder, small, kind):
+    model = load(kind, svd_folder, clip_folder, small)
+    exact = model.features(some_frames(), TEXTS)
+    model.dtype = torch.bfloat16
+    half = model.features(some_frames(), TEXTS)
     assert half.dtype == torch.bfloat16
     assert (half - exact).norm() < 0.05 * exact.norm()
 

@@ -178,6 +178,13 @@ def test_wrong_observations(observation, message):
         make_policy("latents").act(observation, TEXT)
 
 
+def test_no_robot_is_sent_what_is_not_finite():
+    policy = make_policy("latents")
+    torch.nn.init.constant_(policy.head.output.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match=r"actions are nan, expected finite .* dtype = torch.float32"):
+        policy.act(observe(), TEXT)
+
+
 def test_wrong_use(tmp_path):
     policy = make_policy("latents")
     with pytest.raises(ValueError, match=r"slot 3, expected begin\(3"):

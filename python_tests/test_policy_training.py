@@ -7,6 +7,8 @@ import pytest
 import tiny_run
 import torch
 from policy_runs import HORIZON, ActingEpisode, make_policy_trainer, policy_config
+from safetensors import safe_open
+from safetensors.torch import save_file
 from svd_folder import make_svd_pipeline
 from training_runs import assert_same_run, make_model, metrics_of, trained_weights
 
@@ -16,6 +18,7 @@ from vampo_core.checkpoint import find_checkpoint
 from vampo_core.config import ConfigError, load_config
 from vampo_core.data.clips import ClipDataset, collate
 from vampo_core.data.episode import EpisodeError
+from vampo_core.data.recorded import episode_folder
 from vampo_core.graceful_stop import GracefulStop
 from vampo_core.models import VideoPredictor
 from vampo_core.policy.data import ActionDataset
@@ -237,19 +240,24 @@ def test_runs_of_another_kind_are_refused_before_anything_is_deleted(tmp_path, c
     assert source.is_dir() and find_checkpoint(predictor).is_dir()
 
 
-def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tmp_path, monkeypatch):
+TINY_POLICY = (
+    *("policy.num_steps=1", "policy.width=16", "policy.num_attention_heads=2", "policy.batch_size=4"),
+    "policy.decay_steps=0",
+)
+
+
+@pytest.mark.parametrize("train_predictor", ["false", "true"])
+def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tmp_path, monkeypatch, train_predictor):
     tiny_run.write_dataset(tmp_path / "data")
-    settings = tiny_run.settings(
-        tmp_path, "policy.num_steps=1", "policy.width=16", "policy.num_attention_heads=2", "policy.batch_size=4",
-        "policy.decay_steps=0",
-    )  # fmt: skip
+    settings = tiny_run.settings(tmp_path, *TINY_POLICY, f"policy.train_predictor={train_predictor}")
     base = VideoPredictor.from_pretrained(vampo_core.pretrain(settings, f"run.dir={tmp_path}/runs/base").checkpoint)
     base.save_pretrained(tmp_path / "named")
     named = f"policy.predictor={tmp_path / 'named'}"
     first = vampo_core.train_policy(settings, named).checkpoint
-    before = Policy.from_pretrained(first).predictor.fingerprint()
+    before = Policy.from_pretrained(first).predictor
     with torch.no_grad():
         base.unet.conv_in.weight.mul_(2)
+        base.unet.conv_out.weight.mul_(2)  # a part that no policy trains
     base.save_pretrained(tmp_path / "named")
     written = find_checkpoint(settings.run.dir) / "policy.json"
     text = written.read_text()
@@ -263,7 +271,9 @@ def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tm
     written.write_text(text)
     second = vampo_core.train_policy(settings, named, "policy.num_steps=2", resume_from=settings.run.dir).checkpoint
     assert second != first
-    assert Policy.from_pretrained(second).predictor.fingerprint() == before != base.fingerprint()
+    after = Policy.from_pretrained(second).predictor
+    assert torch.equal(after.unet.conv_out.weight, before.unet.conv_out.weight)
+    assert (after.fingerprint() == before.fingerprint()) == (train_predictor == "false")
 
 
 @pytest.mark.parametrize(
@@ -296,6 +306,18 @@ def test_an_episode_with_damaged_latents_is_left_out(tmp_path):
     assert {item["episode_id"] for item in train} == {"000", "002"}
     with pytest.raises(EpisodeError, match="1 of 3 episodes"):
         action_datasets(load_config(config, "data.strict=true"), model, clips, tmp_path)
+
+
+def test_an_episode_with_a_nan_among_its_actions_is_left_out(tmp_path):
+    root = tmp_path / "data"
+    tiny_run.write_dataset(root)
+    file = episode_folder(root, 1) / "episode.safetensors"
+    with safe_open(file, "pt") as opened:
+        arrays, header = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    arrays["actions"][4, 1] = float("nan")
+    save_file(arrays, file, metadata=header)
+    with pytest.warns(RuntimeWarning, match=r"000001 \(actions at frame 4 are \[0.0, nan\], expected finite .*\)"):
+        vampo_core.train_policy(tiny_run.settings(tmp_path, *TINY_POLICY))
 
 
 def test_episodes_without_actions(tmp_path):

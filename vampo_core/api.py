@@ -18,6 +18,7 @@ from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.policy.closed_loop import evaluate_closed_loop
 from vampo_core.policy.closed_loop_results import ClosedLoopResult
 from vampo_core.policy.controller import PolicyController
+from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.imagination import Imagination
 from vampo_core.policy.policy import PREDICTOR, Policy
@@ -29,6 +30,7 @@ from vampo_core.prepare import (
     inference_predictor,
     load_predictor,
     new_predictor,
+    policy_predictor,
     prepare_clips,
     prepare_codec,
 )
@@ -36,7 +38,7 @@ from vampo_core.pretraining import Pretrainer
 from vampo_core.processes import new_accelerator
 from vampo_core.report import current_report, write_report
 from vampo_core.rewards import RewardFunction
-from vampo_core.run_folder import RunFolder
+from vampo_core.run_folder import RunFolder, continued
 from vampo_core.sampling import sample_videos
 from vampo_core.training_run import TrainResult
 
@@ -112,25 +114,42 @@ def train_policy(
     those of :func:`train`.
     """
     config = _configured(config, overrides)
-    if len(config.data.roots) > 1:
-        roots = list(config.data.roots)
-        raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
     checkpoint = _check_run(config, resume_from, of="policy")
+    source: str | Path | None = None
     if checkpoint is not None:
         PolicySettings.load(checkpoint)  # an older architecture is told before features are computed
-    source: str | Path | None = config.policy.predictor or config.model.pretrained
-    if checkpoint is not None and not config.policy.train_predictor:
-        source = checkpoint / PREDICTOR  # where the run began there may be another one by now
-    predictor = inference_predictor(config, source or base_checkpoint(config))
-    with _main_process_first():
-        clips = prepare_clips(config, predictor.codec)
-        train_dataset, eval_dataset = action_datasets(config, predictor, clips, config.data.roots[0])
+        if not (config.policy.train_predictor and config.model.lora):  # adapters are merged into what is saved
+            source = checkpoint / PREDICTOR  # where the run began there may be another one by now
+    predictor, train_dataset, eval_dataset = _policy_data(config, source)
     policy = new_policy(config, predictor, train_dataset)
     trainer = PolicyTrainer(model=policy, config=config, train_dataset=train_dataset, eval_dataset=eval_dataset)
     result = trainer.train(resume_from)
     if trainer.accelerator.is_main_process and not result.interrupted:
         _report(config)
     return result
+
+
+def cache_features(config: VampoConfig | str | Path, *overrides: str) -> Path:
+    """Compute the features of all frames that a policy with this configuration is trained on, where they are missing.
+
+    :func:`train_policy` does so too, before it trains.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        ConfigError: ``policy`` uses no cache, or a setting is wrong.
+    """
+    config = _configured(config, overrides)
+    for key, value, expected in (
+        ("features", config.policy.features, "predictive"),
+        ("train_predictor", config.policy.train_predictor, False),
+    ):
+        if value != expected:
+            raise ConfigError(f"policy.{key} is {value!r}, expected {expected!r}: of others nothing is cached")
+    _, dataset, _ = _policy_data(config)
+    assert dataset.cache is not None
+    return dataset.cache.folder
 
 
 def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:
@@ -242,6 +261,20 @@ def sample(
     )
 
 
+def _policy_data(
+    config: VampoConfig, source: str | Path | None = None
+) -> tuple[VideoPredictor, ActionDataset, ActionDataset]:
+    """A policy's predictor, from ``source`` or where the configuration says, with training and held-out frames."""
+    if len(config.data.roots) > 1:
+        roots = list(config.data.roots)
+        raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
+    source = source or config.policy.predictor or config.model.pretrained or base_checkpoint(config)
+    predictor = policy_predictor(config, source)
+    with _main_process_first():
+        clips = prepare_clips(config, predictor.codec)
+        return predictor, *action_datasets(config, predictor, clips, config.data.roots[0])
+
+
 def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) -> VampoConfig:
     config = load_config(config, *overrides)
     new_accelerator()  # the first one decides on what they share
@@ -295,7 +328,7 @@ def pretrain_base(config: VampoConfig) -> TrainResult[EvalResult]:
     begun = Checkpoints(folder / "checkpoints").latest is not None
     print(f"base model: {folder}" + (" (found)" if begun else ""))
     if begun:  # its own settings: what post-training, and so this configuration, has changed is nothing to the base
-        settings = replace(load_config(folder), run=settings.run)
+        settings = continued(settings, folder)
     else:  # a process that was killed before the first checkpoint left nothing to continue
         settings = replace(settings, run=replace(settings.run, overwrite=folder.exists()))
     return _pretrain(settings, folder if begun else None, new_predictor(settings, codec))

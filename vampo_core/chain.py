@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vampo_core import api
+from vampo_core import api, envs
 from vampo_core.checkpoint import Checkpoints, read_counters, step_of
-from vampo_core.config import ConfigError, VampoConfig, load_config
+from vampo_core.config import ConfigError, PolicyConfig, VampoConfig, load_config
 from vampo_core.evaluation import EvalResult
 from vampo_core.policy.closed_loop_results import ClosedLoopResult
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.settings import ARCHITECTURE
-from vampo_core.prepare import data_settings, digest, load_predictor
+from vampo_core.prepare import data_settings, digest, open_dataset, policy_predictor
+from vampo_core.run_folder import continued
 from vampo_core.training_run import TrainResult
 
 CONTROL, EXPERT = "latents", "expert"
@@ -33,13 +34,15 @@ DESCRIPTIONS = {
     EXPERT: "the simulator's expert",
 }
 """What acts in the closed loop, in words: policies by what they see, and the expert."""
+STAGES = ("data", "base", "vampo", "features", "policies", "closed_loop")
+"""In their order; each needs those before it."""
 
 
 @dataclass(frozen=True)
 class ChainResult:
     """What the chain has come to."""
 
-    folders: dict[str, Path]  # of runs, by stage
+    folders: dict[str, Path]  # by stage; of policies one each
     base: EvalResult
     vampo: EvalResult  # of the best checkpoint, which the policy sees
     best_iteration: int  # which that is; 0 for the base itself
@@ -58,46 +61,141 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
 
     Raises:
         ConfigError: a setting is wrong, or there is no simulator.
+        ImportError: a simulator is not installed or cannot render.
         KeyboardInterrupt: a stage was interrupted; the same call continues there.
     """
-    config = load_config(config, *overrides)
+    chain = _Chain(load_config(config, *overrides))
+    chain.run("closed_loop")
+    best = chain.predictors["vampo"]
+    latest = {name: chain.folders[f"policy-{name}"] / "checkpoints" / "latest" for name in POLICIES}
+    return ChainResult(
+        folders=chain.folders,
+        base=EvalResult.from_dict(read_counters(best)["before"]),
+        vampo=EvalResult.from_dict(read_counters(best)["last"]),
+        best_iteration=step_of(best),
+        policies={name: PolicyEvalResult.from_dict(read_counters(latest[name])["last"]) for name in POLICIES},
+        closed_loop=chain.loops,
+    )
+
+
+def run_stages(config: VampoConfig | str | Path, *overrides: str, until: str) -> dict[str, Path]:
+    """Run what is missing of the chain up to one of :data:`STAGES`; the rest is as in :func:`run_chain`.
+
+    Returns:
+        Folders by stage, of policies and features one each.
+    """
+    if until not in STAGES:
+        raise ConfigError(f"until is {until!r}, expected one of {', '.join(STAGES)}")
+    chain = _Chain(load_config(config, *overrides))
+    chain.run(until)
+    return chain.folders
+
+
+class _Chain:
+    """The stages, each a method that needs those before it, but for ``features``: policies compute what they lack."""
+
+    def __init__(self, config: VampoConfig) -> None:
+        _check(config)
+        self.config = config
+        self.folders: dict[str, Path] = {}
+        self.predictors: dict[str, Path] = {}  # by the names of the policies that stand on them
+        self.loops: dict[str, ClosedLoopResult] = {}
+        self._contents: dict[str, str] = {}  # fingerprints of predictors
+        evaluation = config.to_dict()["evaluation"]
+        self._common = {"data": data_settings(config), "evaluation": evaluation, "seed": config.run.seed}
+
+    def run(self, until: str) -> None:
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            if stage != "features" or until == stage:  # caches may have been deleted since policies were trained
+                getattr(self, stage)()
+
+    def data(self) -> None:
+        """Recorded episodes."""
+        self._note("data", open_dataset(self.config).root)
+
+    def base(self) -> None:
+        """The predictor that all starts from."""
+        path = Path(self.config.model.pretrained or api.base_checkpoint(self.config))
+        self._note("base", path)
+        content = policy_predictor(self.config, path).fingerprint()
+        for name in ("base", CONTROL):
+            self.predictors[name], self._contents[name] = path, content
+
+    def vampo(self) -> None:
+        """Its post-training, of which policies see the best checkpoint."""
+        config, settings = self.config, self.config.to_dict()
+        started = replace(config, model=replace(config.model, pretrained=str(self.predictors["base"])))
+        sections = {name: settings[name] for name in ("grpo", "sampler", "reward", "optim", "model")}
+        sections["model"]["pretrained"] = None  # what lies there counts, not where
+        # the interval of evaluations is among them: it decides which checkpoints can be the best
+        depends_on = [self._contents["base"], sections, self._common, config.run.eval_every]
+        folder = _stage("vampo", api.train, started, config.grpo.num_iterations, depends_on)
+        self.folders["vampo"] = folder
+        best = (folder / "checkpoints" / "best").resolve()
+        self.predictors["vampo"] = best
+        self._contents["vampo"] = policy_predictor(config, best).fingerprint()
+        if step_of(best) == 0:
+            print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
+
+    def features(self) -> None:
+        """What the predictors show of every recorded frame."""
+        for name in ("base", "vampo"):
+            self._note(f"features-{name}", api.cache_features(replace(self.config, policy=self._policy(name))))
+
+    def policies(self) -> None:
+        """Policies that differ in what they see alone."""
+        made: dict[str, Path] = {}
+        for name in POLICIES:
+            policy = self._policy(name)
+            depends_on = [ARCHITECTURE, self._contents[name], asdict(replace(policy, predictor=None)), self._common]
+            same = made.get(digest(depends_on))  # VAMPO's best checkpoint may be the base
+            call, config = api.train_policy, replace(self.config, policy=policy)
+            folder = same or _stage(f"policy-{name}", call, config, policy.num_steps, depends_on)
+            made[digest(depends_on)] = self.folders[f"policy-{name}"] = folder
+
+    def closed_loop(self) -> None:
+        """What policies and expert get done, all in the same episodes."""
+        config = self.config
+        folder = Path(config.run.dir).parent / f"closed_loop-{digest([config.data.env, config.data.resolution])}"
+        self._note("closed_loop", folder)
+        for name in (*POLICIES, EXPERT):
+            print(f"closed loop: {name}")
+            self.loops[name] = api.evaluate_policy(self.folders.get(f"policy-{name}"), config, output=folder)
+
+    def _policy(self, name: str) -> PolicyConfig:
+        policy, features = self.config.policy, POLICIES[name]
+        trains = policy.train_predictor and features == "predictive"  # the control does not run it
+        return replace(policy, predictor=str(self.predictors[name]), features=features, train_predictor=trains)
+
+    def _note(self, name: str, folder: Path) -> None:
+        print(f"{name}: {folder}")
+        self.folders[name] = folder
+
+
+def _check(config: VampoConfig) -> None:
+    """Tell what is wrong before hours go into the stages before it."""
     if config.data.env is None:
         raise ConfigError("data.env is None, expected the simulator that episodes are recorded and policies tried in")
-    num_executed, horizon = config.closed_loop.num_executed_steps, config.policy.action_horizon
-    if num_executed is not None and num_executed > horizon:  # or the first closed loop says so
+    policy = config.policy
+    if policy.predictor is not None:
+        raise ConfigError(
+            f"policy.predictor is {policy.predictor!r}, expected null: policies stand on the chain's own predictors, "
+            "which start from model.pretrained"
+        )
+    if policy.features != "predictive":
+        raise ConfigError(
+            f"policy.features is {policy.features!r}, expected predictive: the control on latents is one of the "
+            "chain's policies anyway"
+        )
+    num_executed, horizon = config.closed_loop.num_executed_steps, policy.action_horizon
+    if num_executed is not None and num_executed > horizon:
         raise ConfigError(
             f"closed_loop.num_executed_steps is {num_executed}, expected at most policy.action_horizon = {horizon}"
         )
-    settings = config.to_dict()
-    common = {"data": data_settings(config), "evaluation": settings["evaluation"], "seed": config.run.seed}
-    base = Path(config.model.pretrained or api.base_checkpoint(config))
-    started = replace(config, model=replace(config.model, pretrained=str(base)))
-    sections = {name: settings[name] for name in ("grpo", "sampler", "reward", "optim", "model")}
-    sections["model"]["pretrained"] = None  # what lies there counts, not where
-    content = load_predictor(config, base).fingerprint()
-    contents = {"base": content, CONTROL: content}
-    depends_on: list[object] = [content, sections, common]
-    folders = {"vampo": _stage("vampo", api.train, started, config.grpo.num_iterations, depends_on)}
-    seen = {"base": base, "vampo": (folders["vampo"] / "checkpoints" / "best").resolve(), CONTROL: base}
-    contents["vampo"] = load_predictor(config, seen["vampo"]).fingerprint()
-    best_iteration = step_of(seen["vampo"])
-    if best_iteration == 0:
-        print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
-    for name, features in POLICIES.items():
-        policy = replace(config.policy, predictor=str(seen[name]), features=features)
-        depends_on = [ARCHITECTURE, contents[name], asdict(replace(policy, predictor=None)), common]
-        stage = f"policy-{name}"
-        folders[stage] = _stage(stage, api.train_policy, replace(config, policy=policy), policy.num_steps, depends_on)
-    closed_loop = {}
-    for name in (*POLICIES, EXPERT):
-        print(f"closed loop: {name}")
-        checkpoint = folders.get(f"policy-{name}")
-        output = Path(config.run.dir).parent / f"closed_loop-{digest([config.data.env, config.data.resolution])}"
-        closed_loop[name] = api.evaluate_policy(checkpoint, config, output=output)
-    before, after = (EvalResult.from_dict(read_counters(seen["vampo"])[key]) for key in ("before", "last"))
-    latest = {name: folders[f"policy-{name}"] / "checkpoints" / "latest" for name in POLICIES}
-    policies = {name: PolicyEvalResult.from_dict(read_counters(latest[name])["last"]) for name in POLICIES}
-    return ChainResult(folders, before, after, best_iteration, policies, closed_loop)
+    for name in envs.split_names(config.data.env):
+        env = envs.make(name, image_size=config.data.resolution)
+        env.reset(seed=0)  # pictures need more than the simulator
+        env.close()
 
 
 def _stage(
@@ -111,7 +209,9 @@ def _stage(
         return folder
     print(f"{name}: {folder}" + (" (continued)" if latest else ""))
     run = replace(config.run, dir=str(folder), overwrite=folder.exists() and latest is None)
-    result = call(replace(config, run=run), resume_from=folder if latest else None)
+    config = replace(config, run=run)
+    # what the stage does not depend on may have changed since
+    result = call(continued(config, folder), resume_from=folder) if latest else call(config)
     if result.interrupted:
         raise KeyboardInterrupt(f"interrupted in {folder}; the same call continues there")
     return folder

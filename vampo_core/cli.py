@@ -93,7 +93,9 @@ VERBS = {
         ),
     ),
     "chain": Verb(
-        "vampo_core.commands:chain", "record, pretrain, post-train, train policies and try them, on one page"
+        "vampo_core.commands:chain",
+        "record, pretrain, post-train, train policies and try them, on one page",
+        (Option("until", "last stage to run: data, base, vampo, features, policies or closed_loop (default: all)"),),
     ),
     "report": Verb("vampo_core.commands:report", "write report.html of the run in run.dir"),
 }

@@ -62,11 +62,14 @@ def train_policy(config: VampoConfig, *, resume_from: str | None) -> int:
     return _ending(result, "least held-out action error")
 
 
-def chain(config: VampoConfig) -> None:
-    """Run the chain and write its page."""
-    from vampo_core.chain import run_chain
+def chain(config: VampoConfig, *, until: str | None) -> None:
+    """Run the chain and write its page, or its first stages alone."""
+    from vampo_core.chain import run_chain, run_stages
     from vampo_core.report.chain import render_chain
 
+    if until is not None:
+        run_stages(config, until=until)
+        return
     result = run_chain(config)
     page = Path(config.run.dir).parent / f"{Path(config.run.dir).name}-chain.html"
     write_text(page, render_chain(config, result))
@@ -175,7 +178,10 @@ def closed_loop_table(results: Mapping[str, "ClosedLoopResult"]) -> str:
     lines = []
     for name, result in results.items():
         lines.append(f"{name}: {len(result.episodes)} episodes")
-        for env, rate in result.success_by_env.items():
+        rates = result.success_by_env
+        if len(rates) > 1:
+            rates = {"all": result.success} | rates
+        for env, rate in rates.items():
             lines.append(f"  {env:32} success {rate.mean:6.1%}   [{rate.ci95[0]:.1%}, {rate.ci95[1]:.1%}]")
         if (coverage := result.max_coverage) is not None:
             low, high = coverage.ci95
@@ -190,10 +196,14 @@ def closed_loop_table(results: Mapping[str, "ClosedLoopResult"]) -> str:
 def comparison_line(comparison: "Comparison") -> str:
     """A paired comparison in words."""
     low, high = comparison.success.ci95
+    coverage = ""
+    if (difference := comparison.max_coverage) is not None:
+        least, most = difference.ci95
+        coverage = f"; largest coverage {difference.mean:+.3f} [{least:+.3f}, {most:+.3f}]"
     return (
         f"success {comparison.success.mean:+.1%} [{low:+.1%}, {high:+.1%}] on the same {comparison.num_episodes} "
         f"episodes; {comparison.num_only_after} solved by the first alone, {comparison.num_only_before} by the second "
-        f"alone, McNemar p = {comparison.p_value:.2g}"
+        f"alone, McNemar p = {comparison.p_value:.2g}{coverage}"
     )
 
 

@@ -84,6 +84,25 @@ def inference_predictor(config: VampoConfig, folder: str | Path) -> VideoPredict
     return load_predictor(config, folder).to(new_accelerator().device).eval()
 
 
+def policy_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
+    """As :func:`inference_predictor`, for a policy: features are of the noise level that VAMPO trains it at.
+
+    Raises:
+        ConfigError: the predictor has not as many up blocks as ``policy.feature_layers`` asks for.
+        ValueError: there is no such model.
+    """
+    model = inference_predictor(config, folder)
+    layers, num_blocks = list(config.policy.feature_layers), len(model.unet.up_blocks)
+    if layers[-1] >= num_blocks:
+        raise ConfigError(
+            f"policy.feature_layers is {layers}, expected indices below {num_blocks}, the up blocks of the UNet at "
+            f"{str(folder)!r}"
+        )
+    if config.sampler.sigma_max is not None:
+        model.set_sampler(model.sampler(sigma_max=config.sampler.sigma_max))
+    return model
+
+
 def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VideoPredictor:
     """The embedded default, untrained; its weights follow from ``run.seed``."""
     with torch.random.fork_rng():

@@ -119,6 +119,15 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
 
+def continued(config: VampoConfig, run: str | Path) -> VampoConfig:
+    """Settings to go on with an unfinished run: its own, and of ``config`` what a resumed run may change."""
+    values, now = load_config(run).to_dict(), config.to_dict()
+    for key in CHANGEABLE - _DECAYS.keys():
+        section, name = key.split(".")
+        values[section][name] = now[section][name]
+    return VampoConfig.from_dict(values)
+
+
 def _holds_run(folder: Path) -> bool:
     """Whether there is anything to lose. A run that was killed before its first checkpoint may simply begin again."""
     metrics = folder / "metrics.jsonl"

@@ -1,5 +1,6 @@
 """Closed-loop evaluation: a controller acts in simulators, on seeded episodes, and is judged by what it gets done."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,15 @@ from tqdm import tqdm
 
 from vampo_core import envs
 from vampo_core.data.video import write_video
-from vampo_core.files import publish, remove_leftovers, temporary_beside
+from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
 from vampo_core.panels import side_by_side
-from vampo_core.policy.closed_loop_results import ClosedLoopResult, EpisodeLog, EpisodeResult
+from vampo_core.policy.closed_loop_results import (
+    EPISODES,
+    ClosedLoopResult,
+    EpisodeLog,
+    EpisodeResult,
+    read_episodes,
+)
 from vampo_core.policy.workers import InProcess, Lost, Reply, Reset, Step, Workers
 
 MAX_ATTEMPTS = 3
@@ -85,7 +92,8 @@ def evaluate_closed_loop(
 ) -> ClosedLoopResult:
     """Run seeded episodes, the simulators in worker processes, the controller here and in batches.
 
-    All slots step together, so that batches do not depend on timing. Call it from under ``if __name__ == "__main__":``.
+    All slots step together, so that batches do not depend on timing. Where all episodes are in ``output`` no simulator
+    is made, so that it need not be installed either. Call it from under ``if __name__ == "__main__":``.
 
     Args:
         controller: what acts; None for the environments' experts, which act inside of the workers.
@@ -117,26 +125,29 @@ def evaluate_closed_loop(
     if num_videos and output is None:
         raise ValueError(f"num_videos is {num_videos} with output = None, expected a folder for them")
     env_kwargs = dict(env_kwargs or {})
-    tasks = {name: _describe(name, env_kwargs) for name in envs.split_names(env)}
-    wanted = [(name, episode_seed) for name in tasks for episode_seed in evaluation_seeds(seed, num_episodes)]
+    names, seeds = envs.split_names(env), evaluation_seeds(seed, num_episodes)
+    wanted = [(name, episode_seed) for name in names for episode_seed in seeds]
     folder = None if output is None else Path(output)
-    log = None
-    if folder is not None:
-        log = EpisodeLog(folder, {"env_kwargs": env_kwargs, "controller_id": controller_id})
-        remove_leftovers(folder)
-    done = {episode.key: episode for episode in (log.episodes if log else [])}
-    missing = [key for key in wanted if key not in done]
-    if missing:
-        loop = _Loop(controller, tasks, imagine, folder, num_videos, log, done)
-        num_workers = min(num_workers, len(missing))
-        num_slots = min(max(num_workers, num_envs or 1), len(missing))
-        workers = Workers(num_workers, num_slots, env_kwargs) if num_workers else InProcess(env_kwargs)
-        bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="closed loop", disable=not progress)
-        try:
-            with bar:
-                loop.run(workers, missing, num_slots, begin_every, bar)
-        finally:
-            workers.close()
+    known = {episode.key for episode in ([] if folder is None else read_episodes(folder / EPISODES))}
+    tasks = {} if known.issuperset(wanted) else {name: _describe(name, env_kwargs) for name in names}
+    with contextlib.nullcontext() if folder is None else locked(folder):
+        log = None
+        if folder is not None:
+            log = EpisodeLog(folder, {"env_kwargs": env_kwargs, "controller_id": controller_id})
+            remove_leftovers(folder)
+        done = {episode.key: episode for episode in (log.episodes if log else [])}
+        missing = [key for key in wanted if key not in done]
+        if missing:
+            loop = _Loop(controller, tasks, imagine, folder, num_videos, log, done)
+            num_workers = min(num_workers, len(missing))
+            num_slots = min(max(num_workers, num_envs or 1), len(missing))
+            workers = Workers(num_workers, num_slots, env_kwargs) if num_workers else InProcess(env_kwargs)
+            bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="closed loop", disable=not progress)
+            try:
+                with bar:
+                    loop.run(workers, missing, num_slots, begin_every, bar)
+            finally:
+                workers.close()
     return ClosedLoopResult([done[key] for key in wanted])
 
 

@@ -15,7 +15,7 @@ from vampo_core.evaluation import Metric, bootstrap
 from vampo_core.files import write_text
 
 FORMAT, VERSION = "vampo_core.closed_loop", 1
-_SETTINGS, _EPISODES = "closed_loop.json", "episodes.jsonl"
+_SETTINGS, EPISODES = "closed_loop.json", "episodes.jsonl"
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class EpisodeLog:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._path = folder / _EPISODES
+        self._path = folder / EPISODES
         folder.mkdir(parents=True, exist_ok=True)
         header = {"format": FORMAT, "version": VERSION, **settings}
         path = folder / _SETTINGS

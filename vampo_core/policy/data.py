@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vampo_core.data.clips import collate
-from vampo_core.data.episode import Episode, EpisodeError, Skipped, reason_of, report_skipped
+from vampo_core.data.episode import Episode, EpisodeError, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.sampler import ClipSampler
 from vampo_core.policy.feature_cache import FeatureCache
 from vampo_core.policy.policy import Ranges
@@ -55,7 +55,8 @@ class ActionDataset(Dataset[ActionItem]):
         def read(episode: Episode) -> None:
             try:
                 episode.latents([0, episode.length - 1])
-                self._tables.append((episode, episode.actions, episode.states, _ends(episode)))
+                actions, states = _finite(episode, "actions"), _finite(episode, "states")
+                self._tables.append((episode, actions, states, _ends(episode)))
             except EpisodeError as error:
                 skipped.append(Skipped(episode.episode_id, reason_of(error)))
 
@@ -102,6 +103,17 @@ class ActionDataset(Dataset[ActionItem]):
         actions = torch.cat([rows[:-1] for _, rows, *_ in self._tables])
         states = torch.cat([rows[:-1] for _, _, rows, _ in self._tables])
         return Ranges(*(torch.stack([x.amin(0), x.amax(0)]) for x in (actions, states)))
+
+
+def _finite(episode: Episode, name: str) -> Tensor:  # [T, D]
+    """Actions or states, which a video can do without, so that its reader takes what there is."""
+    rows: Tensor = getattr(episode, name)
+    with reading(episode.dataset, episode.episode_id):
+        wrong = (~rows.isfinite()).any(1).nonzero()
+        if len(wrong):
+            t = int(wrong[0])
+            raise ValueError(f"{name} at frame {t} are {rows[t].tolist()}, expected finite numbers")
+    return rows
 
 
 def _ends(episode: Episode) -> Tensor:  # [T]

@@ -161,6 +161,7 @@ class Policy(nn.Module):
 
         Raises:
             ValueError: an observation lacks a key, or has another shape or type than the policy was trained on.
+            FloatingPointError: actions are not finite.
         """
         for observation in observations:
             self._check(observation)
@@ -168,7 +169,13 @@ class Policy(nn.Module):
         frames = torch.from_numpy(np.stack([o["pixels"] for o in observations])).to(device).permute(0, 3, 1, 2)
         states = torch.from_numpy(np.stack([np.asarray(o["state"], np.float32) for o in observations])).to(device)
         condition = self.predictor.condition(instructions=instructions, first_frames=frames.float() / 255)
-        return self.sample_actions(states, condition, noise.to(device)).cpu().numpy()
+        actions = self.sample_actions(states, condition, noise.to(device)).cpu().numpy()
+        if not np.isfinite(actions).all():  # a robot would be sent them
+            raise FloatingPointError(
+                f"the policy's actions are {actions[~np.isfinite(actions)][0]}, expected finite numbers: with dtype = "
+                f"{self.dtype} the predictor's features may have overflown"
+            )
+        return actions
 
     def reset(self, seed: int = 0) -> None:
         """Begin an episode of :meth:`act`, whose actions are drawn with this seed."""
@@ -182,6 +189,7 @@ class Policy(nn.Module):
 
         Raises:
             ValueError: the observation does not fit the policy.
+            FloatingPointError: actions are not finite.
         """
         if self._episode is None or self._episode[0] != instruction:
             self._episode = (instruction, PolicyController(self))

@@ -45,7 +45,8 @@ def _success(result: ChainResult) -> str:
             "Steps", "Action, p50 / p99"]  # fmt: skip
     note = (
         "Differences are from the features of the base, p by the exact McNemar test. 95&nbsp;% intervals: Wilson for "
-        "rates, bootstrap over episodes for the rest. All act in the same seeded episodes, none of which was recorded."
+        "rates, bootstrap over episodes for the rest. All act in the same seeded episodes, none of which was recorded. "
+        "Action is what a control step of all slots waits for: a prediction, or the next action of an earlier one."
     )
     return table(head, rows, note) + _by_env(result)
 
@@ -89,4 +90,5 @@ def _video(result: ChainResult) -> str:
 
 def _stages(result: ChainResult) -> str:
     rows = [[name, f"<code>{escape(str(folder))}</code>"] for name, folder in result.folders.items()]
-    return table(["Stage", "Run, named after all it depends on"], rows, "Each has a report of its own.")
+    note = "Runs are named after all they depend on, and hold a report of their own."
+    return table(["Stage", "Folder"], rows, note)
