@@ -1,7 +1,7 @@
 """The whole chain on a tiny simulator, found again stage by stage."""
 
 import pytest
-import simulators  # noqa: F401 (the environment's module)
+import simulators
 import torch
 from tiny_run import settings
 
@@ -9,6 +9,7 @@ from vampo_core import api, chain
 from vampo_core.cli import main
 from vampo_core.config import ConfigError, load_config
 from vampo_core.envs import SimulatorError
+from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.video_predictor import VideoPredictor
 from vampo_core.policy.policy import Policy
 from vampo_core.policy.train import PolicyTrainer
@@ -116,9 +117,33 @@ def test_an_unfinished_stage_goes_on_whatever_else_has_changed(finished, monkeyp
     steps = []
     monkeypatch.setattr(PolicyTrainer, "loss", lambda trainer, i, batch: steps.append(i) or real(trainer, i, batch))
     after = chain.run_chain(load_config(unfinished, "optim.lr=2e-3", "pretrain.eval_every=7", "data.num_workers=1"))
+    assert after.best_iteration == 1
     assert steps == [3, 1, 2, 3, 1, 2, 3], "the base's policy goes on, the others begin"
     own = load_config(after.folders["policy-base"])
     assert own.optim.lr == config.optim.lr and own.data.num_workers == 1
+
+
+def test_an_unfinished_stage_goes_on_where_its_predictor_has_been_moved(finished, tmp_path, monkeypatch):
+    config, before = finished
+    given = VideoPredictor.from_pretrained(before.folders["base"])
+    given.save_pretrained(tmp_path / "here")
+    chained = load_config(config, f"run.dir={tmp_path / 'run'}", "grpo.num_iterations=2", "run.save_every=1")
+    real = VampoTrainer.iterate
+
+    def killed(trainer, iteration, batches):
+        if iteration == 2:
+            raise RuntimeError("killed")
+        return real(trainer, iteration, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VampoTrainer, "iterate", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            chain.run_stages(chained, f"model.pretrained={tmp_path / 'here'}", until="vampo")
+    (tmp_path / "here").rename(tmp_path / "there")
+    steps = []
+    monkeypatch.setattr(VampoTrainer, "iterate", lambda trainer, i, b: steps.append(i) or real(trainer, i, b))
+    folders = chain.run_stages(chained, f"model.pretrained={tmp_path / 'there'}", until="vampo")
+    assert steps == [2] and load_config(folders["vampo"]).model.pretrained == str(tmp_path / "there")
 
 
 def test_a_predictor_that_is_trained_with_its_policy(finished):
@@ -131,15 +156,17 @@ def test_a_predictor_that_is_trained_with_its_policy(finished):
 def test_features_are_of_one_noise_level(finished, tmp_path):
     config, before = finished
     given = VideoPredictor.from_pretrained(before.folders["base"])
-    given.set_sampler(given.sampler(sigma_max=20.0))
+    given.set_sampler(given.sampler(sigma_max=20.0, num_inference_steps=7))
     given.save_pretrained(tmp_path / "given")
     config = load_config(config, f"model.pretrained={tmp_path / 'given'}", f"run.dir={tmp_path / 'run'}")
     result = chain.run_chain(config)
     policies = [Policy.from_pretrained(result.folders[f"policy-{name}"]) for name in chain.POLICIES]
-    assert [policy.predictor.sampler().sigmas[0] for policy in policies] == [config.sampler.sigma_max] * 3 == [80] * 3
+    samplers = [policy.predictor.sampler() for policy in policies]
+    assert [sampler.sigmas[0] for sampler in samplers] == [config.sampler.sigma_max] * 3 == [80] * 3
+    assert [sampler.num_inference_steps for sampler in samplers] == [3] * 3
 
 
-def test_the_first_stages_alone(finished, capsys, monkeypatch):
+def test_the_first_stages_alone(finished, capsys):
     config, before = finished
     folders = chain.run_stages(config, until="features")
     assert list(folders) == ["data", "base", "vampo", "features-base", "features-vampo"]
@@ -149,8 +176,11 @@ def test_the_first_stages_alone(finished, capsys, monkeypatch):
     config.save(before.folders["vampo"].parent / "part.yaml")
     assert main(["chain", "--config", str(before.folders["vampo"].parent / "part.yaml"), "--until", "vampo"]) == 0
     assert f"vampo: {before.folders['vampo']} (found)" in capsys.readouterr().out
+    assert list(chain.run_stages(config, until="policies")) == list(before.folders)[:-1]
     with pytest.raises(ConfigError, match="until is 'feature', expected one of data, base, vampo, features"):
         chain.run_stages(config, until="feature")
+    with pytest.raises(ConfigError, match="train_predictor is true, expected false: features change"):
+        chain.run_stages(load_config(config, "policy.train_predictor=true", "run.seed=5"), until="features")
 
 
 @pytest.fixture
@@ -219,7 +249,10 @@ def test_by_command_with_its_page(finished, capsys):
     assert "expert: 2 episodes" in capsys.readouterr().out
 
 
-def test_wrong_settings_are_told_before_anything_is_done(tmp_path):
+def test_wrong_settings_are_told_before_anything_is_done(tmp_path, monkeypatch):
+    def dark(env):
+        raise OSError("no lamp")
+
     with pytest.raises(ConfigError, match=r"data\.env is None"):
         chain.run_chain(settings(tmp_path))
     for change, message in (
@@ -229,8 +262,12 @@ def test_wrong_settings_are_told_before_anything_is_done(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             chain.run_chain(settings(tmp_path, *TINY, change))
-    with pytest.raises(SimulatorError, match="wheels"):
-        chain.run_chain(settings(tmp_path, *TINY, "data.env=simulators:broken"))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(SimulatorError, match="'simulators:line' cannot be reset: no lamp"),
+    ):
+        patch.setattr(simulators.Line, "render", dark)
+        chain.run_chain(settings(tmp_path, *TINY))
     assert not list(tmp_path.iterdir())
 
 

@@ -235,7 +235,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
         )
         assert process.stdout.readline() == f"{tmp_path}: waiting for another process that writes there\n"
         assert half_written.exists() and not (tmp_path / "episodes.jsonl").exists()
-    assert process.wait() == 0
+    assert process.wait(timeout=120) == 0 and not half_written.exists()
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 2
 
 

@@ -1,4 +1,4 @@
-"""The calls: ``train``, ``pretrain``, ``train_policy``, ``evaluate``, ``evaluate_policy`` and ``sample``."""
+"""The calls: train, pretrain, and evaluate a predictor or a policy, cache features, sample videos."""
 
 import contextlib
 import warnings
@@ -67,7 +67,7 @@ def train(
         ConfigError: a setting is unknown or wrong, or the run folder holds a run already.
         NonFiniteError: a loss, reward or gradient is not finite; the last checkpoint is intact.
     """
-    config = _configured(config, overrides)
+    config = configured(config, overrides)
     _check_run(config, resume_from, of="predictor")
     model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
     with _main_process_first():
@@ -93,7 +93,7 @@ def pretrain(
 
     Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
     """
-    config = _configured(config, overrides)
+    config = configured(config, overrides)
     if config.model.lora and config.model.pretrained is None:
         raise ConfigError(
             f"model.lora is {config.model.lora} with model.pretrained = null, expected 0: adapters go on a model that "
@@ -113,14 +113,15 @@ def train_policy(
     Training and held-out episodes are those of the predictor. The run goes to ``run.dir``; arguments and errors are
     those of :func:`train`.
     """
-    config = _configured(config, overrides)
+    config = configured(config, overrides)
+    root = _policy_root(config)
     checkpoint = _check_run(config, resume_from, of="policy")
     source: str | Path | None = None
     if checkpoint is not None:
         PolicySettings.load(checkpoint)  # an older architecture is told before features are computed
         if not (config.policy.train_predictor and config.model.lora):  # adapters are merged into what is saved
             source = checkpoint / PREDICTOR  # where the run began there may be another one by now
-    predictor, train_dataset, eval_dataset = _policy_data(config, source)
+    predictor, train_dataset, eval_dataset = _policy_data(config, root, source)
     policy = new_policy(config, predictor, train_dataset)
     trainer = PolicyTrainer(model=policy, config=config, train_dataset=train_dataset, eval_dataset=eval_dataset)
     result = trainer.train(resume_from)
@@ -138,16 +139,14 @@ def cache_features(config: VampoConfig | str | Path, *overrides: str) -> Path:
         The folder that holds them.
 
     Raises:
-        ConfigError: ``policy`` uses no cache, or a setting is wrong.
+        ConfigError: such a policy uses no cache, or a setting is wrong.
     """
-    config = _configured(config, overrides)
-    for key, value, expected in (
-        ("features", config.policy.features, "predictive"),
-        ("train_predictor", config.policy.train_predictor, False),
-    ):
-        if value != expected:
-            raise ConfigError(f"policy.{key} is {value!r}, expected {expected!r}: of others nothing is cached")
-    _, dataset, _ = _policy_data(config)
+    config = configured(config, overrides)
+    if config.policy.features != "predictive":
+        raise ConfigError(f"policy.features is {config.policy.features!r}, expected predictive: latents need no cache")
+    if config.policy.train_predictor:
+        raise ConfigError("policy.train_predictor is true, expected false: features change with the predictor")
+    _, dataset, _ = _policy_data(config, _policy_root(config))
     assert dataset.cache is not None
     return dataset.cache.folder
 
@@ -163,7 +162,7 @@ def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *override
     Raises:
         ValueError: there is no predictor at ``checkpoint``.
     """
-    config = _configured(config, overrides)
+    config = configured(config, overrides)
     model = inference_predictor(config, checkpoint)
     clips = prepare_clips(config, model.codec)
     return evaluate_predictor(
@@ -196,7 +195,7 @@ def evaluate_policy(
         ValueError: there is no policy at ``checkpoint``, or it does not fit the simulator.
         ImportError: a simulator is not installed or cannot render.
     """
-    config = _configured(config, overrides)
+    config = configured(config, overrides)
     if config.data.env is None:
         raise ConfigError("data.env is None, expected the simulator to act in")
     policy, settings = None, config.closed_loop
@@ -251,7 +250,7 @@ def sample(
     """Predict videos from a first frame and an instruction, or of held-out clips; see :func:`sample_videos`."""
     return sample_videos(
         checkpoint,
-        _configured(config, overrides),
+        configured(config, overrides),
         output=output,
         image=image,
         video=video,
@@ -261,21 +260,27 @@ def sample(
     )
 
 
-def _policy_data(
-    config: VampoConfig, source: str | Path | None = None
-) -> tuple[VideoPredictor, ActionDataset, ActionDataset]:
-    """A policy's predictor, from ``source`` or where the configuration says, with training and held-out frames."""
+def _policy_root(config: VampoConfig) -> str:
+    """The dataset that a policy is trained on."""
     if len(config.data.roots) > 1:
         roots = list(config.data.roots)
         raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
+    return config.data.roots[0]
+
+
+def _policy_data(
+    config: VampoConfig, root: str, source: str | Path | None = None
+) -> tuple[VideoPredictor, ActionDataset, ActionDataset]:
+    """A policy's predictor, from ``source`` or where the configuration says, with training and held-out frames."""
     source = source or config.policy.predictor or config.model.pretrained or base_checkpoint(config)
     predictor = policy_predictor(config, source)
     with _main_process_first():
         clips = prepare_clips(config, predictor.codec)
-        return predictor, *action_datasets(config, predictor, clips, config.data.roots[0])
+        return predictor, *action_datasets(config, predictor, clips, root)
 
 
-def _configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) -> VampoConfig:
+def configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) -> VampoConfig:
+    """The configuration of a call, with what it says of the process put into effect."""
     config = load_config(config, *overrides)
     new_accelerator()  # the first one decides on what they share
     if config.run.num_threads:

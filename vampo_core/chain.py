@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vampo_core import api, envs
 from vampo_core.checkpoint import Checkpoints, read_counters, step_of
-from vampo_core.config import ConfigError, PolicyConfig, VampoConfig, load_config
+from vampo_core.config import ConfigError, PolicyConfig, VampoConfig
 from vampo_core.evaluation import EvalResult
 from vampo_core.policy.closed_loop_results import ClosedLoopResult
 from vampo_core.policy.evaluation import PolicyEvalResult
@@ -62,9 +62,10 @@ def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
     Raises:
         ConfigError: a setting is wrong, or there is no simulator.
         ImportError: a simulator is not installed or cannot render.
+        SimulatorError: a simulator cannot be made or reset.
         KeyboardInterrupt: a stage was interrupted; the same call continues there.
     """
-    chain = _Chain(load_config(config, *overrides))
+    chain = _Chain(api.configured(config, overrides))
     chain.run("closed_loop")
     best = chain.predictors["vampo"]
     latest = {name: chain.folders[f"policy-{name}"] / "checkpoints" / "latest" for name in POLICIES}
@@ -86,7 +87,7 @@ def run_stages(config: VampoConfig | str | Path, *overrides: str, until: str) ->
     """
     if until not in STAGES:
         raise ConfigError(f"until is {until!r}, expected one of {', '.join(STAGES)}")
-    chain = _Chain(load_config(config, *overrides))
+    chain = _Chain(api.configured(config, overrides))
     chain.run(until)
     return chain.folders
 
@@ -103,8 +104,14 @@ class _Chain:
         self._contents: dict[str, str] = {}  # fingerprints of predictors
         evaluation = config.to_dict()["evaluation"]
         self._common = {"data": data_settings(config), "evaluation": evaluation, "seed": config.run.seed}
+        digits = digest([config.data.env, config.data.resolution])
+        self._closed_loop = Path(config.run.dir).parent / f"closed_loop-{digits}"
 
     def run(self, until: str) -> None:
+        if until == "features" and self.config.policy.train_predictor:
+            raise ConfigError("policy.train_predictor is true, expected false: features change with the predictor")
+        if until == "closed_loop" and not self._closed_loop.exists():  # else simulators have been there before
+            _check_simulators(self.config)
         for stage in STAGES[: STAGES.index(until) + 1]:
             if stage != "features" or until == stage:  # caches may have been deleted since policies were trained
                 getattr(self, stage)()
@@ -155,12 +162,11 @@ class _Chain:
 
     def closed_loop(self) -> None:
         """What policies and expert get done, all in the same episodes."""
-        config = self.config
-        folder = Path(config.run.dir).parent / f"closed_loop-{digest([config.data.env, config.data.resolution])}"
-        self._note("closed_loop", folder)
+        self._note("closed_loop", self._closed_loop)
         for name in (*POLICIES, EXPERT):
             print(f"closed loop: {name}")
-            self.loops[name] = api.evaluate_policy(self.folders.get(f"policy-{name}"), config, output=folder)
+            policy = self.folders.get(f"policy-{name}")
+            self.loops[name] = api.evaluate_policy(policy, self.config, output=self._closed_loop)
 
     def _policy(self, name: str) -> PolicyConfig:
         policy, features = self.config.policy, POLICIES[name]
@@ -192,10 +198,19 @@ def _check(config: VampoConfig) -> None:
         raise ConfigError(
             f"closed_loop.num_executed_steps is {num_executed}, expected at most policy.action_horizon = {horizon}"
         )
-    for name in envs.split_names(config.data.env):
+
+
+def _check_simulators(config: VampoConfig) -> None:
+    for name in envs.split_names(config.data.env or ""):
         env = envs.make(name, image_size=config.data.resolution)
-        env.reset(seed=0)  # pictures need more than the simulator
-        env.close()
+        try:
+            env.reset(seed=0)  # pictures need more than the simulator
+        except ImportError:  # says what to install
+            raise
+        except Exception as error:
+            raise envs.SimulatorError(f"env {name!r} cannot be reset: {error}") from error
+        finally:
+            env.close()
 
 
 def _stage(
@@ -210,8 +225,12 @@ def _stage(
     print(f"{name}: {folder}" + (" (continued)" if latest else ""))
     run = replace(config.run, dir=str(folder), overwrite=folder.exists() and latest is None)
     config = replace(config, run=run)
-    # what the stage does not depend on may have changed since
-    result = call(continued(config, folder), resume_from=folder) if latest else call(config)
+    if latest is not None:  # what the stage does not depend on may have changed since, and its predictor been moved
+        own = continued(config, folder)
+        model = replace(own.model, pretrained=config.model.pretrained)
+        config = replace(own, model=model, policy=replace(own.policy, predictor=config.policy.predictor))
+        config.save(folder / "config.yaml")
+    result = call(config, resume_from=folder if latest else None)
     if result.interrupted:
         raise KeyboardInterrupt(f"interrupted in {folder}; the same call continues there")
     return folder

@@ -95,7 +95,7 @@ VERBS = {
     "chain": Verb(
         "vampo_core.commands:chain",
         "record, pretrain, post-train, train policies and try them, on one page",
-        (Option("until", "last stage to run: data, base, vampo, features, policies or closed_loop (default: all)"),),
+        (Option("until", "last stage to run: data, base, vampo, features or policies (default: all)"),),
     ),
     "report": Verb("vampo_core.commands:report", "write report.html of the run in run.dir"),
 }

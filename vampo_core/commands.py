@@ -67,7 +67,7 @@ def chain(config: VampoConfig, *, until: str | None) -> None:
     from vampo_core.chain import run_chain, run_stages
     from vampo_core.report.chain import render_chain
 
-    if until is not None:
+    if until not in (None, "closed_loop"):
         run_stages(config, until=until)
         return
     result = run_chain(config)

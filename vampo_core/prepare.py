@@ -85,7 +85,7 @@ def inference_predictor(config: VampoConfig, folder: str | Path) -> VideoPredict
 
 
 def policy_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
-    """As :func:`inference_predictor`, for a policy: features are of the noise level that VAMPO trains it at.
+    """As :func:`inference_predictor`, for a policy, with the configuration's sampler, which VAMPO trains it for.
 
     Raises:
         ConfigError: the predictor has not as many up blocks as ``policy.feature_layers`` asks for.
@@ -93,13 +93,12 @@ def policy_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     """
     model = inference_predictor(config, folder)
     layers, num_blocks = list(config.policy.feature_layers), len(model.unet.up_blocks)
-    if layers[-1] >= num_blocks:
+    if config.policy.features == "predictive" and layers[-1] >= num_blocks:
         raise ConfigError(
             f"policy.feature_layers is {layers}, expected indices below {num_blocks}, the up blocks of the UNet at "
             f"{str(folder)!r}"
         )
-    if config.sampler.sigma_max is not None:
-        model.set_sampler(model.sampler(sigma_max=config.sampler.sigma_max))
+    model.set_sampler(model.sampler(**config.sampler.overrides()))
     return model
 
 

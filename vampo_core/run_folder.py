@@ -120,7 +120,7 @@ class RunFolder:
 
 
 def continued(config: VampoConfig, run: str | Path) -> VampoConfig:
-    """Settings to go on with an unfinished run: its own, and of ``config`` what a resumed run may change."""
+    """Settings to go on with an unfinished run: its own, and of ``config`` what changes nothing but how it runs."""
     values, now = load_config(run).to_dict(), config.to_dict()
     for key in CHANGEABLE - _DECAYS.keys():
         section, name = key.split(".")

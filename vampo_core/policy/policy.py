@@ -161,7 +161,7 @@ class Policy(nn.Module):
 
         Raises:
             ValueError: an observation lacks a key, or has another shape or type than the policy was trained on.
-            FloatingPointError: actions are not finite.
+            FloatingPointError: actions are NaN.
         """
         for observation in observations:
             self._check(observation)
@@ -170,11 +170,9 @@ class Policy(nn.Module):
         states = torch.from_numpy(np.stack([np.asarray(o["state"], np.float32) for o in observations])).to(device)
         condition = self.predictor.condition(instructions=instructions, first_frames=frames.float() / 255)
         actions = self.sample_actions(states, condition, noise.to(device)).cpu().numpy()
-        if not np.isfinite(actions).all():  # a robot would be sent them
-            raise FloatingPointError(
-                f"the policy's actions are {actions[~np.isfinite(actions)][0]}, expected finite numbers: with dtype = "
-                f"{self.dtype} the predictor's features may have overflown"
-            )
+        if np.isnan(actions).any():  # a robot would be sent them
+            hint = "" if self.dtype == torch.float32 else f": with dtype = {self.dtype} features may have overflowed"
+            raise FloatingPointError(f"the policy predicts actions that are nan, expected finite numbers{hint}")
         return actions
 
     def reset(self, seed: int = 0) -> None:
@@ -189,7 +187,7 @@ class Policy(nn.Module):
 
         Raises:
             ValueError: the observation does not fit the policy.
-            FloatingPointError: actions are not finite.
+            FloatingPointError: actions are NaN.
         """
         if self._episode is None or self._episode[0] != instruction:
             self._episode = (instruction, PolicyController(self))

@@ -90,5 +90,5 @@ def _video(result: ChainResult) -> str:
 
 def _stages(result: ChainResult) -> str:
     rows = [[name, f"<code>{escape(str(folder))}</code>"] for name, folder in result.folders.items()]
-    note = "Runs are named after all they depend on, and hold a report of their own."
+    note = "Runs are named after all they depend on; those of VAMPO and of policies hold a report of their own."
     return table(["Stage", "Folder"], rows, note)
