@@ -95,6 +95,7 @@ def markdown(seeds: dict[str, dict], head: str) -> str:
         "action L1",
         *(f"{m}{d}" for m in measures for d in ("", " Δ")),
         "other words",
+        "other words Δ",
         "Hz",
     ]
     lines += table(["policy", *columns], [row(name, of, loops, measures) for name in names])
@@ -118,14 +119,20 @@ def row(name: str, of: dict[str, list], loops: dict[str, list], measures: dict[s
         for key, digits in (("updates", 0), ("minutes", 1), ("action_l1", 4))
     ]  # fmt: skip
     for value in measures.values():
-        cells.append(interval(over_seeds(loops[name], value)))
-        shown = name not in ("base", EXPERT)
-        cells.append(interval(over_seeds(loops[name], value, loops["base"]), sign="+") if shown else "")
+        cells += with_difference(name, loops, value)
     if name == EXPERT:
-        return [name, *cells, "", ""]
-    other = over_seeds([policy["rephrased"] for policy in of[name]], measures["success"])
+        return [name, *cells, "", "", ""]
+    rephrased = {key: [policy["rephrased"] for policy in of[key]] for key in ("base", name)}
+    cells += with_difference(name, rephrased, measures["success"])
     hz = statistics.fmean(loop["latency"]["hz"] for loop in loops[name])
-    return [name, *cells, interval(other), f"{hz:.0f}"]
+    return [name, *cells, f"{hz:.0f}"]
+
+
+def with_difference(name: str, loops: dict[str, list], value: Callable[[dict], float]) -> list[str]:
+    """A policy's mean, and how it differs from that of the policy on the base's features."""
+    shown = name not in ("base", EXPERT)
+    difference = interval(over_seeds(loops[name], value, loops["base"]), sign="+") if shown else ""
+    return [interval(over_seeds(loops[name], value)), difference]
 
 
 def success(loops: Sequence[dict], task: str) -> float:
