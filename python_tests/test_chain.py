@@ -100,22 +100,32 @@ def test_a_change_makes_its_stage_and_what_follows_anew(finished, monkeypatch):
     assert made == [str(after.folders["vampo"]), str(after.folders["policy-vampo"])]
 
 
-def test_an_unfinished_stage_goes_on_whatever_else_has_changed(finished, monkeypatch):
+@pytest.fixture
+def killed(monkeypatch):
+    """Begin a chain whose trainer dies in an iteration; gives the list of those that it makes from then on."""
+
+    def killed(trainer, iteration, begin):
+        real, steps = trainer.iterate, []
+
+        def dies(self, i, batches):
+            if i == iteration:
+                raise RuntimeError("killed")
+            return real(self, i, batches)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "iterate", dies)
+            with pytest.raises(RuntimeError, match="killed"):
+                begin()
+        monkeypatch.setattr(trainer, "iterate", lambda self, i, batches: steps.append(i) or real(self, i, batches))
+        return steps
+
+    return killed
+
+
+def test_an_unfinished_stage_goes_on_whatever_else_has_changed(finished, killed):
     config, _ = finished
     unfinished = load_config(config, "policy.lr=1e-4", "policy.num_steps=3", "policy.save_every=1")
-    real = PolicyTrainer.loss
-
-    def killed(trainer, iteration, batch):
-        if iteration == 3:
-            raise RuntimeError("killed")
-        return real(trainer, iteration, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PolicyTrainer, "loss", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            chain.run_chain(unfinished)
-    steps = []
-    monkeypatch.setattr(PolicyTrainer, "loss", lambda trainer, i, batch: steps.append(i) or real(trainer, i, batch))
+    steps = killed(PolicyTrainer, 3, lambda: chain.run_chain(unfinished))
     after = chain.run_chain(load_config(unfinished, "optim.lr=2e-3", "pretrain.eval_every=7", "data.num_workers=1"))
     assert after.best_iteration == 1
     assert steps == [3, 1, 2, 3, 1, 2, 3], "the base's policy goes on, the others begin"
@@ -123,26 +133,18 @@ def test_an_unfinished_stage_goes_on_whatever_else_has_changed(finished, monkeyp
     assert own.optim.lr == config.optim.lr and own.data.num_workers == 1
 
 
-def test_an_unfinished_stage_goes_on_where_its_predictor_has_been_moved(finished, tmp_path, monkeypatch):
+def test_an_unfinished_stage_goes_on_where_its_predictor_has_been_moved(finished, tmp_path, killed):
     config, before = finished
     given = VideoPredictor.from_pretrained(before.folders["base"])
     given.save_pretrained(tmp_path / "here")
     chained = load_config(config, f"run.dir={tmp_path / 'run'}", "grpo.num_iterations=2", "run.save_every=1")
-    real = VampoTrainer.iterate
 
-    def killed(trainer, iteration, batches):
-        if iteration == 2:
-            raise RuntimeError("killed")
-        return real(trainer, iteration, batches)
+    def run_from(name):
+        return chain.run_stages(chained, f"model.pretrained={tmp_path / name}", until="vampo")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(VampoTrainer, "iterate", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            chain.run_stages(chained, f"model.pretrained={tmp_path / 'here'}", until="vampo")
+    steps = killed(VampoTrainer, 2, lambda: run_from("here"))
     (tmp_path / "here").rename(tmp_path / "there")
-    steps = []
-    monkeypatch.setattr(VampoTrainer, "iterate", lambda trainer, i, b: steps.append(i) or real(trainer, i, b))
-    folders = chain.run_stages(chained, f"model.pretrained={tmp_path / 'there'}", until="vampo")
+    folders = run_from("there")
     assert steps == [2] and load_config(folders["vampo"]).model.pretrained == str(tmp_path / "there")
 
 

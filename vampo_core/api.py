@@ -142,13 +142,22 @@ def cache_features(config: VampoConfig | str | Path, *overrides: str) -> Path:
         ConfigError: such a policy uses no cache, or a setting is wrong.
     """
     config = configured(config, overrides)
+    check_cacheable(config)
+    _, dataset, _ = _policy_data(config, _policy_root(config))
+    assert dataset.cache is not None
+    return dataset.cache.folder
+
+
+def check_cacheable(config: VampoConfig) -> None:
+    """Refuse a policy whose features are not computed once for all.
+
+    Raises:
+        ConfigError: it sees latents, or trains its predictor.
+    """
     if config.policy.features != "predictive":
         raise ConfigError(f"policy.features is {config.policy.features!r}, expected predictive: latents need no cache")
     if config.policy.train_predictor:
         raise ConfigError("policy.train_predictor is true, expected false: features change with the predictor")
-    _, dataset, _ = _policy_data(config, _policy_root(config))
-    assert dataset.cache is not None
-    return dataset.cache.folder
 
 
 def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:

@@ -108,8 +108,8 @@ class _Chain:
         self._closed_loop = Path(config.run.dir).parent / f"closed_loop-{digits}"
 
     def run(self, until: str) -> None:
-        if until == "features" and self.config.policy.train_predictor:
-            raise ConfigError("policy.train_predictor is true, expected false: features change with the predictor")
+        if until == "features":
+            api.check_cacheable(self.config)
         if until == "closed_loop" and not self._closed_loop.exists():  # else simulators have been there before
             _check_simulators(self.config)
         for stage in STAGES[: STAGES.index(until) + 1]:
