@@ -4,8 +4,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PY := $(VENV)/bin/python
 SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py build_backend.py pyproject.toml
-OPERATOR_TESTS := $(addprefix python_tests/test_,arguments.py gaussian_log_prob.py group_advantages.py \
-  hybrid_euler_step.py latent_reward.py oracles.py philox.py reproducibility.py)
+OPERATOR_TESTS := $(wildcard python_tests/ops/test_*.py)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 .PHONY: install demo test bench lint format sanitize gpu-check clean

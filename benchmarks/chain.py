@@ -21,10 +21,10 @@ from report import environment
 
 import vampo_core
 from vampo_core import envs
-from vampo_core.chain import DESCRIPTIONS, EXPERT, POLICIES, run_chain
 from vampo_core.config import VampoConfig, load_config
-from vampo_core.evaluation import Metric, bootstrap
-from vampo_core.policy.closed_loop_results import ClosedLoopResult
+from vampo_core.evaluation.episodes import ClosedLoopResult
+from vampo_core.evaluation.predictor import Metric, bootstrap
+from vampo_core.pipeline.chain import DESCRIPTIONS, EXPERT, POLICIES, run_chain
 
 
 def run_seed(config: VampoConfig) -> dict[str, Any]:

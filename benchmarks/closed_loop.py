@@ -9,8 +9,8 @@ import tempfile
 import time
 from unittest import mock
 
-from vampo_core.policy.closed_loop import evaluate_closed_loop
-from vampo_core.policy.closed_loop_results import EpisodeLog, EpisodeResult
+from vampo_core.evaluation.closed_loop import evaluate_closed_loop
+from vampo_core.evaluation.episodes import EpisodeLog, EpisodeResult
 
 NUM_SKIPPED = 4
 """First episodes to finish, which wait for processes to start."""

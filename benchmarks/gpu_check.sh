@@ -105,13 +105,8 @@ done
 export -f build
 export python WHEELS scratch install root run_folder
 pytest=("$python" -m pytest -p no:cacheprovider --rootdir "$root" -c "$root/pyproject.toml" -q)
-operator_tests=()
-for name in arguments extension gaussian_log_prob group_advantages hybrid_euler_step latent_reward oracles philox \
-  reproducibility; do
-  operator_tests+=("$root/python_tests/test_$name.py")
-done
 if step build 100 bash -c build; then
-  step tests 140 "${pytest[@]}" -rs "${operator_tests[@]}"
+  step tests 140 "${pytest[@]}" -rs "$root/python_tests/ops"
   sanitize memcheck 60
   sanitize racecheck 60
   step benchmark 115 "${pytest[@]}" "$root/benchmarks" --benchmark-disable-gc --device cuda --budget 1 --results "$OUT"

@@ -14,11 +14,11 @@ from rl_iteration import PRESETS
 
 from vampo_core import Policy, load_config
 from vampo_core.models import PatchCodec, VideoPredictor
-from vampo_core.models.codec import LatentCodec
-from vampo_core.models.features import FeatureExtractor
+from vampo_core.models.codecs.codec import LatentCodec
+from vampo_core.models.svd.features import FeatureExtractor
 from vampo_core.policy.controller import PolicyController
-from vampo_core.policy.policy import Ranges, feature_extractor
-from vampo_core.policy.settings import PolicySettings
+from vampo_core.policy.vpp.policy import Ranges, feature_extractor
+from vampo_core.policy.vpp.settings import PolicySettings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -22,13 +22,13 @@ from report import environment
 
 import vampo_core
 from vampo_core.api import pretrain_base
-from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.data.clips import ClipDataset
-from vampo_core.evaluation import EvalResult, Metric, bootstrap, held_out_batch, paired_difference, score
+from vampo_core.evaluation.predictor import EvalResult, Metric, bootstrap, held_out_batch, paired_difference, score
 from vampo_core.models import PredictorSettings
-from vampo_core.prepare import prepare_clips, prepare_codec
-from vampo_core.training_run import TrainResult
+from vampo_core.pipeline.prepare import prepare_clips, prepare_codec
+from vampo_core.training.checkpoint import Checkpoints
+from vampo_core.training.training_run import TrainResult
 
 BASE, STILL = "base", "first frame repeated"
 METRICS = ("l1", "cosine", "reward")

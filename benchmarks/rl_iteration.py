@@ -28,12 +28,12 @@ from torch import Tensor
 from vampo_core.config import OptimConfig
 from vampo_core.grpo.loss import clipped_surrogate
 from vampo_core.grpo.rollout import RolloutEngine
-from vampo_core.models.codec import LatentCodec
-from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.models.codecs.codec import LatentCodec
+from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import group_advantages, latent_reward
 from vampo_core.ops.coefficients import euler_coefficients
-from vampo_core.processes import new_accelerator
-from vampo_core.trainable import Trainable
+from vampo_core.training.optimizer import Trainable
+from vampo_core.training.processes import new_accelerator
 
 PRESETS = {  # latent [F, C, h, w] and arguments of the UNet
     "default": ((8, 16, 8, 8), {}),

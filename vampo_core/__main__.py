@@ -2,6 +2,6 @@
 
 import sys
 
-from vampo_core.cli import main
+from vampo_core.cli.parser import main
 
 sys.exit(main())

@@ -9,22 +9,16 @@ from typing import Literal
 
 import torch
 
-from vampo_core.checkpoint import Checkpoints
 from vampo_core.config import ConfigError, VampoConfig, load_config
-from vampo_core.evaluation import EvalResult, evaluate_predictor, held_out_batch
+from vampo_core.evaluation.closed_loop import evaluate_closed_loop
+from vampo_core.evaluation.episodes import ClosedLoopResult
+from vampo_core.evaluation.imagination import Imagination
+from vampo_core.evaluation.predictor import EvalResult, evaluate_predictor, held_out_batch
+from vampo_core.grpo.rewards import RewardFunction
 from vampo_core.grpo.trainer import VampoTrainer
-from vampo_core.models.codec import LatentCodec
-from vampo_core.models.video_predictor import VideoPredictor
-from vampo_core.policy.closed_loop import evaluate_closed_loop
-from vampo_core.policy.closed_loop_results import ClosedLoopResult
-from vampo_core.policy.controller import PolicyController
-from vampo_core.policy.data import ActionDataset
-from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.policy.imagination import Imagination
-from vampo_core.policy.policy import PREDICTOR, Policy
-from vampo_core.policy.settings import SETTINGS_FILE, PolicySettings
-from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
-from vampo_core.prepare import (
+from vampo_core.models.predictor import VideoPredictor
+from vampo_core.pipeline.pages import current_report, write_report
+from vampo_core.pipeline.prepare import (
     base_config,
     digest,
     inference_predictor,
@@ -34,13 +28,18 @@ from vampo_core.prepare import (
     prepare_clips,
     prepare_codec,
 )
-from vampo_core.pretraining import Pretrainer
-from vampo_core.processes import new_accelerator
-from vampo_core.report import current_report, write_report
-from vampo_core.rewards import RewardFunction
-from vampo_core.run_folder import RunFolder, continued
-from vampo_core.sampling import sample_videos
-from vampo_core.training_run import TrainResult
+from vampo_core.pipeline.sample import sample_videos
+from vampo_core.policy.controller import PolicyController
+from vampo_core.policy.data import ActionDataset
+from vampo_core.policy.vpp.evaluation import PolicyEvalResult
+from vampo_core.policy.vpp.policy import PREDICTOR, Policy
+from vampo_core.policy.vpp.settings import SETTINGS_FILE, PolicySettings
+from vampo_core.policy.vpp.train import PolicyTrainer, action_datasets, new_policy
+from vampo_core.training.checkpoint import Checkpoints
+from vampo_core.training.pretrain import Pretrainer
+from vampo_core.training.processes import new_accelerator
+from vampo_core.training.run_folder import RunFolder, continued
+from vampo_core.training.training_run import TrainResult
 
 
 def train(
@@ -58,7 +57,7 @@ def train(
         overrides: settings to change, such as ``"grpo.num_generations=8"``.
         resume_from: run folder or checkpoint of an earlier part of this run.
         reward_funcs: functions or ``(function, weight)`` pairs in place of the rewards of ``config.reward``, see
-            :mod:`vampo_core.rewards`.
+            :mod:`vampo_core.grpo.rewards`.
 
     Returns:
         The checkpoint, the history, and held-out metrics before and after.
@@ -225,7 +224,7 @@ def evaluate_policy(
         policy is not None
         and config.data.sampling == "stride"
         and policy.settings.features == "predictive"
-        and not isinstance(policy.predictor.codec, LatentCodec)
+        and policy.predictor.codec.can_decode
     ):
         imagine = Imagination(policy.predictor, stride=config.data.stride)
     with _num_threads(config.run.num_threads or 1):  # one: see PolicyController; simulators take the other cores

@@ -3,11 +3,11 @@
 from vampo_core.data.clips import Clip, ClipDataset, ClipItem, clip_loader, collate
 from vampo_core.data.encode import Codec, EncodeResult, encode, latents_name
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped
+from vampo_core.data.formats.recorded import RecordedDataset, RecordedEpisode
+from vampo_core.data.formats.vpp import VppDataset, VppEpisode
 from vampo_core.data.record import record
-from vampo_core.data.recorded import RecordedDataset, RecordedEpisode
 from vampo_core.data.sampler import ClipSampler
 from vampo_core.data.split import split_episodes
-from vampo_core.data.vpp import VppDataset, VppEpisode
 
 __all__ = [
     "Clip",

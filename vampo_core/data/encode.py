@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
 from vampo_core.data.video import image_hw, resize_frames
-from vampo_core.files import locked, remove_leftovers
+from vampo_core.files.atomic import locked, remove_leftovers
 
 
 class Codec(Protocol):

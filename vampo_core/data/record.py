@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vampo_core import envs
-from vampo_core.data.recorded import (
+from vampo_core.data.formats.recorded import (
     FORMAT,
     INFO,
     VERSION,
@@ -25,8 +25,8 @@ from vampo_core.data.recorded import (
     read_info,
     write_episode,
 )
-from vampo_core.env_workers import borrowed_env, close_envs, start_worker
-from vampo_core.files import LOCK, locked, remove_leftovers, write_text
+from vampo_core.envs.pool import borrowed_env, close_envs, start_worker
+from vampo_core.files.atomic import LOCK, locked, remove_leftovers, write_text
 
 PUSH_RATE, PUSH_LENGTH = 0.03, 6
 """How often a push of an expert begins, per action, and how many actions it lasts."""

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from vampo_core.models import lora
-from vampo_core.models.condition import Condition
-from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.models.predictor import Condition, VideoPredictor
 
 Reference = Callable[[Tensor, float | Tensor, Condition], Tensor]
 """``reference(sample, sigma, condition)``: the base's raw output, as :meth:`VideoPredictor.forward` returns it."""

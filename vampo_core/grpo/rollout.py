@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import RolloutStep
-from vampo_core.models.condition import Condition, observed_condition
-from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.models.predictor import Condition, VideoPredictor
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class RolloutEngine:
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """The clips' condition. The text encoder is part of the environment here, not of the policy."""
         with torch.no_grad():
-            return observed_condition(self.model, batch["latents"][:, 0], batch["instruction"])
+            return self.model.observed_condition(batch["latents"][:, 0], batch["instruction"])
 
     def rollout(self, batch: Mapping[str, Any], *, seed: int, first_clip: int = 0) -> GroupRollout:
         """Draw G videos of every clip of ``batch``.

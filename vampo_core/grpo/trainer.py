@@ -17,13 +17,13 @@ from vampo_core.diffusion.noise import stream_seed
 from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
 from vampo_core.grpo.reference import frozen_base
+from vampo_core.grpo.rewards import RewardFunction, Rewards, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
-from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import group_advantages
-from vampo_core.predictor_trainer import PredictorTrainer
-from vampo_core.rewards import RewardFunction, Rewards, configured_rewards, evaluate_rewards
-from vampo_core.trainable import NonFiniteError, Trainable
-from vampo_core.trainer import Callback, Schedule
+from vampo_core.training.optimizer import NonFiniteError, Trainable
+from vampo_core.training.predictor_trainer import PredictorTrainer
+from vampo_core.training.trainer import Callback, Schedule
 
 _NOISE_STREAM = 1 << 40  # of the run's seed; iteration n draws from stream _NOISE_STREAM + n - 1
 
@@ -36,7 +36,7 @@ class VampoTrainer(PredictorTrainer):
         config: settings of the run.
         train_dataset: clips with latents.
         eval_dataset: held-out clips with latents.
-        reward_funcs: functions or ``(function, weight)`` pairs, see :mod:`vampo_core.rewards`; by default those of
+        reward_funcs: functions or ``(function, weight)`` pairs, see :mod:`vampo_core.grpo.rewards`; by default those of
             ``config.reward``.
         callbacks: called after every iteration.
     """

@@ -1,10 +1,9 @@
 """The video predictor and its parts."""
 
-from vampo_core.models.codec import Codec, PatchCodec, VAECodec
-from vampo_core.models.condition import Condition
+from vampo_core.models.codecs.codec import Codec, PatchCodec, VAECodec
+from vampo_core.models.predictor import Condition, VideoPredictor
 from vampo_core.models.settings import PredictorSettings
-from vampo_core.models.text import ClipTextEncoder, InstructionEncoder
-from vampo_core.models.video_predictor import VideoPredictor
+from vampo_core.models.text.text import ClipTextEncoder, InstructionEncoder
 
 __all__ = [
     "ClipTextEncoder",

@@ -13,7 +13,7 @@ from vampo_core.ops._checks import check_int
 from vampo_core.ops.philox import philox_normal
 
 if TYPE_CHECKING:
-    from vampo_core.policy.policy import Policy
+    from vampo_core.policy.vpp.policy import Policy
 
 Observation = Mapping[str, np.ndarray]
 """``pixels`` uint8 [H, W, 3] and ``state`` float32 [S], what a simulator or a robot shows."""

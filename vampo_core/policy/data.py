@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from vampo_core.data.clips import collate
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.sampler import ClipSampler
-from vampo_core.policy.feature_cache import FeatureCache
-from vampo_core.policy.policy import Ranges
+from vampo_core.policy.vpp.feature_cache import FeatureCache
+from vampo_core.policy.vpp.policy import Ranges
 
 
 class ActionItem(TypedDict, total=False):

@@ -3,10 +3,10 @@
 from html import escape
 from pathlib import Path
 
-from vampo_core.chain import DESCRIPTIONS, POLICIES, ChainResult
 from vampo_core.config import VampoConfig
-from vampo_core.evaluation import paired_difference
-from vampo_core.policy.closed_loop_results import compare
+from vampo_core.evaluation.episodes import compare
+from vampo_core.evaluation.predictor import paired_difference
+from vampo_core.pipeline.chain import DESCRIPTIONS, POLICIES, ChainResult
 from vampo_core.report.page import details, document, section, versions
 from vampo_core.report.tables import figure, table
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from vampo_core._extension import version
+from vampo_core.pipeline.summary import PRETRAINED, RunSummary
 from vampo_core.report import sections
-from vampo_core.report.gather import PRETRAINED, RunSummary
 
 
 def render(run: RunSummary) -> str:

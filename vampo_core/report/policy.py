@@ -4,15 +4,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vampo_core.checkpoint import find_checkpoint, read_counters, step_of
 from vampo_core.config import VampoConfig
-from vampo_core.evaluation import paired_difference
-from vampo_core.metrics import read_metrics
-from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.policy.settings import SETTINGS_FILE, PolicySettings
+from vampo_core.evaluation.predictor import paired_difference
+from vampo_core.policy.vpp.evaluation import PolicyEvalResult
+from vampo_core.policy.vpp.settings import SETTINGS_FILE, PolicySettings
 from vampo_core.report.charts import Series, line_chart
 from vampo_core.report.page import details, document, section, versions
 from vampo_core.report.tables import figure, table
+from vampo_core.training.checkpoint import find_checkpoint, read_counters, step_of
+from vampo_core.training.metrics import read_metrics
 
 _METRICS = {"action_l1": "Action L1", "action_mse": "Action MSE"}
 _CURVES = {

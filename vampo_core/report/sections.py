@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from vampo_core.evaluation import HIGHER_IS_BETTER, EvalResult, outcome, paired_difference
+from vampo_core.evaluation.predictor import HIGHER_IS_BETTER, EvalResult, outcome, paired_difference
+from vampo_core.pipeline.summary import BASE, PRETRAINED, RESULT, ClipVideo, RunSummary
 from vampo_core.report.charts import Series, bar_chart, line_chart, moving_average
-from vampo_core.report.gather import BASE, PRETRAINED, RESULT, ClipVideo, RunSummary
 from vampo_core.report.sheet import make_sheet
 from vampo_core.report.tables import figure, number
 

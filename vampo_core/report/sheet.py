@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vampo_core.panels import to_bytes
+from vampo_core.evaluation.panels import to_bytes
 
 _LARGEST_SIDE = 16383  # of a WebP picture
 _LARGEST_PANEL = 320

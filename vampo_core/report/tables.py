@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vampo_core.evaluation import Metric
+from vampo_core.evaluation.predictor import Metric
 
 
 def table(

@@ -1,0 +1,172 @@
+"""The command line: what it hands to the handlers, what it says, and the code it ends with."""
+
+import subprocess
+import sys
+import types
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+import torch
+
+from vampo_core.cli import parser as cli
+from vampo_core.cli.parser import Verb, main
+from vampo_core.config import ConfigError, load_config
+from vampo_core.envs import SimulatorError
+from vampo_core.training.checkpoint import CheckpointError
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Handlers of every verb replaced: they note their arguments, and do what ``calls.then`` says."""
+    module = types.ModuleType("handlers_of_the_test")
+    module.calls, module.then = [], lambda: None
+
+    def handler(config, **options):
+        module.calls.append((config, options))
+        return module.then()
+
+    module.run = handler
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    verbs = {name: Verb(f"{module.__name__}:run", verb.help, verb.options) for name, verb in cli.VERBS.items()}
+    monkeypatch.setattr(cli, "VERBS", verbs)
+    return module
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config", "pusht", "grpo.num_generations=4", "optim.lr=1e-4"],
+        ["grpo.num_generations=4", "optim.lr=1e-4", "--config", "pusht"],
+        ["grpo.num_generations=4", "--config", "pusht", "optim.lr=1e-4"],
+        ["--config=pusht", "grpo.num_generations=9", "grpo.num_generations=4", "--debug", "optim.lr=1e-4"],
+    ],
+)
+def test_overrides_stand_anywhere(calls, arguments):
+    assert main(["record", *arguments]) == 0
+    assert calls.calls == [(load_config("pusht", "grpo.num_generations=4", "optim.lr=1e-4"), {})]
+
+
+def test_options_reach_the_handler(calls, tmp_path):
+    config = load_config("pusht", f"run.dir={tmp_path}")
+    config.save(tmp_path / "my.yaml")
+    for verb in ("train", "pretrain"):
+        assert main([verb, "--config", str(tmp_path / "my.yaml"), "--resume-from", "runs/a"]) == 0
+        assert calls.calls.pop() == (config, {"resume_from": "runs/a"})
+    assert main(["train", "--config", "pusht"]) == 0
+    assert calls.calls.pop()[1] == {"resume_from": None}
+    assert main(["evaluate", "--config", "pusht", "--checkpoint", "runs/a", "--against", "runs/b"]) == 0
+    assert calls.calls.pop()[1] == {"checkpoint": "runs/a", "against": "runs/b", "output": None}
+
+
+def test_a_verb_of_two_words(calls, capsys):
+    assert main(["policy", "train", "policy.lr=1e-4", "--config", "pusht", "--resume-from", "runs/a"]) == 0
+    assert calls.calls.pop() == (load_config("pusht", "policy.lr=1e-4"), {"resume_from": "runs/a"})
+    calls.then = lambda: int("x")
+    assert main(["policy", "train", "--config", "pusht"]) == 1
+    assert capsys.readouterr().err.startswith("vampo policy train: ")
+
+
+def test_the_handler_may_choose_the_exit_code(calls):
+    calls.then = lambda: 7
+    assert main(["train", "--config", "pusht"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "VERB"),
+        (["trian", "--config", "pusht"], "'trian'"),
+        (["train"], "--config"),
+        (["policy"], "VERB"),
+        (["policy", "tarin", "--config", "pusht"], "'tarin'"),
+        (["train", "--config", "pusht", "--resume_from", "runs/a"], "--resume_from"),
+        (["train", "--conf", "pusht"], "--conf"),
+        (["evaluate", "--config", "pusht"], "--checkpoint"),
+    ],
+)
+def test_wrong_usage_ends_with_2(calls, capsys, arguments, words):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and not calls.calls
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "pushtt"], "did you mean 'pusht'"),
+        (["--config", "pusht", "grpo.num_generation=4"], "did you mean 'grpo.num_generations'"),
+        (["--config", "pusht", "word"], "section.key=value"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_and_ends_with_2(calls, capsys, arguments, words):
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vampo train: ") and error.count("\n") == 1 and words in error
+    assert not calls.calls
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("run.dir is 'x', which holds a run"), 2, "run.dir is 'x'"),
+        (ValueError("data.root is 'x'"), 1, "data.root is 'x'"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+        (ImportError("pip install gym-pusht"), 1, "pip install"),
+        (FloatingPointError("loss is nan in iteration 7"), 1, "iteration 7"),
+        (CheckpointError("checkpoint step-8"), 1, "step-8"),
+        (SimulatorError("episode 3 of 'pusht' (seed 7)"), 1, "episode 3"),
+        (BrokenProcessPool("A process in the process pool was terminated abruptly"), 1, "terminated abruptly"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), 1, "out of memory"),
+        (ValueError(), 1, "ValueError"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_failed_run_is_one_line_without_traceback(calls, capsys, error, code, words):
+    def fail():
+        raise error
+
+    calls.then = fail
+    assert main(["train", "--config", "pusht"]) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("vampo train: ") and printed.count("\n") == 1 and words in printed
+
+    assert main(["train", "--config", "pusht", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(calls):
+    def fail():
+        raise TypeError("a bug")
+
+    calls.then = fail
+    with pytest.raises(TypeError):
+        main(["train", "--config", "pusht"])
+
+
+@pytest.mark.parametrize("verb", [[], ["policy"], *(name.split() for name in cli.VERBS)])
+def test_help(capsys, verb):
+    with pytest.raises(SystemExit) as caught:
+        main([*verb, "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    if " ".join(verb) in cli.VERBS:
+        assert "key=value" in printed and "(bridge, metaworld, pusht)" in " ".join(printed.split())
+    else:
+        words = [name.split() for name in cli.VERBS]
+        assert all(name[len(verb)] in printed for name in words if name[: len(verb)] == verb)
+
+
+def test_python_m_vampo_core_imports_no_handler_before_the_configuration_is_right():
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "vampo_core", "train", "--config=pusht", "grpo.num_generations=1"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 2
+    lines = process.stderr.splitlines()
+    assert [line for line in lines if not line.startswith("import time:")] == [
+        "vampo train: grpo.num_generations is 1, expected an integer at least 2"
+    ]
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "vampo_core.config.load" in imported
+    assert not imported & {"vampo_core.grpo", "diffusers", "accelerate"}

@@ -1,0 +1,318 @@
+"""Configuration: what is read is what was meant, and anything else is refused in one clear line."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vampo_core.config import (
+    ConfigError,
+    DataConfig,
+    GRPOConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SamplerConfig,
+    VampoConfig,
+    load_config,
+    presets,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "my.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+EIGHT_STEPS = ("sampler.num_inference_steps=8", "sampler.sigma_min=0.002")
+
+
+def refusal(config, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(config, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_preset_pusht_differs_from_the_default_in_how_it_samples_and_how_fast_it_learns():
+    preset, default = load_config("pusht").to_dict(), VampoConfig().to_dict()
+    changed = {
+        f"{name}.{key}" for name, section in preset.items() for key in section if section[key] != default[name][key]
+    }
+    sampling = {
+        f"sampler.{name}" for name in ("num_inference_steps", "sigma_min", "sigma_max", "rho", "guidance_scale")
+    } | {"grpo.num_generations"}
+    lengths = {"data.num_episodes", "grpo.num_iterations", "pretrain.num_steps"}
+    speed = {"optim.lr", "optim.decay_steps", "pretrain.lr", "pretrain.decay_steps", "pretrain.ema_decay"}
+    assert changed == sampling | lengths | speed
+
+
+def test_every_preset_is_valid(monkeypatch):
+    monkeypatch.setenv("VAMPO_REAL_DATA", "/videos")
+    assert presets() == sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
+    assert presets() == ["bridge", "metaworld", "pusht"]
+    for name in presets():
+        assert load_config(name) == load_config(REPOSITORY / "configs" / f"{name}.yaml")
+    assert load_config("bridge").data.root == "/videos/bridge"
+
+
+def test_a_missing_environment_variable_is_named_unless_the_path_is_overridden(monkeypatch):
+    monkeypatch.delenv("VAMPO_REAL_DATA", raising=False)
+    message = refusal("bridge")
+    assert "data.root" in message and "$VAMPO_REAL_DATA" in message
+    assert load_config("bridge", "data.root=/elsewhere").data.root == "/elsewhere"
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(write):
+    path = write("grpo: {num_generations: 4, batch_size: 2}\noptim:\n")
+    config = load_config(path, "grpo.num_generations=6", "optim.lr=1e-4", "grpo.num_generations=10")
+    assert config.grpo == GRPOConfig(num_generations=10, batch_size=2)
+    assert config.optim == OptimConfig(lr=1e-4)
+    assert load_config(config, "model.dtype=bfloat16").grpo is not None
+    assert load_config(config, "model.dtype=bfloat16") == dataclasses.replace(
+        config, model=ModelConfig(dtype="bfloat16")
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lr=1e-4", 1e-4),
+        ("optim.lr=3E-5", 3e-5),
+        ("optim.lr=1", 1.0),
+        ("optim.lr=.5", 0.5),
+        ("sampler.stochastic_steps=[2, 0, 2]", (0, 2)),
+        ("sampler.tail_chunk_size=null", None),
+        ("sampler.tail_chunk_size=7", 7),
+        ("sampler.antithetic=true", True),
+        ("run.trackers=[wandb, tensorboard]", ("wandb", "tensorboard")),
+        ("run.dir=2026-01-31", "2026-01-31"),
+        ("run.dir='7'", "7"),
+        ("run.dir=a=b", "a=b"),
+    ],
+)
+def test_values_of_overrides(override, expected):
+    section, _, name = override.partition("=")[0].partition(".")
+    value = getattr(getattr(load_config("pusht", *EIGHT_STEPS, override), section), name)
+    assert value == expected and type(value) is type(expected)
+
+
+def test_paths_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("MODELS", "/models")
+    config = load_config("pusht", "run.dir=~/runs", "model.pretrained=${MODELS}/svd", "model.text_encoder=$MODELS/clip")
+    assert config.run.dir == "/home/me/runs"
+    assert (config.model.pretrained, config.model.text_encoder) == ("/models/svd", "/models/clip")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("grpo.num_generation=8", ["unknown key grpo.num_generation", "did you mean 'grpo.num_generations'"]),
+        ("grpo.lr=1", ["unknown key grpo.lr", "did you mean 'optim.lr'"]),
+        ("grpo.a.b=1", ["unknown key grpo.a.b"]),
+        ("gpro.num_generations=8", ["unknown section gpro", "did you mean 'grpo'"]),
+        ("num_generations=8", ["'num_generations=8'", "section.key=value", "did you mean 'grpo.num_generations'"]),
+        ("grpo.num_generations", ["'grpo.num_generations'", "section.key=value"]),
+        ("grpo.num_generations=eight", ["grpo.num_generations", "'eight'", "an integer"]),
+        ("grpo.num_generations=8.0", ["grpo.num_generations", "8.0", "an integer"]),
+        ("grpo.num_generations=true", ["grpo.num_generations", "True", "an integer"]),
+        ("grpo.num_generations=", ["grpo.num_generations", "None", "an integer"]),
+        ("grpo.num_generations=1", ["grpo.num_generations", "1", "at least 2"]),
+        ("grpo.clip_range=0", ["grpo.clip_range", "0.0", "above 0"]),
+        ("grpo.kl_coef=-0.1", ["grpo.kl_coef", "-0.1", "at least 0"]),
+        ("grpo.kl_coef=.nan", ["grpo.kl_coef", "nan", "finite"]),
+        ("optim.lr=.inf", ["optim.lr", "inf", "finite"]),
+        ("optim.lr=fast", ["optim.lr", "'fast'", "a number"]),
+        ("optim.beta2=1", ["optim.beta2", "1.0", "below 1"]),
+        ("optim.gradient_accumulation_steps=9", ["optim.gradient_accumulation_steps", "9", "grpo.batch_size = 8"]),
+        ("grpo.reuse_first_step=1", ["grpo.reuse_first_step", "1", "true or false"]),
+        ("model.dtype=bf16", ["model.dtype", "'bf16'", "float32, bfloat16, float16"]),
+        ("model.block_out_channels=[64, 65]", ["model.block_out_channels[1]", "65", "multiple of 32"]),
+        ("model.block_out_channels=[64]", ["model.block_out_channels", "at least 2"]),
+        ("model.num_attention_heads=5", ["model.num_attention_heads", "5", "divisor"]),
+        ("sampler.stochastic_steps=0", ["sampler.stochastic_steps", "0", "a list"]),
+        ("sampler.stochastic_steps=[7]", ["sampler.stochastic_steps", "[7]", "= 6"]),
+        ("sampler.stochastic_steps=[-1]", ["sampler.stochastic_steps[0]", "-1", "at least 0"]),
+        ("sampler.stochastic_steps=[]", ["sampler.stochastic_steps", "[]", "at least one"]),
+        ("sampler.eta=0", ["sampler.eta", "0.0", "above 0"]),
+        ("sampler.sigma_max=0.001", ["sampler.sigma_min", "0.002", "sampler.sigma_max = 0.001"]),
+        ("data.held_out_fraction=1", ["data.held_out_fraction", "1.0", "below 1"]),
+        ("data.format=vpp", ["data.env", "'pusht'", "null"]),
+        ("data.format=lerobot", ["data.format", "'lerobot'", "recorded, vpp"]),
+        ("data.resolution=60", ["data.resolution", "60", "multiple of 16"]),
+        ("data.resolution=wide", ["data.resolution", "'wide'", "an integer"]),
+        ("data.resolution=[64, 0]", ["data.resolution[1]", "0", "at least 1"]),
+        ("data.resolution=[64, 96]", ["data.resolution", "[64, 96]", "one number", "pusht"]),
+        ("data.root=''", ["data.root", "''", "a folder"]),
+        ("run.dir=7", ["run.dir", "7", "a text"]),
+        ("run.seed=-1", ["run.seed", "-1", "at least 0"]),
+        ("run.trackers=[tensorbord]", ["run.trackers[0]", "'tensorbord'", "did you mean 'tensorboard'"]),
+        ("run.dir=[a", ["'run.dir=[a'", "YAML"]),
+        ("reward.l1_weight=-1", ["reward.l1_weight", "-1", "at least 0"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_override_is_one_line_with_key_value_and_expectation(override, words):
+    message = refusal("pusht", *EIGHT_STEPS, override)
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_checks_across_keys():
+    assert "even" in refusal("pusht", "sampler.antithetic=true", "grpo.num_generations=7")
+    assert load_config("pusht", "sampler.antithetic=true", "grpo.num_generations=6").sampler.antithetic
+    assert "shared_noise" in refusal("pusht", "sampler.antithetic=true", "sampler.shared_noise=false")
+    assert "above 0" in refusal("pusht", "reward.l1_weight=0", "reward.cosine_weight=0")
+    fewer = refusal("pusht", "sampler.num_inference_steps=4", "sampler.stochastic_steps=[0, 3]")
+    assert "[0, 3]" in fewer and "= 2" in fewer
+
+
+def test_a_predictor_keeps_its_own_sampler_where_nothing_is_set():
+    kept = {"eta": 1.0, "stochastic_steps": (0,), "antithetic": False, "shared_initial_noise": True}
+    assert load_config(VampoConfig()).sampler.overrides() == kept
+    set_ = load_config(
+        VampoConfig(), "sampler.guidance_scale=2", "sampler.sigma_max=700", "sampler.stochastic_steps=[9]"
+    )
+    assert set_.sampler.overrides() == kept | {
+        "guidance_scale": 2.0, "min_guidance_scale": 1.0, "sigma_max": 700.0, "stochastic_steps": (9,),
+    }  # fmt: skip
+    assert "at least one" in refusal("pusht", "sampler.num_inference_steps=null", "sampler.stochastic_steps=[]")
+
+
+def test_frames_need_not_be_square():
+    config = load_config("pusht", "data.env=null", "data.resolution=[32, 64]")
+    assert config.data.image_size == (32, 64) and load_config(config).data == config.data
+    assert load_config("pusht").data.image_size == (64, 64)
+    assert "[height, width]" in refusal("pusht", "data.env=null", "data.resolution=[64]")
+    assert "multiple of 16" in refusal("pusht", "data.env=null", "data.resolution=[32, 60]")
+
+
+def test_several_folders_of_data(monkeypatch):
+    monkeypatch.setenv("VIDEOS", "/videos")
+    several = ["data.env=null", "data.root=[$VIDEOS/a, /b]"]
+    data = load_config("pusht", *several, "data.weights=[1, 2.5]").data
+    assert data.roots == ("/videos/a", "/b") and data.weights == (1.0, 2.5)
+    assert load_config("pusht").data.roots == ("data/pusht",)
+    for overrides, words in (
+        ((*several, "data.weights=[1]"), ["data.weights", "[1.0]", "2"]),
+        ((*several, "data.weights=[1, 0]"), ["data.weights[1]", "above 0"]),
+        (("data.root=[a, b]",), ["data.root", "'pusht'", "one folder"]),
+        (("data.env=null", "data.root=[a/x, b/x]"), ["data.root", "different names"]),
+        (("data.env=null", "data.root=[]"), ["data.root", "[]", "folders"]),
+        (("data.env=null", "data.root=[a, '']"), ["data.root[1]", "''", "a folder"]),
+        (("data.env=null", "data.root=[a, $NOWHERE/b]"), ["data.root[1]", "$NOWHERE"]),
+    ):
+        message = refusal("pusht", *overrides)
+        assert [word for word in words if word not in message] == [], message
+
+
+def test_sections_check_themselves():
+    for section, arguments in (
+        (GRPOConfig, {"num_generations": 1}),
+        (SamplerConfig, {"rho": "7"}),
+        (RunConfig, {"dir": 7}),
+    ):
+        with pytest.raises(ConfigError, match=next(iter(arguments))):
+            section(**arguments)
+    with pytest.raises(ConfigError, match="grpo is a dict, expected a GRPOConfig"):
+        VampoConfig(grpo={"num_generations": 4})
+    assert type(OptimConfig(lr=1).lr) is float
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GRPOConfig().num_generations = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("grpo: {num_generations: 4, num_generations: 8}", ["line 1", "num_generations", "twice"]),
+        ("grpo:\n  num_generations: 4\ngrpo:\n  batch_size: 2\n", ["line 3", "grpo", "twice"]),
+        ("- grpo", ["['grpo']", "sections"]),
+        ("grpo: 4", ["grpo is 4", "num_generations"]),
+        ("7: {}", ["unknown section 7"]),
+        ("grpo: {7: 1}", ["unknown key grpo.7"]),
+        ("grpo: {batch_size: 2", ["line 1", "YAML"]),
+        ("grpo: {batch_size: !!python/object:os.system 2}", ["YAML", "python/object"]),
+        ("grpo:\n\tbatch_size: 2", ["line 2", "YAML"]),
+        ("run: {dir: \x07}", ["YAML"]),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(write, text, words):
+    path = write(text)
+    message = refusal(path)
+    assert [word for word in words if word not in message] == [], message
+    assert "sections" in message or "grpo" in message or str(path) in message or "section 7" in message
+
+
+def test_a_config_that_is_not_there():
+    message = refusal("pushtt")
+    assert "'pushtt'" in message and "bridge, metaworld, pusht" in message and "did you mean 'pusht'" in message
+    assert "'/nowhere/my.yaml'" in refusal("/nowhere/my.yaml")
+    assert "NoneType" in refusal(None)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    assert "weights.yaml" in refusal(tmp_path / "weights.yaml")
+
+
+def test_an_empty_file_is_the_default(write):
+    assert load_config(write("# nothing yet\n")) == VampoConfig()
+
+
+def test_a_run_folder_stands_for_its_config(tmp_path):
+    config = load_config("pusht", "run.seed=3")
+    config.save(tmp_path / "config.yaml")
+    assert load_config(tmp_path) == load_config(str(tmp_path)) == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+TEXTS = st.text(st.characters(exclude_characters="$~", exclude_categories=("Cs",)), min_size=1)
+
+
+@given(
+    lr=st.floats(1e-300, 1e300),
+    steps=st.sets(st.integers(0, 6), min_size=1),
+    text=TEXTS | st.sampled_from(["1e-4", "010", "1_000", "yes", "null", "2026-01-31", "1:30", ".inf", "-.5", " a "]),
+    chunk=st.none() | st.integers(1, 9),
+    strict=st.booleans(),
+)  # fmt: skip
+def test_yaml_round_trip_is_exact(lr, steps, text, chunk, strict, tmp_path_factory):
+    config = VampoConfig(
+        optim=OptimConfig(lr=lr),
+        sampler=SamplerConfig(stochastic_steps=tuple(steps), tail_chunk_size=chunk),
+        data=DataConfig(strict=strict),
+        run=RunConfig(dir=text),
+    )
+    path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    config.save(path)
+    again = load_config(path)
+    assert again == config
+    assert again.to_yaml() == config.to_yaml() == path.read_text()
+
+
+def test_every_field_has_a_line_of_documentation():
+    sources = {name: (REPOSITORY / "vampo_core" / "config" / name).read_text() for name in ("sections.py", "vampo.py")}
+    for source in sources.values():
+        for declared in re.finditer(r"^    (\w+): .*= .*\n(.*)\n", source, re.MULTILINE):
+            assert declared[2].strip().startswith('"""'), declared[1]
+
+
+def test_the_sampler_and_unet_get_what_was_set():
+    config = load_config(
+        "pusht", "sampler.shared_noise=false", "sampler.eta=0.5", "model.block_out_channels=[32, 64, 96]"
+    )
+    overrides = config.sampler.overrides()
+    assert (overrides["shared_initial_noise"], overrides["eta"]) == (False, 0.5)
+    options = config.model.unet_options()
+    assert len(options["down_block_types"]) == len(options["up_block_types"]) == 3
+    assert options["block_out_channels"] == (32, 64, 96)

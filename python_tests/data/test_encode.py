@@ -1,0 +1,147 @@
+"""Encoding: right values, kept while valid, redone when the video or the file changed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from vampo_core.data import EpisodeError, RecordedDataset, encode
+from vampo_core.data.formats.recorded import FORMAT, VERSION, EpisodeHeader, episode_folder, write_episode
+from vampo_core.data.latent_files import latents_path
+
+
+class PoolCodec:
+    """Averages 8×8 patches and counts how many frames it saw."""
+
+    def __init__(self, name="pool"):
+        self.name, self.num_frames = name, 0
+
+    def encode(self, frames):
+        assert frames.dtype == torch.float32 and frames.min() >= 0 and frames.max() <= 1
+        self.num_frames += len(frames)
+        return functional.avg_pool2d(frames, 8)
+
+    def fingerprint(self):
+        return self.name
+
+
+def make_dataset(root, lengths=(5, 7, 3), failures=()):
+    info = {"format": FORMAT, "version": VERSION, "env": "none", "env_kwargs": {}, "seed": 0, "fps": 10.0}
+    root.mkdir(exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps(info))
+    rng = np.random.default_rng(0)
+    for i, length in enumerate(lengths):
+        header = EpisodeHeader(f"{i:06d}", length, i not in failures, i, "push", 10.0)
+        frames = rng.integers(0, 256, (length, 16, 24, 3), dtype=np.uint8)
+        arrays = {
+            "actions": np.zeros((length - 1, 2)),
+            "states": np.zeros((length, 2)),
+            "privileged_states": np.zeros((length, 5)),
+        }
+        write_episode(episode_folder(root, i), header, frames, arrays)
+    return RecordedDataset(root)
+
+
+def test_latents_are_the_codecs(tmp_path):
+    dataset = make_dataset(tmp_path)
+    codec = PoolCodec()
+    result = encode(dataset, codec, batch_size=2, progress=False)
+    assert (result.latents, result.num_encoded, result.num_reused, result.skipped) == ("pool", 3, 0, ())
+    for episode in RecordedDataset(tmp_path, latents=result.latents).episodes:
+        frames = episode.frames(range(episode.length)).permute(0, 3, 1, 2).float() / 255
+        latents = episode.latents(range(episode.length))
+        assert latents.shape == (episode.length, 3, 2, 3)
+        torch.testing.assert_close(latents, functional.avg_pool2d(frames, 8))
+        assert torch.equal(episode.latents([2, 0, 2]), latents[[2, 0, 2]])
+
+
+def test_failures_of_the_expert_need_no_latents(tmp_path):
+    latents = encode(make_dataset(tmp_path, failures=(1,)), PoolCodec(), progress=False).latents
+    dataset = RecordedDataset(tmp_path, latents=latents, strict=True)
+    assert [episode.episode_id for episode in dataset.episodes] == ["000000", "000002"]
+    with pytest.raises(EpisodeError, match=r"1 of 3 episodes .* cannot be read: 000001 \(it has no latents 'pool'"):
+        RecordedDataset(tmp_path, latents=latents, strict=True, include_failures=True)
+
+
+def test_second_run_encodes_only_what_changed(tmp_path):
+    dataset = make_dataset(tmp_path)
+    encode(dataset, PoolCodec(), progress=False)
+    cut = latents_path(tmp_path, "pool", "000001")
+    before = cut.read_bytes()
+    cut.write_bytes(before[:-10])
+    leftover = cut.with_name(".000002.safetensors.0123456789ab.tmp")
+    leftover.write_bytes(b"half")
+    codec = PoolCodec()
+    result = encode(dataset, codec, progress=False)
+    assert (result.num_encoded, result.num_reused, codec.num_frames) == (1, 2, 7)
+    assert cut.read_bytes() == before and not leftover.exists()
+    dataset = make_dataset(tmp_path, lengths=(5, 7, 6))
+    result = encode(dataset, PoolCodec(), progress=False)
+    assert (result.num_encoded, result.num_reused) == (1, 2)
+    assert encode(dataset, PoolCodec("other"), progress=False).num_encoded == 3
+
+
+def test_interruption_leaves_whole_files_alone(tmp_path):
+    class Failing(PoolCodec):
+        def encode(self, frames):
+            if self.num_frames >= 5:
+                raise KeyboardInterrupt
+            return super().encode(frames)
+
+    dataset = make_dataset(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        encode(dataset, Failing(), progress=False)
+    assert sorted(p.name for p in (tmp_path / "latents" / "pool").iterdir()) == [".lock", "000000.safetensors"]
+    assert encode(dataset, PoolCodec(), progress=False).num_reused == 1
+
+
+def test_image_size_makes_another_encoding(tmp_path):
+    dataset = make_dataset(tmp_path)
+    result = encode(dataset, PoolCodec(), image_size=(32, 48), progress=False)
+    assert result.latents == "pool-32x48"
+    assert RecordedDataset(tmp_path, latents="pool-32x48").episodes[0].latents([0]).shape == (1, 3, 4, 6)
+
+
+def test_a_module_gets_its_frames_where_it_is(tmp_path):
+    class Elsewhere(torch.nn.Linear):
+        def encode(self, frames):
+            assert frames.device == self.weight.device == torch.device("meta")
+            return torch.zeros(len(frames), 3, 2, 3)
+
+        def fingerprint(self):
+            return "elsewhere"
+
+    codec = Elsewhere(1, 1, device="meta")
+    assert encode(make_dataset(tmp_path), codec, progress=False).num_encoded == 3
+
+
+def test_unreadable_video_is_skipped_by_name(tmp_path):
+    dataset = make_dataset(tmp_path)
+    video = dataset.episodes[1].video_path
+    video.write_bytes(video.read_bytes()[:-300])
+    with pytest.warns(RuntimeWarning, match="1 of 3 episodes of .* cannot be read: 000001"):
+        result = encode(dataset, PoolCodec(), progress=False)
+    assert [s.episode_id for s in result.skipped] == ["000001"] and result.num_encoded == 2
+    with pytest.raises(EpisodeError, match="000001"):
+        encode(dataset, PoolCodec(), strict=True, progress=False)
+    with pytest.warns(RuntimeWarning, match=r"000001 \(it has no latents 'pool'; `vampo encode` makes them\)"):
+        assert len(RecordedDataset(tmp_path, latents="pool")) == 2
+
+
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        (
+            type("Few", (PoolCodec,), {"encode": lambda self, x: x[:1]})(),
+            r"codec.encode returned \(1, 3, 16, 24\) for 5",
+        ),
+        (type("Nan", (PoolCodec,), {"encode": lambda self, x: x / 0 * 0})(), "not finite for episode '000000'"),
+        (PoolCodec("../escape"), "codec.fingerprint.. is '../escape'"),
+    ],
+)
+def test_bad_codecs(tmp_path, codec, message):
+    with pytest.raises(ValueError, match=message):
+        encode(make_dataset(tmp_path), codec, progress=False)
+    assert {p.name for p in tmp_path.glob("latents/*/*")} <= {".lock"}

@@ -1,0 +1,131 @@
+"""Held-out metrics: intervals against scipy's, fixed noise, pairs."""
+
+import json
+
+import hand_written
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from training_runs import make_clips, make_config, make_model, make_trainer
+
+from vampo_core.data.clips import collate
+from vampo_core.evaluation.predictor import (
+    EvalResult,
+    Metric,
+    bootstrap,
+    evaluate_predictor,
+    held_out_batch,
+    paired_difference,
+)
+
+
+def evaluate(config, model=None, **options):
+    model = make_model(config) if model is None else model
+    return evaluate_predictor(
+        model, model.sampler(**config.sampler.overrides()), held_out_batch(make_clips(8, 9), 4), **options
+    )
+
+
+def test_interval_is_the_percentile_bootstrap():
+    values = np.random.default_rng(0).gamma(2.0, size=60)
+    metric = bootstrap(values.tolist(), [str(i) for i in range(60)])
+    expected = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20000, rng=1
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert metric.mean == pytest.approx(values.mean())
+    assert metric.ci95 == pytest.approx((expected.low, expected.high), abs=0.06 * width)
+
+
+def test_interval_resamples_whole_episodes():
+    """Ten copies of a clip say no more than one: the interval is that of six values, not of sixty."""
+    values = np.random.default_rng(1).normal(size=6)
+    copies, episodes = np.repeat(values, 10).tolist(), np.repeat(list("abcdef"), 10).tolist()
+    assert bootstrap(copies, episodes).ci95 == pytest.approx(bootstrap(values.tolist(), list("abcdef")).ci95)
+    assert np.ptp(bootstrap(copies, [str(i) for i in range(60)]).ci95) < 0.5 * np.ptp(bootstrap(copies, episodes).ci95)
+
+
+def test_interval_of_episodes_of_different_lengths():
+    """A plain loop: draw episodes, pool their clips, take the mean."""
+    generator = np.random.default_rng(2)
+    episodes = [str(number) for number, length in enumerate((1, 2, 3, 5, 8)) for _ in range(length)]
+    values = generator.normal(size=len(episodes)) + np.array([float(e) for e in episodes])
+    means = []
+    for _ in range(4000):
+        pool = [
+            v for e in generator.integers(5, size=5) for v, name in zip(values, episodes, strict=True) if name == str(e)
+        ]
+        means.append(np.mean(pool))
+    low, high = np.percentile(means, [2.5, 97.5])
+    metric = bootstrap(values.tolist(), episodes)
+    assert metric.mean == pytest.approx(values.mean())
+    assert metric.ci95 == pytest.approx((low, high), abs=0.08 * (high - low))
+
+
+def test_one_episode_falls_back_to_its_clips():
+    values = [1.0, 2.0, 3.0, 4.0]
+    assert bootstrap(values, ["a"] * 4) == bootstrap(values, list("abcd"))
+    assert bootstrap([1.0], ["a"]) == Metric(1.0, (1.0, 1.0))
+
+
+def test_paired_difference(tmp_path):
+    config = make_config(tmp_path)
+    before, model = evaluate(config), make_model(config)
+    for parameter in model.unet.parameters():
+        parameter.data *= 1.05
+    after = evaluate(config, model)
+    for metric in ("l1", "cosine", "reward"):
+        difference = paired_difference(before, after, metric)
+        clips = [b - a for a, b in zip(before.per_clip[metric], after.per_clip[metric], strict=True)]
+        assert difference == bootstrap(clips, before.episode_ids)
+        assert difference.mean == pytest.approx(getattr(after, metric).mean - getattr(before, metric).mean, abs=1e-6)
+    assert paired_difference(before, before, "l1") == Metric(0.0, (0.0, 0.0))
+    other = EvalResult.from_dict(before.to_dict() | {"episode_ids": ["x"] * 4})
+    with pytest.raises(ValueError, match="different clips"):
+        paired_difference(before, other, "l1")
+
+
+def test_metrics_are_those_of_predictions_made_one_by_one(tmp_path):
+    config = make_config(tmp_path, "grpo.num_generations=2")
+    batch = held_out_batch(make_clips(8, 9), 4)
+    model = make_model(config)
+    seed = hand_written.NOISE_STREAM  # the hand-written rollout derives its seed from that of the run
+    result = evaluate(config, model, num_samples=2, seed=hand_written.stream_seed(config.run.seed, seed), batch_size=4)
+    rewards = torch.stack([group.rewards for group in hand_written.roll_out(model, config, batch)])  # [B, G, F]
+    assert result.per_clip["reward"] == pytest.approx(rewards.mean((1, 2)).tolist(), rel=1e-4)
+    assert result.per_frame["reward"] == pytest.approx(rewards.mean((0, 1)).tolist(), rel=1e-4)
+    assert result.reward.mean == pytest.approx(rewards.mean().item(), rel=1e-4)
+    assert result.reward.mean == pytest.approx(result.cosine.mean - result.l1.mean, rel=1e-4)
+    assert (result.num_clips, result.num_samples, len(result.episode_ids)) == (4, 2, 4)
+
+
+def test_noise_is_fixed_whatever_the_batch_size(tmp_path):
+    config = make_config(tmp_path)
+    whole = evaluate(config, num_samples=2, batch_size=16)
+    assert evaluate(config, num_samples=2, batch_size=16) == whole
+    assert evaluate(config, num_samples=2, batch_size=3).per_clip["l1"] == pytest.approx(whole.per_clip["l1"], rel=1e-5)
+    assert evaluate(config, num_samples=2, seed=1).l1 != whole.l1
+
+
+def test_evaluation_leaves_the_run_as_it_is(tmp_path):
+    """No mode, no generator and no gradient of the training changes."""
+    trainer = make_trainer(make_config(tmp_path))
+    trainer.model.train()
+    state = torch.get_rng_state()
+    trainer.evaluate()
+    assert trainer.model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in trainer.trainable.parameters)
+
+
+def test_clips_are_spread_over_the_held_out_episodes():
+    dataset = make_clips(8, 9)  # six clips each
+    ids = held_out_batch(dataset, 4)["clip_id"]
+    assert ids == [dataset[i]["clip_id"] for i in (0, 4, 7, 11)]
+    assert len(held_out_batch(dataset, 99)["clip_id"]) == len(dataset) == 12
+    assert held_out_batch(dataset, 99)["clip_id"] == collate([dataset[i] for i in range(12)])["clip_id"]
+
+
+def test_result_survives_json(tmp_path):
+    result = evaluate(make_config(tmp_path))
+    assert EvalResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result

@@ -1,0 +1,155 @@
+"""Rewards against plain loops, users' functions as plug-ins, and what is said of a wrong one."""
+
+import pytest
+import tiny_run
+import torch
+from hand_written import reward_of
+from svd_folder import make_svd_pipeline
+from torch import Tensor
+from training_runs import make_config, make_trainer
+
+import vampo_core
+from vampo_core import rewards
+from vampo_core.config import RewardConfig
+from vampo_core.grpo.rewards import configured_rewards, evaluate_rewards
+from vampo_core.models.codecs.codec import LatentCodec, PatchCodec, VAECodec
+
+B, G, F, C, SIDE = 2, 3, 4, 4, 8
+
+
+@pytest.fixture
+def videos() -> tuple[Tensor, Tensor]:
+    """Predictions [B, G, F, C, h, w] and targets [B, F, C, h, w]."""
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(B, G, F, C, SIDE, SIDE, generator=generator),
+        torch.randn(B, F, C, SIDE, SIDE, generator=generator),
+    )
+
+
+def in_loops(function, pred, target) -> Tensor:
+    """``function(pred [F, ...], target [F, ...]) -> [F]`` of every generation."""
+    return torch.stack(
+        [torch.stack([function(x, expert) for x in group]) for group, expert in zip(pred, target, strict=True)]
+    )
+
+
+def test_latent_reward(videos):
+    pred, target = videos
+    torch.testing.assert_close(rewards.latent(pred, target, {}).reward, in_loops(reward_of, pred, target))
+    ((weighted, weight),) = configured_rewards(RewardConfig(l1_weight=0.5, cosine_weight=2.0), LatentCodec(C))
+
+    def expected(x, expert):
+        cosine = torch.stack(
+            [torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in zip(x, expert, strict=True)]
+        )
+        return 2 * cosine - 0.5 * (x - expert).abs().mean((1, 2, 3))
+
+    torch.testing.assert_close(weight * weighted(pred, target, {}).reward, in_loops(expected, pred, target))
+    assert weighted.__name__ == "latent"
+
+
+def test_motion_rewards_what_moves(videos):
+    def expected(x, expert):
+        changes = [
+            reward_of(x[f : f + 1] - x[f - 1 : f], expert[f : f + 1] - expert[f - 1 : f])[0] for f in range(1, F)
+        ]
+        return torch.stack([changes[0], *changes])
+
+    pred, target = videos
+    result = rewards.motion(pred, target, {})
+    torch.testing.assert_close(result, in_loops(expected, pred, target))
+    background = torch.randn(C, SIDE, SIDE)
+    torch.testing.assert_close(rewards.motion(pred + background, target, {}), result)
+    with pytest.raises(ValueError, match="pred has 1 frames, expected at least 2"):
+        rewards.motion(pred[:, :, :1], target[:, :1], {})
+
+
+@pytest.mark.parametrize("kind", ["patches", "SVD's temporal decoder"])
+def test_pixel_reward_decodes_each_clip_on_its_own(videos, kind):
+    """SVD's decoder mixes neighbouring frames: those of another clip must not be among them."""
+    pred, target = videos
+    if kind == "patches":
+        frames = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        codec = PatchCodec.fit(frames, patch_size=4, latent_channels=C)
+    else:
+        codec = VAECodec(make_svd_pipeline().vae)
+    ((function, weight),) = configured_rewards(RewardConfig(l1_weight=0, cosine_weight=0, pixel_weight=0.5), codec)
+    expected = in_loops(lambda x, expert: -(codec.decode(x) - codec.decode(expert)).abs().mean((1, 2, 3)), pred, target)
+    result = function(pred, target, {})
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    assert weight == 0.5 and not result.is_inference()
+
+
+def test_pixel_reward_without_a_codec_says_so(videos):
+    ((function, _),) = configured_rewards(RewardConfig(l1_weight=0, cosine_weight=0, pixel_weight=1), LatentCodec(C))
+    with pytest.raises(ValueError, match="no codec to decode"):
+        function(*videos, {})
+
+
+def test_several_rewards_are_weighted_and_each_is_told(videos):
+    def brightness(pred, target, batch):
+        return pred.flatten(3).mean(-1)
+
+    pred, target = videos
+    result = evaluate_rewards([(rewards.latent, 2.0), (rewards.motion, 0.5), (brightness, -3.0)], pred, target, {})
+    assert result.parts.keys() == {"l1", "cosine", "latent", "motion", "brightness"}
+    torch.testing.assert_close(result.parts["latent"], result.parts["cosine"] - result.parts["l1"])
+    expected = 2 * result.parts["latent"] + 0.5 * result.parts["motion"] - 3 * brightness(pred, target, {})
+    torch.testing.assert_close(result.total, expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda pred, *_: pred.mean((3, 4, 5))[:, :, 0], r"\(2, 3\), expected a tensor \[B, G, F\] = \(2, 3, 4\)"),
+        (lambda pred, *_: pred.mean((3, 4, 5)).flatten(0, 1), r"\(6, 4\), expected"),
+        (lambda *_: 0.5, r"float, expected a tensor"),
+    ],
+)
+def test_a_reward_of_a_wrong_shape_is_named(videos, function, words):
+    function.__name__ = "my_reward"
+    with pytest.raises(ValueError, match=f"reward my_reward returned {words}"):
+        evaluate_rewards([(function, 1.0)], *videos, {})
+
+
+def test_two_rewards_of_one_name_are_refused(videos):
+    """One would hide the other in the log."""
+    with pytest.raises(ValueError, match="two rewards are logged as <lambda>, expected different names"):
+        evaluate_rewards([(lambda p, *_: p.mean((3, 4, 5)), 1.0), (lambda p, *_: p.std((3, 4, 5)), 1.0)], *videos, {})
+    with pytest.raises(ValueError, match="two rewards are logged as cosine"):
+        evaluate_rewards([(rewards.latent, 1.0), (rewards.latent, 1.0)], *videos, {})
+
+
+def test_a_users_reward_sees_the_batch_and_carries_no_gradient(tmp_path):
+    seen = []
+
+    class Judge:
+        """Any callable will do, as will one that draws a graph."""
+
+        def __call__(self, pred, target, batch):
+            seen.append(batch)
+            scale = torch.ones((), requires_grad=True)
+            return scale * pred.flatten(3).mean(-1)
+
+    def flat(pred, target, batch):
+        return torch.zeros(pred.shape[:3], dtype=torch.float64)
+
+    trainer = make_trainer(make_config(tmp_path), reward_funcs=[(Judge(), 2.0), flat])
+    row = trainer.iterate(1, trainer.batches(0))
+    assert row["reward_mean"] == pytest.approx(2 * row["Judge"], rel=1e-5) and row["flat"] == 0
+    assert len(seen[0]["instruction"]) == len(seen[0]["clip_id"]) == len(seen[0]["episode_id"]) == 2
+    assert "l1" not in row
+
+
+def test_train_takes_the_users_own(tmp_path):
+    tiny_run.write_dataset(tmp_path / "data")
+
+    def upper_half(pred, target, batch):
+        rows = pred.shape[-2] // 2
+        return -(pred - target.unsqueeze(1))[..., :rows, :].square().mean((-3, -2, -1))
+
+    config = tiny_run.settings(tmp_path, "grpo.num_iterations=1")
+    (row,) = vampo_core.train(config, reward_funcs=[(upper_half, 0.5)]).history
+    assert row["reward_mean"] == pytest.approx(0.5 * row["upper_half"]) and row["upper_half"] < 0
+    assert "latent" not in row and "l1" not in row

@@ -1,0 +1,152 @@
+"""VAMPO in plain loops: one clip, one generation and one step at a time, nothing of the library but the denoiser.
+
+Karras sigmas, k-diffusion's ancestral step, v-prediction, group-normalised advantages: the formulas of the design.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from vampo_core.config import VampoConfig
+from vampo_core.diffusion.noise import stream_seed
+from vampo_core.models.predictor import VideoPredictor
+from vampo_core.ops.philox import philox_normal
+
+NOISE_STREAM = 1 << 40
+
+
+@dataclass(frozen=True)
+class Action:
+    """What one generation did in one stochastic step."""
+
+    clip: int
+    step: int
+    sample: Tensor  # [F, C, h, w]
+    prev_sample: Tensor  # [F, C, h, w]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rollouts of one clip."""
+
+    latents: Tensor  # [G, F, C, h, w]
+    actions: list[list[Action]]  # of each generation
+    rewards: Tensor  # [G, F]
+
+
+def sigmas_of(config: VampoConfig) -> list[float]:
+    """Karras et al. 2022, equation 5, with 0 at the end."""
+    s, last = config.sampler, config.sampler.num_inference_steps - 1
+    high, low = s.sigma_max ** (1 / s.rho), s.sigma_min ** (1 / s.rho)
+    return [(high + i / last * (low - high)) ** s.rho for i in range(last + 1)] + [0.0]
+
+
+def mean_and_std(model, config, batch, clip: int, step: int, sample: Tensor) -> tuple[Tensor, float]:
+    """Mean [F, C, h, w] and standard deviation of one ancestral step, with gradient to the model."""
+    sigma, sigma_next = sigmas_of(config)[step : step + 2]
+    condition = model.condition(
+        instructions=[batch["instruction"][clip]], first_latents=batch["latents"][clip : clip + 1, 0]
+    )
+    output = model(sample.unsqueeze(0), sigma, condition)[0].float()
+    if config.sampler.guidance_scale != 1:
+        uncond = model(sample.unsqueeze(0), sigma, condition.unconditional())[0].float()
+        scale = torch.linspace(1, config.sampler.guidance_scale, len(sample)).view(-1, 1, 1, 1)
+        output = uncond + scale * (output - uncond)
+    denoised = sample / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * output
+    eta = config.sampler.eta if step in config.sampler.stochastic_steps else 0.0
+    std = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
+    down = (sigma_next**2 - std**2) ** 0.5
+    return sample + (sample - denoised) / sigma * (down - sigma), std
+
+
+def reward_of(latents: Tensor, target: Tensor) -> Tensor:  # both [F, C, h, w] -> [F]
+    """Cosine similarity minus L1 distance of each frame."""
+    return torch.stack(
+        [
+            torch.cosine_similarity(x.flatten(), y.flatten(), dim=0) - (x - y).abs().mean()
+            for x, y in zip(latents, target, strict=True)
+        ]
+    )
+
+
+@torch.no_grad()
+def roll_out(model: VideoPredictor, config: VampoConfig, batch: Mapping[str, Any], iteration: int = 1) -> list[Group]:
+    """The group of every clip, with the noise that design and seed prescribe."""
+    s, num_generations = config.sampler, config.grpo.num_generations
+    seed = stream_seed(config.run.seed, NOISE_STREAM + iteration - 1)
+    num_clips, *frame = batch["latents"].shape
+    own = 1 if s.shared_noise else num_generations
+    initial = philox_normal((num_clips, own, *frame), seed=stream_seed(seed, 0)) * (s.sigma_max**2 + 1) ** 0.5
+    groups = []
+    for clip in range(num_clips):
+        latents, actions = [], []
+        for generation in range(num_generations):
+            sample = initial[clip, 0 if s.shared_noise else generation]
+            done = []
+            for step in range(s.num_inference_steps):
+                mean, std = mean_and_std(model, config, batch, clip, step, sample)
+                if step in s.stochastic_steps:
+                    key = stream_seed(seed, 1 + step)
+                    if s.antithetic and step == s.stochastic_steps[0]:
+                        half = philox_normal((num_clips, num_generations // 2, *frame), seed=key)
+                        noise = half[clip, generation // 2] * (-1) ** generation
+                    elif s.shared_noise and step == s.stochastic_steps[0]:
+                        noise = philox_normal((num_clips, num_generations, *frame), seed=key)[clip, generation]
+                    else:  # one draw per row: the group no longer shares its sample
+                        row = clip * num_generations + generation
+                        noise = philox_normal((num_clips * num_generations, 1, *frame), seed=key)[row, 0]
+                    done.append(Action(clip, step, sample, mean + std * noise))
+                    sample = done[-1].prev_sample
+                else:
+                    sample = mean
+            latents.append(sample)
+            actions.append(done)
+        rewards = torch.stack([reward_of(x, batch["latents"][clip]) for x in latents])
+        groups.append(Group(torch.stack(latents), actions, rewards))
+    return groups
+
+
+def advantages_of(rewards: Tensor, clip: float) -> Tensor:  # [G, F] -> [G, F]
+    """Each frame's rewards in units of their standard deviation over the group, around their mean."""
+    columns = []
+    for frame in rewards.unbind(1):
+        spread = (((frame - frame.mean()) ** 2).sum() / (len(frame) - 1)) ** 0.5
+        columns.append(((frame - frame.mean()) / spread if spread > 0 else 0 * frame).clamp(-clip, clip))
+    return torch.stack(columns, dim=1)
+
+
+def reinforce_gradient(
+    model: VideoPredictor,
+    config: VampoConfig,
+    batch: Mapping[str, Any],
+    groups: list[Group],
+    *,
+    only_clip: int | None = None,
+    reference: VideoPredictor | None = None,
+) -> dict[str, Tensor]:
+    """Gradient of ``-mean(A log p)`` (Williams 1992) and of the KL penalty, where a reference model is given."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad and "text_encoder" not in name]
+    parameters = [dict(model.named_parameters())[name] for name in names]
+    total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    number = len(groups) * config.grpo.num_generations * len(config.sampler.stochastic_steps)
+    for index, group in enumerate(groups):
+        if only_clip not in (None, index):
+            continue
+        advantages = advantages_of(group.rewards, config.grpo.adv_clip_max)
+        for generation, actions in enumerate(group.actions):
+            for action in actions:
+                mean, std = mean_and_std(model, config, batch, index, action.step, action.sample)
+                policy = Normal(mean, std)
+                log_prob = policy.log_prob(action.prev_sample).mean((1, 2, 3))  # [F]
+                loss = -(advantages[generation] * log_prob).mean()
+                if reference is not None:
+                    with torch.no_grad():
+                        base, _ = mean_and_std(reference, config, batch, index, action.step, action.sample)
+                    loss = loss + config.grpo.kl_coef * kl_divergence(policy, Normal(base, std)).mean()
+                for sum_, gradient in zip(total, torch.autograd.grad(loss / number, parameters), strict=True):
+                    sum_ += gradient
+    return dict(zip(names, total, strict=True))

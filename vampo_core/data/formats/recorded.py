@@ -1,0 +1,241 @@
+"""The recorded format, written by :func:`vampo_core.data.record`.
+
+::
+
+    <root>/dataset.json              format, version, env, env_kwargs, action_noise, steps_after_success, seed, fps
+    <root>/episodes/000000/video.mp4        T frames, H.264 in RGB, without loss
+    <root>/episodes/000000/episode.safetensors
+        actions [T-1, A], states [T, S], privileged_states [T, P], and with action_noise is_pushed [T-1, 1],
+        all float32;
+        header "vampo_core": JSON of episode_id, length (T), success, seed, instruction, fps, video_crc32,
+        env
+    <root>/latents/<name>/000000.safetensors
+        latents [T, C, h, w], written by vampo_core.data.encode
+
+Frame t shows ``states[t]``; ``actions[t]``, and where ``is_pushed[t]`` a push, leads from frame t to frame t+1. An
+episode folder appears under its name once it is whole. The same seed gives the same bytes.
+"""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from vampo_core.data.episode import (
+    EpisodeError,
+    check_indices,
+    open_each,
+    per_frame,
+    reading,
+)
+from vampo_core.data.latent_files import latents_path, read_latents
+from vampo_core.data.video import read_frames, write_video
+from vampo_core.files.atomic import publish, temporary_beside
+
+FORMAT, VERSION = "vampo_core.recorded", 1
+INFO = "dataset.json"
+_HEADER = "vampo_core"
+_VIDEO, _ARRAYS = "video.mp4", "episode.safetensors"
+
+
+@dataclass(frozen=True)
+class EpisodeHeader:
+    """What the header of ``episode.safetensors`` tells of an episode."""
+
+    episode_id: str
+    length: int
+    success: bool
+    seed: int
+    instruction: str
+    fps: float
+    video_crc32: int = 0
+    """Set on writing: decoders make something up from a damaged video rather than complain."""
+    env: str = ""
+    """The environment's name; datasets of one environment recorded before there were several leave it empty."""
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """An episode in the recorded format; see :class:`vampo_core.data.Episode`."""
+
+    dataset: str
+    folder: Path
+    header: EpisodeHeader
+    latents_file: Path | None = None
+
+    @property
+    def episode_id(self) -> str:
+        return self.header.episode_id
+
+    @property
+    def instruction(self) -> str:
+        return self.header.instruction
+
+    @property
+    def length(self) -> int:
+        return self.header.length
+
+    @property
+    def video_path(self) -> Path:
+        return self.folder / _VIDEO
+
+    @property
+    def actions(self) -> Tensor:  # [T, A] float32
+        return self._rows("actions")
+
+    @property
+    def states(self) -> Tensor:  # [T, S] float32
+        return self._rows("states")
+
+    @property
+    def is_pushed(self) -> Tensor:  # [T] bool
+        with reading(self.dataset, self.episode_id), safe_open(self.folder / _ARRAYS, "pt") as file:
+            if "is_pushed" not in file.keys():  # noqa: SIM118 (it is no dict)
+                return torch.zeros(self.length, dtype=torch.bool)
+            return per_frame(file.get_tensor("is_pushed"), self.length, "is_pushed")[:, 0] > 0
+
+    @property
+    def privileged_states(self) -> Tensor:  # [T, P] float32
+        """The whole simulator state at each frame: for measurements, not for policies."""
+        return self._rows("privileged_states")
+
+    def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
+        indices = check_indices(indices, self.length)
+        with reading(self.dataset, self.episode_id):
+            _check_video(self.folder, self.header)
+            return read_frames(self.video_path, indices)
+
+    def latents(self, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32
+        indices = check_indices(indices, self.length)
+        if self.latents_file is None:
+            raise ValueError(f"dataset {self.dataset!r} was opened without latents, expected the name of an encoding")
+        with reading(self.dataset, self.episode_id):
+            return read_latents(self.latents_file, indices)
+
+    def _rows(self, name: str) -> Tensor:
+        with reading(self.dataset, self.episode_id), safe_open(self.folder / _ARRAYS, "pt") as file:
+            return per_frame(file.get_tensor(name), self.length, name)
+
+
+class RecordedDataset:
+    """Reader of the recorded format.
+
+    Args:
+        root: the dataset's folder.
+        latents: name of an encoding under ``<root>/latents``; None for frames only.
+        num_episodes: open those of the first so many numbers; None for all.
+        include_failures: keep episodes in which the expert did not succeed.
+        name: part of the clips' identity; by default the folder's name.
+        strict: an episode that cannot be read is an error instead of being skipped with a warning.
+
+    Raises:
+        FileNotFoundError: there is no dataset at ``root``.
+        ValueError: ``root`` holds another format, or no episodes.
+        EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        latents: str | None = None,
+        num_episodes: int | None = None,
+        include_failures: bool = False,
+        name: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.root = Path(root)
+        self.name = name or self.root.resolve().name
+        self.info = read_info(self.root)
+        self.fps = float(self.info["fps"])
+        folders = sorted(path for path in (self.root / "episodes").glob("[0-9]*") if path.is_dir())
+        if not folders:
+            raise ValueError(f"root is {str(self.root)!r}, expected a dataset with episodes in it")
+        names = [folder.name for folder in folders if num_episodes is None or int(folder.name) < num_episodes]
+        episodes, self.skipped = open_each(
+            self.name, names, lambda name: self._open(name, latents, include_failures), strict
+        )
+        self.episodes = [e for e in episodes if include_failures or e.header.success]
+        if not self.episodes:
+            raise ValueError(f"none of the {len(episodes)} episodes of {self.name!r} is a success, expected at least 1")
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def _open(self, episode_id: str, latents: str | None, include_failures: bool) -> RecordedEpisode:
+        folder = self.root / "episodes" / episode_id
+        header = read_header(folder)
+        if not (folder / _VIDEO).is_file():
+            raise ValueError(f"{_VIDEO} is missing")
+        file = latents_path(self.root, latents, episode_id) if latents else None
+        is_used = header.success or include_failures
+        if is_used and file is not None and not file.is_file():
+            raise ValueError(f"it has no latents {latents!r}; `vampo encode` makes them")
+        return RecordedEpisode(self.name, folder, header, file)
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """Read ``dataset.json``, checked for format and version."""
+    path = root / INFO
+    if not path.is_file():
+        raise FileNotFoundError(f"root is {str(root)!r}, expected a folder with a recorded dataset (dataset.json)")
+    try:
+        info = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from None
+    found = (info.get("format"), info.get("version")) if isinstance(info, dict) else (None, None)
+    if found != (FORMAT, VERSION):
+        raise ValueError(f"{path} says format {found[0]!r} version {found[1]!r}, expected {FORMAT!r} version {VERSION}")
+    return info
+
+
+def read_header(folder: Path) -> EpisodeHeader:
+    with safe_open(folder / _ARRAYS, "np") as file:
+        return EpisodeHeader(**json.loads((file.metadata() or {})[_HEADER]))
+
+
+def episode_folder(root: Path, index: int) -> Path:
+    return root / "episodes" / f"{index:06d}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds a complete, undamaged episode."""
+    try:
+        with reading("", folder.name):
+            _check_video(folder, read_header(folder))
+    except EpisodeError:
+        return False
+    return True
+
+
+def _check_video(folder: Path, header: EpisodeHeader) -> None:
+    if zlib.crc32((folder / _VIDEO).read_bytes()) != header.video_crc32:
+        raise ValueError(f"{_VIDEO} is truncated or damaged (its checksum differs)")
+
+
+def write_episode(
+    folder: Path,
+    header: EpisodeHeader,
+    frames: Iterable[np.ndarray],  # T of [H, W, 3] uint8
+    arrays: dict[str, np.ndarray],  # of T or T-1 rows, as above
+) -> None:
+    """Write an episode aside and rename it into place: it appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder)
+    temporary.mkdir()
+    num_frames = write_video(temporary / _VIDEO, frames, header.fps)
+    assert num_frames == header.length, (num_frames, header.length)
+    header = dataclasses.replace(header, video_crc32=zlib.crc32((temporary / _VIDEO).read_bytes()))
+    arrays = {name: np.ascontiguousarray(rows, np.float32) for name, rows in arrays.items()}
+    # one entry, because safetensors orders several at random and equal episodes should be equal bytes
+    save_file(arrays, temporary / _ARRAYS, metadata={_HEADER: json.dumps(vars(header))})
+    publish(temporary, folder)

@@ -1,0 +1,1 @@
+"""Held-out metrics of predictors, episodes in simulators, statistics, pictures."""

@@ -1,0 +1,308 @@
+"""Closed-loop evaluation: a controller acts in simulators, on seeded episodes, and is judged by what it gets done."""
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vampo_core import envs
+from vampo_core.data.video import write_video
+from vampo_core.envs.workers import InProcess, Lost, Reply, Reset, Step, Workers
+from vampo_core.evaluation.episodes import (
+    EPISODES,
+    ClosedLoopResult,
+    EpisodeLog,
+    EpisodeResult,
+    read_episodes,
+)
+from vampo_core.evaluation.panels import side_by_side
+from vampo_core.files.atomic import locked, publish, remove_leftovers, temporary_beside
+
+MAX_ATTEMPTS = 3
+"""How often an episode is begun before the loss of its worker is taken to be its own doing."""
+
+
+class Controller(Protocol):
+    """What decides on actions, for several episodes at once; each has a slot of its own."""
+
+    def begin(self, slot: int, instruction: str, seed: int) -> None:
+        """A new episode begins in ``slot``; whatever was there before is over."""
+        ...
+
+    def act(self, observations: Mapping[int, Mapping[str, np.ndarray]]) -> Mapping[int, np.ndarray]:
+        """Actions [A] of the slots observed: ``{"pixels": uint8 [H, W, 3], "state": float32 [S]}`` each."""
+        ...
+
+
+Imagine = Callable[[Tensor, str], Tensor]
+"""From an episode's frames [T, 3, H, W] in [0, 1] and its instruction to as many pictures of that size."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all episodes of an environment share."""
+
+    instruction: str
+    fps: float
+    action_shape: tuple[int, ...]
+
+
+@dataclass
+class _Running:
+    """An episode in progress."""
+
+    env: str
+    seed: int
+    attempt: int = 1
+    length: int = 0
+    episode_return: float = 0.0
+    max_coverage: float | None = None
+    latencies_ms: list[float] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)  # each [H, W, 3] uint8
+
+
+def evaluation_seeds(seed: int, num_episodes: int) -> list[int]:
+    """Seeds of the episodes; none is that of an episode recorded with any seed (but by chance, 1 in 2**32)."""
+    return [int(np.random.SeedSequence([seed, i], spawn_key=(1,)).generate_state(1)[0]) for i in range(num_episodes)]
+
+
+def evaluate_closed_loop(
+    controller: Controller | None,
+    env: str,
+    *,
+    num_episodes: int,
+    seed: int = 0,
+    num_workers: int = 1,
+    num_envs: int | None = None,
+    begin_every: int = 1,
+    env_kwargs: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    controller_id: str = "",
+    num_videos: int = 0,
+    imagine: Imagine | None = None,
+    progress: bool = True,
+) -> ClosedLoopResult:
+    """Run seeded episodes, the simulators in worker processes, the controller here and in batches.
+
+    All slots step together, so that batches do not depend on timing. Where all episodes are in ``output`` no simulator
+    is made, so that it need not be installed either. Call it from under ``if __name__ == "__main__":``.
+
+    Args:
+        controller: what acts; None for the environments' experts, which act inside of the workers.
+        env: an environment (see :func:`vampo_core.envs.make`), or several with commas between them.
+        num_episodes: of each environment.
+        seed: of the episodes; the same seed gives the same episodes to every controller.
+        num_workers: processes; 0 for this one, which a crashing simulator then takes with it.
+        num_envs: simulators at once, and so the largest batch; by default, and at least, one per process.
+        begin_every: control steps between the moments at which episodes may begin. For a controller that predicts a
+            chunk every so many steps: in step with each other all episodes need theirs at once, in one batch.
+        env_kwargs: passed to every environment, e.g. ``{"image_size": 64}``.
+        output: folder that keeps finished episodes; those already in it are not run again. None keeps nothing.
+        controller_id: says what the controller is (a hash of its weights, for example), so that ``output`` never mixes
+            two.
+        num_videos: of successes and of failures, of each environment, as mp4 under ``<output>/videos``.
+        imagine: makes what is shown beside an episode's frames, where its video is kept.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: an argument or an action of the controller is wrong, or ``output`` holds others' episodes.
+        ImportError: a simulator is not installed or cannot render.
+        SimulatorError: a simulator raised an error, or a worker died or hung three times in one episode.
+    """
+    least = {"num_episodes": 1, "num_envs": 1, "begin_every": 1, "seed": 0, "num_workers": 0, "num_videos": 0}
+    given = (num_episodes, 1 if num_envs is None else num_envs, begin_every, seed, num_workers, num_videos)
+    for (name, minimum), value in zip(least.items(), given, strict=True):
+        if value < minimum:
+            raise ValueError(f"{name} is {value}, expected at least {minimum}")
+    if num_videos and output is None:
+        raise ValueError(f"num_videos is {num_videos} with output = None, expected a folder for them")
+    env_kwargs = dict(env_kwargs or {})
+    names, seeds = envs.split_names(env), evaluation_seeds(seed, num_episodes)
+    wanted = [(name, episode_seed) for name in names for episode_seed in seeds]
+    folder = None if output is None else Path(output)
+    known = {episode.key for episode in ([] if folder is None else read_episodes(folder / EPISODES))}
+    tasks = {} if known.issuperset(wanted) else {name: _describe(name, env_kwargs) for name in names}
+    with contextlib.nullcontext() if folder is None else locked(folder):
+        log = None
+        if folder is not None:
+            log = EpisodeLog(folder, {"env_kwargs": env_kwargs, "controller_id": controller_id})
+            remove_leftovers(folder)
+        done = {episode.key: episode for episode in (log.episodes if log else [])}
+        missing = [key for key in wanted if key not in done]
+        if missing:
+            loop = _Loop(controller, tasks, imagine, folder, num_videos, log, done)
+            num_workers = min(num_workers, len(missing))
+            num_slots = min(max(num_workers, num_envs or 1), len(missing))
+            workers = Workers(num_workers, num_slots, env_kwargs) if num_workers else InProcess(env_kwargs)
+            bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="closed loop", disable=not progress)
+            try:
+                with bar:
+                    loop.run(workers, missing, num_slots, begin_every, bar)
+            finally:
+                workers.close()
+    return ClosedLoopResult([done[key] for key in wanted])
+
+
+def _describe(name: str, env_kwargs: Mapping[str, Any]) -> _Task:
+    env = envs.make(name, **env_kwargs)  # wrong names and arguments fail here, before processes start
+    task = _Task(env.instruction, env.fps, tuple(env.action_space.shape))
+    env.close()
+    return task
+
+
+class _Loop:
+    """The episodes of one call."""
+
+    def __init__(
+        self,
+        controller: Controller | None,
+        tasks: Mapping[str, _Task],
+        imagine: Imagine | None,
+        folder: Path | None,
+        num_videos: int,
+        log: EpisodeLog | None,
+        done: dict[tuple[str, int], EpisodeResult],
+    ) -> None:
+        self._controller, self._tasks, self._imagine = controller, tasks, imagine
+        self._folder, self._num_videos, self._log, self._done = folder, num_videos, log, done
+        self._running: dict[int, _Running] = {}
+
+    def run(
+        self,
+        workers: Workers | InProcess,
+        episodes: Sequence[tuple[str, int]],
+        num_slots: int,
+        begin_every: int,
+        bar: "tqdm[Any]",
+    ) -> None:
+        self._workers = workers
+        pending = deque(_Running(name, seed) for name, seed in episodes)
+        num_successes = num_rounds = 0
+        while pending or self._running:
+            if num_rounds % begin_every == 0 or not self._running:
+                num_rounds = 0
+                for slot in [slot for slot in range(num_slots) if slot not in self._running][: len(pending)]:
+                    self._begin(slot, pending.popleft())
+            for result in self._round(pending):
+                num_successes += result.success
+                bar.set_postfix(successes=num_successes)
+                bar.update()
+            num_rounds += 1
+
+    def _round(self, pending: deque[_Running]) -> list[EpisodeResult]:
+        """One control step of the slots that are ready, which are all of them where a controller acts."""
+        finished = []
+        observed: dict[int, Reply] = {}
+        lost: list[tuple[_Running, Lost]] = []
+        for slot, reply in self._workers.receive(every=self._controller is not None).items():
+            if slot not in self._running:
+                continue  # a slot without work, lost with its worker
+            if isinstance(reply, Lost):
+                lost.append((self._running.pop(slot), reply))
+            elif self._observe(slot, reply):
+                finished.append(self._finish(slot, reply))
+            else:
+                observed[slot] = reply
+        pending.extendleft(_again(lost))
+        if observed:
+            self._act(observed)
+        return finished
+
+    def _begin(self, slot: int, episode: _Running) -> None:
+        self._running[slot] = episode
+        if self._controller is not None:
+            self._controller.begin(slot, self._tasks[episode.env].instruction, episode.seed)
+        self._workers.send(slot, Reset(episode.env, episode.seed))
+
+    def _observe(self, slot: int, reply: Reply) -> bool:
+        """Take note of a reply and return whether the episode is over."""
+        episode = self._running[slot]
+        episode.episode_return += reply.reward
+        if reply.coverage is not None:
+            episode.max_coverage = max(reply.coverage, episode.max_coverage or 0.0)
+        if self._num_videos:
+            episode.frames.append(reply.pixels)
+        return reply.done
+
+    def _act(self, observed: Mapping[int, Reply]) -> None:
+        if self._controller is None:
+            actions: Mapping[int, np.ndarray | None] = dict.fromkeys(observed)
+        else:
+            observations = {slot: {"pixels": reply.pixels, "state": reply.state} for slot, reply in observed.items()}
+            start = time.perf_counter()
+            actions = self._controller.act(observations)
+            latency = round(1000 * (time.perf_counter() - start), 3)
+            for slot in observed:
+                self._check(actions.get(slot), slot)
+                self._running[slot].latencies_ms.append(latency)
+        for slot in observed:
+            episode = self._running[slot]
+            episode.length += 1
+            self._workers.send(slot, Step(actions[slot]))
+
+    def _check(self, action: np.ndarray | None, slot: int) -> None:
+        episode = self._running[slot]
+        shape = self._tasks[episode.env].action_shape
+        if action is None or np.shape(action) != shape or not np.isfinite(action).all():
+            raise ValueError(
+                f"act returned {action!r} for slot {slot} ({episode.env!r}, seed {episode.seed}), expected finite "
+                f"numbers of shape {shape}"
+            )
+
+    def _finish(self, slot: int, reply: Reply) -> EpisodeResult:
+        episode = self._running.pop(slot)
+        result = EpisodeResult(
+            env=episode.env,
+            seed=episode.seed,
+            success=reply.success,
+            length=episode.length,
+            episode_return=episode.episode_return,
+            max_coverage=episode.max_coverage,
+            latencies_ms=tuple(episode.latencies_ms),
+            video=self._save_video(episode, reply.success),
+        )
+        if self._log is not None:
+            self._log.append(result)
+        self._done[result.key] = result
+        return result
+
+    def _save_video(self, episode: _Running, success: bool) -> str | None:
+        alike = [e for e in self._done.values() if e.video and (e.env, e.success) == (episode.env, success)]
+        if self._folder is None or len(alike) >= self._num_videos:
+            return None
+        outcome = "success" if success else "failure"
+        name = f"{episode.env.replace('/', '-').replace(':', '-')}-{outcome}-{episode.seed}.mp4"
+        frames = _frames(episode.frames)
+        columns = {"simulator": frames}
+        if self._imagine is not None:
+            columns["imagined"] = self._imagine(frames, self._tasks[episode.env].instruction)
+        path = self._folder / "videos" / name
+        path.parent.mkdir(exist_ok=True)
+        temporary = temporary_beside(path)
+        video = side_by_side([list(columns.values())], list(columns))
+        write_video(temporary, video, self._tasks[episode.env].fps, crf=18, for_viewing=True)
+        publish(temporary, path)
+        return name
+
+
+def _again(lost: Sequence[tuple[_Running, Lost]]) -> list[_Running]:
+    """Episodes whose worker was lost, from their beginning."""
+    given_up = [(episode, reason) for episode, reason in lost if episode.attempt == MAX_ATTEMPTS]
+    if given_up:  # any of those that ran in the worker may be at fault
+        names = " or ".join(f"{episode.env!r} with seed {episode.seed}" for episode, _ in given_up)
+        raise envs.SimulatorError(
+            f"episode of {names}: its worker was lost {MAX_ATTEMPTS} times ({given_up[0][1].reason})"
+        )
+    return [_Running(episode.env, episode.seed, attempt=episode.attempt + 1) for episode, _ in lost]
+
+
+def _frames(pictures: Sequence[np.ndarray]) -> Tensor:  # [T, 3, H, W] in [0, 1]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,113 @@
+"""Rewards: how well a predicted latent video follows the expert's, per frame.
+
+A reward function takes ``pred [B, G, F, C, H, W]``, ``target [B, F, C, H, W]`` and the batch (a dict with at least
+``instruction``, ``clip_id`` and ``episode_id``, lists of length B) and returns rewards ``[B, G, F]``, or a
+:class:`~vampo_core.ops.LatentReward`. It may be any callable; its ``__name__`` is the name under which it is logged.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vampo_core.config import RewardConfig
+from vampo_core.models.codecs.codec import AnyCodec
+from vampo_core.ops import LatentReward, latent_reward
+
+RewardFunction = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor | LatentReward]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Weighted sum of several rewards, and each of them."""
+
+    total: Tensor  # [B, G, F]
+    parts: dict[str, Tensor]  # name -> [B, G, F], before weighting
+
+
+def latent(
+    pred: Tensor,  # [B, G, F, C, H, W]
+    target: Tensor,  # [B, F, C, H, W]
+    batch: Mapping[str, Any],
+    *,
+    l1_weight: float = 1.0,
+    cosine_weight: float = 1.0,
+) -> LatentReward:
+    """VAMPO's reward: negative L1 distance and cosine similarity of the latents."""
+    return latent_reward(pred, target, l1_weight=l1_weight, cosine_weight=cosine_weight)
+
+
+def motion(
+    pred: Tensor,  # [B, G, F, C, H, W]
+    target: Tensor,  # [B, F, C, H, W]
+    batch: Mapping[str, Any],
+) -> Tensor:  # [B, G, F]
+    """The latent reward of what moves: frame-to-frame differences, so that a static background counts for nothing.
+
+    Frame f is credited with the change from f - 1 to f, the first one with the change to its successor.
+    """
+    if pred.shape[2] < 2:
+        raise ValueError(f"pred has {pred.shape[2]} frames, expected at least 2: motion is the change between frames")
+    reward = latent_reward(pred.diff(dim=2), target.diff(dim=1)).reward  # [B, G, F - 1]
+    return torch.cat([reward[:, :, :1], reward], dim=2)
+
+
+def pixel(decode: Callable[[Tensor], Tensor]) -> RewardFunction:
+    """Negative L1 distance after decoding: ``decode`` maps videos ``[B, F, C, h, w]`` to frames ``[B, F, 3, H, W]``.
+
+    Clips stay apart in what it is given, because SVD's decoder looks at neighbouring frames.
+    """
+
+    def pixel_l1(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        with torch.inference_mode():
+            expert = decode(target)  # [B, F, 3, H, W]
+            error = [(decode(pred[:, g]) - expert).abs().flatten(2).mean(-1) for g in range(pred.shape[1])]
+        return -torch.stack(error, dim=1)
+
+    return pixel_l1
+
+
+def evaluate_rewards(
+    functions: Sequence[tuple[RewardFunction, float]],
+    pred: Tensor,  # [B, G, F, C, H, W]
+    target: Tensor,  # [B, F, C, H, W]
+    batch: Mapping[str, Any],
+) -> Rewards:
+    """Weighted sum of reward functions; each is logged under its name, and an L1 and cosine it reports under theirs.
+
+    Raises:
+        ValueError: a function returns something else than one reward per clip, generation and frame, or two are logged
+            under one name.
+    """
+    total = pred.new_zeros(pred.shape[:3])
+    parts: dict[str, Tensor] = {}
+    for function, weight in functions:
+        name = getattr(function, "__name__", type(function).__name__)
+        result = function(pred, target, batch)
+        reported = {"l1": result.l1, "cosine": result.cosine} if isinstance(result, LatentReward) else {}
+        result = result.reward if isinstance(result, LatentReward) else result
+        if taken := sorted(parts.keys() & {name, *reported}):
+            raise ValueError(f"two rewards are logged as {taken[0]}, expected different names: set their __name__")
+        parts |= reported
+        if not isinstance(result, Tensor) or result.shape != total.shape:
+            given = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"reward {name} returned {given}, expected a tensor [B, G, F] = {tuple(total.shape)}")
+        parts[name] = result.detach().to(total)
+        total = total + weight * parts[name]
+    return Rewards(total, parts)
+
+
+def configured_rewards(config: RewardConfig, codec: AnyCodec) -> list[tuple[RewardFunction, float]]:
+    """The built-in rewards with a weight above 0."""
+    functions: list[tuple[RewardFunction, float]] = []
+    if config.l1_weight or config.cosine_weight:
+        weighted = functools.partial(latent, l1_weight=config.l1_weight, cosine_weight=config.cosine_weight)
+        functions.append((functools.update_wrapper(weighted, latent), 1.0))
+    if config.motion_weight:
+        functions.append((motion, config.motion_weight))
+    if config.pixel_weight:
+        functions.append((pixel(codec.decode), config.pixel_weight))
+    return functions

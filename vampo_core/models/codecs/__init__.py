@@ -1,0 +1,1 @@
+"""Codecs between video frames and latents."""

@@ -1,0 +1,1 @@
+"""Stable Video Diffusion's backbone: UNet, condition, features, folder."""

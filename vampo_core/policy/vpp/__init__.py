@@ -1,0 +1,1 @@
+"""The policy on predictive features (VPP, arXiv 2412.14803)."""

@@ -1,0 +1,85 @@
+"""Held-out action error of a policy."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from vampo_core.evaluation.predictor import Metric, bootstrap
+from vampo_core.ops.philox import philox_normal
+from vampo_core.policy.vpp.policy import Policy, normalize
+
+
+@dataclass(frozen=True)
+class PolicyEvalResult:
+    """Error of sampled chunks against the expert's, in units of half the range of the training actions."""
+
+    action_l1: Metric
+    action_mse: Metric
+    num_clips: int  # frames at which chunks were predicted
+    num_samples: int
+    per_step: dict[str, list[float]]  # metric -> [H], by place in the chunk
+    per_clip: dict[str, list[float]]  # metric -> [num_clips]
+    episode_ids: list[str]  # of each frame: intervals resample episodes
+
+    @property
+    def score(self) -> float:
+        """The negative L1 error: higher is better."""
+        return -self.action_l1.mean
+
+    def row(self) -> dict[str, float]:
+        """What ``metrics.jsonl`` gets."""
+        return {"action_l1": self.action_l1.mean, "action_mse": self.action_mse.mean}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PolicyEvalResult":
+        """The inverse of :meth:`to_dict`."""
+        metrics = {
+            name: Metric(values[name]["mean"], tuple(values[name]["ci95"])) for name in ("action_l1", "action_mse")
+        }
+        return cls(**{**values, **metrics})
+
+
+@torch.no_grad()
+def evaluate_policy(
+    policy: Policy,
+    batch: Mapping[str, Any],  # collated held-out frames
+    *,
+    num_samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> PolicyEvalResult:
+    """Action error on held-out frames under fixed noise, so that two policies can be paired."""
+    was_training = policy.training
+    policy.eval()
+    device, errors = policy.action_range.device, []
+    for start in range(0, len(batch["instruction"]), batch_size):
+        rows = slice(start, start + batch_size)
+        condition = policy.predictor.observed_condition(batch["latents"][rows].to(device), batch["instruction"][rows])
+        features = batch["features"][rows].to(device).float() if "features" in batch else policy.features(condition)
+        expert = batch["actions"][rows].to(device)
+        shape = (len(expert), num_samples, 1, 1, *expert.shape[1:])
+        noise = philox_normal(shape, seed=seed, first_clip=start, device=device)[:, :, 0, 0]  # [B, num_samples, H, A]
+        states = batch["state"][rows].to(device)
+        chunks = [policy.sample_actions(states, condition, noise[:, i], features) for i in range(num_samples)]
+        limits = policy.action_range
+        errors.append((normalize(torch.stack(chunks, 1), limits) - normalize(expert, limits).unsqueeze(1)).cpu())
+    policy.train(was_training)
+    error, valid = torch.cat(errors), batch["valid"].float()  # [N, num_samples, H, A], [N, H]
+    values = {"action_l1": error.abs().mean((1, 3)), "action_mse": error.square().mean((1, 3))}  # each [N, H]
+    per_clip = {name: ((x * valid).sum(1) / valid.sum(1)).tolist() for name, x in values.items()}
+    episodes = list(batch["episode_id"])
+    return PolicyEvalResult(
+        action_l1=bootstrap(per_clip["action_l1"], episodes),
+        action_mse=bootstrap(per_clip["action_mse"], episodes),
+        num_clips=len(episodes),
+        num_samples=num_samples,
+        per_step={name: ((x * valid).sum(0) / valid.sum(0).clamp_min(1)).tolist() for name, x in values.items()},
+        per_clip=per_clip,
+        episode_ids=episodes,
+    )

@@ -1,0 +1,1 @@
+"""What every training shares: the loop, the optimizer, run folder, checkpoints, signals, trackers."""

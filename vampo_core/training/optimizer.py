@@ -1,0 +1,194 @@
+"""A model under training: what is optimised, by what, and its running mean."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from vampo_core.config import AdamWConfig
+from vampo_core.training.checkpoint import TrainerState
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, reward or gradient is NaN or infinite; the update it would have entered was not made."""
+
+
+class TrainedModel(Protocol):
+    """What is trained: an ``nn.Module`` that writes its checkpoint folder."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of its autocast."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All of them; those that require grad are trained."""
+        ...
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint folder."""
+        ...
+
+
+class Trainable:
+    """Optimizer, learning-rate schedule, gradient clipping, loss scaling and EMA around a model.
+
+    In float16 small gradients would vanish: the loss is scaled up (Micikevicius et al. 2018, section 3.2) and gradients
+    scaled back before anything looks at them. Where they overflow, the scale is halved and that update left out.
+
+    Args:
+        model: every parameter that requires grad is optimised.
+        accelerator: places and wraps it.
+        config: of the optimizer.
+        num_updates: of the whole run.
+        ema_decay: of the running mean of the weights; 0 for none.
+        lr_scale: of a parameter by its name, in units of the learning rate; 1 by default.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        accelerator: Accelerator,
+        config: AdamWConfig,
+        *,
+        num_updates: int,
+        ema_decay: float,
+        lr_scale: Callable[[str], float] = lambda name: 1.0,
+    ) -> None:
+        self.model, self.accelerator, self.config = model, accelerator, config
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names = list(trained)
+        self.parameters: list[nn.Parameter] = list(trained.values())
+        if not self.parameters:
+            raise ValueError("model has no parameters that require grad, expected at least one")
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in trained.items():
+            groups.setdefault(lr_scale(name), []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": parameters} for parameters in groups.values()],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(config.beta1, config.beta2),
+        )
+        self._lr_scales = list(groups)
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.scaler = GradScaler(accelerator.device.type, enabled=model.dtype == torch.float16)
+        self.num_skipped = 0
+        self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay > 0 else None
+        self.num_updates, self._last_update = 0, num_updates
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        config = self.config
+        rise = (self.num_updates + 1) / config.warmup_steps if config.warmup_steps else 1.0
+        fall = (self._last_update - self.num_updates) / config.decay_steps if config.decay_steps else 1.0
+        return config.lr * max(0.0, min(1.0, rise, fall))
+
+    def backward(self, loss: Tensor, *, what: str, sync: bool = True) -> None:
+        """Add the gradient of ``loss``; gradients are averaged over processes where ``sync`` is set.
+
+        Raises:
+            NonFiniteError: the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            self.optimizer.zero_grad()
+            raise NonFiniteError(f"{what}: the loss is {loss.item()}")
+        with contextlib.nullcontext() if sync else self.accelerator.no_sync(self.wrapped):
+            self.accelerator.backward(self.scaler.scale(loss))
+
+    def step(self, *, what: str) -> float:
+        """One update from the gradients gathered since the last one; returns their norm before clipping.
+
+        In float16 a norm that is not finite means that the update was left out; the learning rate goes on all the same.
+
+        Raises:
+            NonFiniteError: a gradient is not finite, in float16 even without scaling; names the first such parameter
+                and leaves the weights as they are.
+        """
+        self.scaler.unscale_(self.optimizer)
+        gradients = {name: p.grad for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        finite, scale = bool(torch.isfinite(norms).all()), self.scaler.get_scale()
+        self.scaler.update()
+        if not finite and scale <= 1:  # looked at before clipping, which spreads NaN to every parameter
+            culprit = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]
+            self.optimizer.zero_grad()
+            raise NonFiniteError(f"{what}: the gradient of {culprit} is not finite")
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        for group, lr_scale in zip(self.optimizer.param_groups, self._lr_scales, strict=True):
+            group["lr"] = lr_scale * self.lr
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.num_updates += 1
+        self.num_skipped += not finite
+        if self.ema is not None and finite:
+            self.ema.step(self.parameters)
+        return norm
+
+    def row(self) -> dict[str, float]:
+        """What ``metrics.jsonl`` gets of the loss scaling; nothing where there is none."""
+        if not self.scaler.is_enabled():
+            return {}
+        return {"loss_scale": self.scaler.get_scale(), "num_skipped": self.num_skipped}
+
+    @contextlib.contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """The running mean in place of the weights, for evaluation and saving."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def state_dict(self) -> TrainerState:
+        """Everything that an exact continuation needs: weights under training, optimizer, EMA, scaler, counts."""
+        counters: dict[str, Any] = {"num_updates": self.num_updates}
+        if self.scaler.is_enabled():
+            counters |= {"scaler": self.scaler.state_dict(), "num_skipped": self.num_skipped}
+        weights: dict[str, dict[str, Tensor]] = {
+            "policy": {name: p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
+        }
+        if self.ema is not None:
+            weights["ema"] = dict(zip(self.names, self.ema.shadow_params, strict=True))
+            counters["ema_steps"] = self.ema.optimization_step
+        return TrainerState(
+            step=self.num_updates, optimizer=self.optimizer.state_dict(), weights=weights, counters=counters
+        )
+
+    def load_state_dict(self, state: TrainerState) -> None:
+        """The inverse of :meth:`state_dict`.
+
+        Raises:
+            ValueError: the state is of another model.
+        """
+        policy = state.weights["policy"]
+        if policy.keys() != set(self.names):
+            odd = sorted(policy.keys() ^ set(self.names))[0]
+            raise ValueError(
+                f"the checkpoint holds {len(policy)} trained tensors, expected the {len(self.names)} of this model "
+                f"(they differ in {odd}): was it saved with other model.* settings?"
+            )
+        with torch.no_grad():
+            for name, parameter in zip(self.names, self.parameters, strict=True):
+                parameter.copy_(policy[name])
+            if self.ema is not None:
+                for name, mean in zip(self.names, self.ema.shadow_params, strict=True):
+                    mean.copy_(state.weights["ema"][name])
+                self.ema.optimization_step = state.counters["ema_steps"]
+        self.optimizer.load_state_dict(state.optimizer)
+        self.num_updates = state.counters["num_updates"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.counters["scaler"])
+            self.num_skipped = state.counters["num_skipped"]

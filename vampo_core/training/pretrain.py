@@ -1,0 +1,95 @@
+"""Likelihood training of a predictor: the base that post-training improves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vampo_core.config import VampoConfig
+from vampo_core.data.clips import ClipDataset
+from vampo_core.diffusion.noise import stream_seed
+from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.models.predictor import Condition, VideoPredictor
+from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
+from vampo_core.ops.philox import philox_normal
+from vampo_core.training.optimizer import Trainable
+from vampo_core.training.predictor_trainer import PredictorTrainer
+from vampo_core.training.trainer import LossTrainer, Schedule
+
+_SIGMA_STREAM, _NOISE_STREAM = 1 << 41, 1 << 42  # of the run's seed; step n draws from stream _STREAM + n
+
+
+def edm_loss(
+    model: torch.nn.Module,
+    latents: Tensor,  # [B, F, C, h, w], clean
+    condition: Condition,
+    *,
+    sigma: Tensor,  # [B]
+    noise: Tensor,  # like latents
+    prediction_type: PredictionType,
+) -> Tensor:  # []
+    """Weighted denoising loss of EDM (Karras et al. 2022, equations 2 and 8, table 1): in units of the raw output.
+
+    ``lambda(sigma) |D(x + sigma n; sigma) - x|^2`` with ``lambda = 1 / c_out^2`` is the plain squared error of the
+    network's output against ``(x - c_skip (x + sigma n)) / c_out``.
+    """
+    scale = sigma.view(-1, 1, 1, 1, 1)
+    noisy = latents + scale * noise
+    scalings = torch.tensor([denoiser_scalings(float(s), prediction_type) for s in sigma]).to(latents)  # [B, 2]
+    c_skip, c_out = (part.view(-1, 1, 1, 1, 1) for part in scalings.unbind(1))
+    output = model(noisy, sigma, condition)
+    return (output.float() - (latents - c_skip * noisy) / c_out).square().mean()
+
+
+class Pretrainer(PredictorTrainer, LossTrainer[EvalResult]):
+    """Trains a predictor, its instruction encoder included, to denoise expert videos.
+
+    Args:
+        model: the predictor.
+        config: settings of the run; ``config.pretrain`` above all.
+        train_dataset: clips with latents.
+        eval_dataset: held-out clips with latents.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: VideoPredictor,
+        config: VampoConfig,
+        train_dataset: ClipDataset | Sequence[ClipDataset],
+        eval_dataset: ClipDataset,
+    ) -> None:
+        settings = config.pretrain
+        schedule = Schedule.of_updates("pretraining", settings)
+        super().__init__(
+            model=model, config=config, schedule=schedule, train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
+        self.trainable = Trainable(
+            model, self.accelerator, settings, num_updates=settings.num_steps, ema_decay=settings.ema_decay
+        )
+
+    def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:
+        """The denoising loss of a batch."""
+        device = self.accelerator.device
+        latents = batch["latents"].to(device)
+        settings, first_clip = self.config.pretrain, self.accelerator.process_index * latents.shape[0]
+        draws = [
+            philox_normal(
+                (shape[0], 1, *shape[1:]),
+                seed=stream_seed(self.config.run.seed, stream + iteration),
+                first_clip=first_clip,
+                device=device,
+            )[:, 0]
+            for stream, shape in ((_SIGMA_STREAM, (latents.shape[0], 1, 1, 1, 1)), (_NOISE_STREAM, latents.shape))
+        ]
+        log_sigma = settings.p_mean + settings.p_std * draws[0].flatten()
+        condition = self.model.observed_condition(latents[:, 0], batch["instruction"])
+        return edm_loss(
+            self.trainable.wrapped,
+            latents,
+            condition,
+            sigma=log_sigma.exp(),
+            noise=draws[1],
+            prediction_type=self.sampler.prediction_type,
+        )

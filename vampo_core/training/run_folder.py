@@ -1,0 +1,177 @@
+"""The folder of a run: configuration, metrics, checkpoints, samples; begun, continued or begun anew."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from vampo_core.config import ConfigError, VampoConfig, load_config
+from vampo_core.files.atomic import is_held, lock, remove_leftovers
+from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, step_of
+from vampo_core.training.metrics import MetricsLog
+from vampo_core.training.trackers import check_trackers
+
+CONTENTS = ("config.yaml", "metrics.jsonl", "checkpoints", "samples", "report.html", "tensorboard", "wandb")
+"""What a run owns in its folder, and ``run.overwrite`` deletes; other files stay."""
+
+CHANGEABLE = {
+    *("grpo.num_iterations", "pretrain.num_steps", "pretrain.eval_every", "pretrain.save_every"),
+    *("policy.num_steps", "policy.eval_every", "policy.save_every"),
+    *("run.dir", "run.eval_every", "run.save_every", "run.overwrite", "run.num_threads", "run.trackers"),
+    *("data.root", "data.num_workers", "sampler.tail_chunk_size"),
+}
+"""Keys that a resumed run may change: what it has computed so far does not depend on them."""
+
+_DECAYS = {
+    "grpo.num_iterations": "optim.decay_steps",
+    "pretrain.num_steps": "pretrain.decay_steps",
+    "policy.num_steps": "policy.decay_steps",
+}
+"""Lengths of a run, and what counts back from its end: where that is not 0, the length is fixed from the start."""
+
+
+class RunFolder:
+    """A run folder that this process writes to, and no other; use as a context.
+
+    Args:
+        config: of the run; ``config.run.dir`` is the folder.
+        resume_from: a checkpoint of this run, or its folder for the newest: metrics and checkpoints after it are
+            removed.
+
+    Raises:
+        ConfigError: the folder holds a run already, another process writes to it, it is not writable, a tracker is not
+            installed, or ``resume_from`` is of another run or one with other settings.
+        ValueError: there is no checkpoint at ``resume_from``.
+    """
+
+    def __init__(self, config: VampoConfig, *, resume_from: str | Path | None = None) -> None:
+        self.path = Path(config.run.dir)
+        self.checkpoint = self.check(config, resume_from=resume_from)
+        """Where to continue, or None for a new run."""
+        self._lock = _lock(self.path)
+        try:
+            self.checkpoints = Checkpoints(self.path / "checkpoints")
+            self.metrics = self._begin(config)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    @staticmethod
+    def check(config: VampoConfig, *, resume_from: str | Path | None = None) -> Path | None:
+        """Raise what opening the folder would raise, before hours go into what comes before; changes nothing in it.
+
+        Returns:
+            the checkpoint to continue from.
+        """
+        check_trackers(config)
+        path = Path(config.run.dir)
+        checkpoint = None if resume_from is None else find_checkpoint(resume_from)
+        if checkpoint is not None:
+            _check_resume(config, checkpoint)
+        _check_writable(path)
+        if checkpoint is None and not config.run.overwrite and _holds_run(path):
+            raise ConfigError(
+                f"run.dir is {config.run.dir!r}, which holds a run already: continue it with "
+                f"--resume-from {config.run.dir} (in Python resume_from={config.run.dir!r}), delete it with "
+                "run.overwrite=true, or choose another folder"
+            )
+        return checkpoint
+
+    @property
+    def samples(self) -> Path:
+        """Folder of videos."""
+        folder = self.path / "samples"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        self.metrics.close()
+        os.close(self._lock)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _begin(self, config: VampoConfig) -> MetricsLog:
+        remove_leftovers(self.path)
+        resume_at = None
+        if self.checkpoint is not None:
+            self.checkpoints.resume(self.checkpoint)
+            resume_at = step_of(self.checkpoint)
+        elif config.run.overwrite:
+            self._delete()
+        else:
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)  # has no row, see _holds_run
+        # as a recipe the file shall not delete the run that it describes
+        replace(config, run=replace(config.run, overwrite=False)).save(self.path / "config.yaml")
+        return MetricsLog(self.path / "metrics.jsonl", resume_at=resume_at)
+
+    def _delete(self) -> None:
+        # the configuration last: until then the folder is recognised as one that holds a run
+        for name in reversed(CONTENTS):
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def continued(config: VampoConfig, run: str | Path) -> VampoConfig:
+    """Settings to go on with an unfinished run: its own, and of ``config`` what changes nothing but how it runs."""
+    values, now = load_config(run).to_dict(), config.to_dict()
+    for key in CHANGEABLE - _DECAYS.keys():
+        section, name = key.split(".")
+        values[section][name] = now[section][name]
+    return VampoConfig.from_dict(values)
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is anything to lose. A run that was killed before its first checkpoint may simply begin again."""
+    metrics = folder / "metrics.jsonl"
+    has_rows = metrics.exists() and metrics.stat().st_size > 0
+    return has_rows or Checkpoints(folder / "checkpoints").latest is not None
+
+
+def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
+    run = checkpoint.parent.parent
+    if checkpoint.parent != Path(config.run.dir).resolve() / "checkpoints":
+        raise ConfigError(f"run.dir is {config.run.dir!r}, expected {str(run)!r}, the run of resume_from")
+    before, now = load_config(run).to_dict(), config.to_dict()
+    for section, entries in now.items():
+        for name, value in entries.items():
+            key, old = f"{section}.{name}", before[section][name]
+            decay = _DECAYS.get(key)
+            if value != old and decay is not None and (steps := now[decay.split(".")[0]]["decay_steps"]):
+                raise ConfigError(
+                    f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: with {decay} = {steps} the "
+                    "learning rate falls to 0 at that end, and another one would make it jump"
+                )
+            if value != old and key not in CHANGEABLE and section != "closed_loop":
+                raise ConfigError(
+                    f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
+                    "settings; start a new one in another run.dir to change them (a predictor's from model.pretrained="
+                    f"{checkpoint})"
+                )
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe.tmp"
+        probe.write_text("")
+        probe.unlink(missing_ok=True)  # another process of this run may have been quicker
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir is {str(path)!r}, expected a folder that can be written to: {error.strerror}"
+        ) from error
+
+
+def _lock(folder: Path) -> int:
+    try:
+        return lock(folder)
+    except OSError as error:
+        reason = "another process is writing to it" if is_held(error) else f"it cannot be locked: {error.strerror}"
+        raise ConfigError(f"run.dir is {str(folder)!r}, but {reason}") from error
