@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from leftovers import leftover_of
 from scipy import stats
 
 from vampo_core.cli.commands import closed_loop_table, comparison_line
@@ -25,7 +26,7 @@ from vampo_core.evaluation.episodes import (
     mcnemar_exact,
     wilson_interval,
 )
-from vampo_core.files.atomic import locked
+from vampo_core.files import locked
 
 pytest.importorskip("gymnasium", reason="closed-loop tests need `pip install gymnasium`")
 
@@ -227,7 +228,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
         f"evaluate_closed_loop(None, {LINE!r}, num_episodes=2, num_workers=0, output={str(tmp_path)!r}, progress=False)"
     )
     path = os.pathsep.join(p for p in sys.path if p)
-    half_written = tmp_path / ".video.mp4.0123456789ab.tmp"
+    half_written = leftover_of(tmp_path / "video.mp4")
     with locked(tmp_path):
         half_written.touch()
         process = subprocess.Popen(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vampo_core.evaluation.predictor import Metric, bootstrap
-from vampo_core.files.atomic import write_text
+from vampo_core.files import write_text
 
 FORMAT, VERSION = "vampo_core.closed_loop", 1
 _SETTINGS, EPISODES = "closed_loop.json", "episodes.jsonl"

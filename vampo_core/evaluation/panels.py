@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vampo_core.data.video import write_video
-from vampo_core.files.atomic import publish, temporary_beside
+from vampo_core.files import publish, temporary_beside
 
 PLAYBACK_FPS = 4.0
 """Slow enough to compare what moves."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vampo_core.config import VampoConfig
 from vampo_core.evaluation.panels import save_video, side_by_side
-from vampo_core.files.atomic import write_text
+from vampo_core.files import write_text
 from vampo_core.pipeline.summary import gather
 from vampo_core.report.page import render
 from vampo_core.report.policy import is_policy_run, render_policy

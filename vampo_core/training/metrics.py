@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from vampo_core.files.atomic import write_text
+from vampo_core.files import write_text
 
 
 class MetricsLog:
