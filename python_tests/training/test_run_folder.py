@@ -121,8 +121,8 @@ def test_temporary_files_of_others_stay(config):
     """A run removes what it left itself, and only where it writes."""
     folder = Path(config.run.dir)
     ours = [leftover_of(folder / name) for name in ("report.html", "samples/clip-01.mp4", "checkpoints/step-2")]
-    theirs = [folder / ".notes.tmp", folder / "sub" / ".x.0123456789ab.tmp", folder / ".probe.tmp",
-              leftover_of(folder / "closed_loop" / "episodes.jsonl"), leftover_of(folder / "x", os.getppid())]  # fmt: skip
+    theirs = [folder / name for name in (".notes.tmp", ".probe.tmp", "sub/.x.0123456789ab.tmp")]
+    theirs += [leftover_of(folder / "closed_loop" / "episodes.jsonl"), leftover_of(folder / "x", os.getppid())]
     for path in ours + theirs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")

@@ -23,13 +23,15 @@ def read_rows(path: Path, parse: Callable[[Any], Row], *, expected: str) -> list
         ValueError: a line before the last one is damaged; the message names it.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
+
+    def row(number: int, line: str) -> Row:
         try:
-            rows.append(parse(json.loads(line)))
+            return parse(json.loads(line))
         except (ValueError, TypeError, KeyError):
             raise ValueError(f"{path}, line {number} is {line[:80]!r}, expected {expected}") from None
-    return rows
+
+    # what follows the last newline was never finished
+    return [row(number, line) for number, line in enumerate(lines[:-1], start=1)]
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
