@@ -34,7 +34,7 @@ if (width > innerWidth) console.error(`the page is ${width} pixels wide, the win
 
 
 def open_page(folder: Path, text: str) -> tuple[list[str], str]:
-    """Open a page for two seconds of its own time.
+    """Open a page for two seconds of simulated time.
 
     Returns:
         Errors on the console, and the page as its script left it.

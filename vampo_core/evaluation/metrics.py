@@ -1,4 +1,4 @@
-"""The metrics there are: what each is called, which way is better, and how its values are written. One line each."""
+"""All metrics, one line each: its title, which way is better, and how its values are written."""
 
 from dataclasses import dataclass
 

@@ -69,7 +69,7 @@ def discard(path: Path) -> None:
 def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     """Remove what interrupted writes and deletions of this library left in a folder that this process has locked.
 
-    Other people's files are not touched, whatever their names, and neither is what another living process is writing.
+    Other people's files stay, even hidden ones, and so does what another living process is writing.
 
     Args:
         folder: folder to look in; it may be missing.
@@ -86,7 +86,7 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
 
 
 def _is_another_living_process(pid: int) -> bool:
-    if pid == os.getpid():  # this process writes nothing here yet, or it is a restarted container's process
+    if pid == os.getpid():  # what this process left earlier; or a container's process that had the same id
         return False
     try:
         os.kill(pid, 0)

@@ -9,11 +9,7 @@ from vampo_core.report.page import render, within_sentence
 from vampo_core.report.values import PolicySummary
 
 _CURVES = {
-    **{
-        f"eval_{name}": f"Held out: {within_sentence(METRICS[name].title)}"
-        for name in METRICS
-        if name.startswith("action_")
-    },
+    **{f"eval_{name}": f"Held out: {within_sentence(info.title)}" for name, info in METRICS.items()},
     "loss": "In training: denoising loss",
     "grad_norm": "Gradient norm before clipping",
     "lr": "Learning rate",
