@@ -61,7 +61,7 @@ setup(
     package_dir={
         "vampo_core.configs": "configs"
     },  # the presets: inside the package in a wheel, beside it in a checkout
-    package_data={"vampo_core": ["py.typed", "report/*.css", "report/*.js"], "vampo_core.configs": ["*.yaml"]},
+    package_data={"vampo_core": ["py.typed", "report/templates/*"], "vampo_core.configs": ["*.yaml"]},
     ext_modules=[Extension("vampo_core._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

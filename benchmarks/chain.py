@@ -23,7 +23,7 @@ import vampo_core
 from vampo_core import envs
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.evaluation.episodes import ClosedLoopResult
-from vampo_core.evaluation.predictor import Metric, bootstrap
+from vampo_core.evaluation.statistics import Metric, bootstrap
 from vampo_core.pipeline.chain import DESCRIPTIONS, EXPERT, POLICIES, run_chain
 
 
@@ -145,8 +145,7 @@ def percent(rate: float) -> str:
 
 
 def interval(metric: Metric, *, sign: str = "") -> str:
-    low, high = metric.ci95
-    return f"{metric.mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+    return f"{metric:{sign}.2f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

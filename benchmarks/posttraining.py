@@ -24,7 +24,8 @@ import vampo_core
 from vampo_core.api import pretrain_base
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.data.clips import ClipDataset
-from vampo_core.evaluation.predictor import EvalResult, Metric, bootstrap, held_out_batch, paired_difference, score
+from vampo_core.evaluation.predictor import EvalResult, held_out_batch, score
+from vampo_core.evaluation.statistics import Metric, bootstrap, paired_difference
 from vampo_core.models import PredictorSettings
 from vampo_core.pipeline.prepare import prepare_clips, prepare_codec
 from vampo_core.training.checkpoint import Checkpoints
@@ -184,7 +185,7 @@ def _row(name: str, arms: list[dict], results: list[EvalResult]) -> str:
 
 
 def _signed(metric: Metric) -> str:
-    return f"{metric.mean:+.4f} [{metric.ci95[0]:+.4f}, {metric.ci95[1]:+.4f}]"
+    return f"{metric:+.4f}"
 
 
 def _result(values: dict) -> EvalResult:

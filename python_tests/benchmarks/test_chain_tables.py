@@ -40,7 +40,7 @@ def test_episodes_are_paired_over_training_seeds(benchmark_chain):
     difference = benchmark_chain.over_seeds(after, success, before)
     assert difference.mean == pytest.approx(3 / 8)
     same = benchmark_chain.over_seeds(after, success, after)
-    assert (same.mean, *same.ci95) == (0, 0, 0)
+    assert (same.mean, same.ci95) == (0, None), "no episode differs: nothing says how much others would"
 
 
 def test_the_page(benchmark_chain):
@@ -51,5 +51,5 @@ def test_the_page(benchmark_chain):
     video = {name: {"l1": 0.1, "cosine": 0.9, "reward": 0.8} for name in ("base", "vampo")}
     page = benchmark_chain.markdown({"0": {"policies": policies, "video": video}}, "a machine")
     (line,) = [line for line in page.splitlines() if line.startswith("| vampo | 10 |")]
-    assert "| 1.00 [1.00, 1.00] | +0.25 [" in line and "| 0.00 [0.00, 0.00] | +0.00 [+0.00, +0.00] | 20 |" in line
+    assert "| 1.00 | +0.25 [" in line and "| 0.00 | +0.00 | 20 |" in line
     assert "| expert | 100% | 100% |" in page and "| base | 100% | 50% |" in page

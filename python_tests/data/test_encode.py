@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from leftovers import leftover_of
 from torch.nn import functional
 
 from vampo_core.data import EpisodeError, RecordedDataset, encode
@@ -71,7 +72,7 @@ def test_second_run_encodes_only_what_changed(tmp_path):
     cut = latents_path(tmp_path, "pool", "000001")
     before = cut.read_bytes()
     cut.write_bytes(before[:-10])
-    leftover = cut.with_name(".000002.safetensors.0123456789ab.tmp")
+    leftover = leftover_of(cut)
     leftover.write_bytes(b"half")
     codec = PoolCodec()
     result = encode(dataset, codec, progress=False)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import simulators
 import torch
+from leftovers import leftover_of
 
 from vampo_core.data import EpisodeError, RecordedDataset, record
 from vampo_core.data.formats.recorded import EpisodeHeader, episode_folder, is_whole, write_episode
 from vampo_core.data.record import PUSH_LENGTH, PUSH_RATE, Disturbance
 from vampo_core.data.video import count_frames, read_frames, write_video
-from vampo_core.files.atomic import locked
+from vampo_core.files import locked
 
 pytest.importorskip("gym_pusht", reason="recording tests need `pip install vampo_core[pusht]`")
 
@@ -187,7 +188,7 @@ def test_recording_waits_for_another_process_and_leaves_it_what_it_is_writing(tm
     )
     path = os.pathsep.join(p for p in sys.path if p)
     record_short(tmp_path / "shared", 1)
-    half_written = tmp_path / "shared" / "episodes" / ".000001.0123456789ab.tmp"
+    half_written = leftover_of(tmp_path / "shared" / "episodes" / "000001")
     with locked(tmp_path / "shared"):
         half_written.mkdir()
         process = subprocess.Popen(
@@ -209,7 +210,7 @@ def test_existing_episodes_are_kept_and_damaged_ones_redone(tmp_path):
     video = episode_folder(tmp_path, 1) / "video.mp4"
     video.write_bytes(video.read_bytes()[:-200])
     (episode_folder(tmp_path, 2) / "episode.safetensors").unlink()
-    leftover = tmp_path / "episodes" / ".000003.0123456789ab.tmp"
+    leftover = leftover_of(tmp_path / "episodes" / "000003")
     leftover.mkdir()
     record_short(tmp_path, 3)
     assert contents(tmp_path) == before

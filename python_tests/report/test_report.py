@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -22,10 +23,12 @@ from vampo_core import api
 from vampo_core.cli import commands
 from vampo_core.cli.parser import main
 from vampo_core.data.video import count_frames, read_frames
-from vampo_core.evaluation.predictor import EvalResult, Metric, bootstrap, outcome, paired_difference
+from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.evaluation.statistics import Metric, bootstrap, outcome, paired_difference
 from vampo_core.pipeline.pages import write_report
 from vampo_core.pipeline.summary import false_colours, gather
-from vampo_core.report import charts, sections
+from vampo_core.report import charts
+from vampo_core.report.run import render_run
 from vampo_core.report.sheet import make_sheet
 from vampo_core.training.metrics import read_metrics
 
@@ -134,7 +137,7 @@ def test_report_by_command_and_without_a_base(tiny_run, copy_of_run, capsys):
     assert str(copy_of_run / "report.html") in capsys.readouterr().out
     text = (copy_of_run / "report.html").read_text()
     Page(text)
-    assert "base model is not there" in text and "Base error" not in text and "VAMPO error" in text
+    assert "base model is missing" in text and "Base error" not in text and "VAMPO error" in text
     run = gather(vampo_core.load_config(str(copy_of_run), override))
     assert run.base is None and run.before.psnr is None and run.after.psnr is not None
     assert run.before.l1.mean == pytest.approx(gather(tiny_run).before.l1.mean, rel=1e-5)
@@ -219,7 +222,8 @@ def test_the_verdict_says_what_the_interval_says(tiny_run, after, expected, word
     assert outcome(BEFORE, after, "l1") == expected
     assert outcome(BEFORE, after, "reward") == expected
     assert outcome(BEFORE, after, "cosine") == "unclear"
-    text = sections.verdict(replace(gather(tiny_run), before=BEFORE, after=after))
+    text = render_run(replace(gather(tiny_run), before=BEFORE, after=after))
+    text = text[text.index('class="verdict') : text.index("Held-out metrics")]
     assert all(word in text for word in words)
     change = (after.l1.mean - BEFORE.l1.mean) / BEFORE.l1.mean
     assert f"{abs(change):.1%}"[:-1] in text
@@ -231,10 +235,24 @@ def test_one_clip_proves_nothing(tiny_run):
     before, after = result_of([0.5]), result_of([0.1])
     assert outcome(before, after, "l1") == "unclear"
     run = replace(gather(tiny_run), before=before, after=after)
-    assert "too few for an interval" in sections.verdict(run)
-    table = sections.metrics_table(run)
+    text = render_run(run)
+    assert "too few for an interval" in text
+    table = text[text.index("<table>") : text.index("</table>")]
     assert "0.5000" in table and "<small>" not in table and not re.search('class="(good|bad)"', table)
-    assert "clip by clip" not in sections.frame_charts(run)
+    assert "Difference of latent L1" not in text
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (BEFORE, "no clip differs; closer on 0 of 4"),
+        (result_of([0.4, math.nan, 0.5, 0.6]), "Predictions are not finite"),
+    ],
+)
+def test_nothing_is_said_where_nothing_differs_or_is_not_finite(tiny_run, after, words):
+    text = render_run(replace(gather(tiny_run), before=BEFORE, after=after))
+    Page(text)
+    assert words in text and not re.search('class="(verdict )?(good|bad)"', text)
 
 
 def test_the_table_on_the_command_line_and_its_json(tiny_run, tmp_path, capsys):
@@ -242,7 +260,8 @@ def test_the_table_on_the_command_line_and_its_json(tiny_run, tmp_path, capsys):
     assert "4 held-out clips of 4 episodes" in lines[0]
     row = next(line.split() for line in lines if line.split()[:1] == ["l1"])
     assert row[1:4] == ["0.6500", "0.5450", "-16.2%"] and row[-1] == "better"
-    assert next(line for line in lines if "cosine" in line).rstrip().endswith("]")
+    assert row[4:6] == ["-0.1050", "[-0.1150,"] and row[6].endswith("]")
+    assert next(line for line in lines if "cosine" in line).endswith("+0.0000"), "no clip differs: no interval"
 
     output, base = tmp_path / "out.json", gather(tiny_run).base
     run = ["evaluate", "--config", tiny_run.run.dir, "--checkpoint", tiny_run.run.dir]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from leftovers import leftover_of
 from safetensors.torch import load_file, save_file
 
 from vampo_core.training import checkpoint as module
@@ -252,7 +253,7 @@ def test_what_a_kill_left_undone_is_finished_on_resume(run):
     training.advance(8)
     Checkpoints(run / "other").save(training.state(), training.save_model, best=True)
     os.rename(run / "other" / "step-8", folder / "step-8")
-    (folder / ".step-7.abc.tmp" / "unet").mkdir(parents=True)
+    (leftover_of(folder / "step-7") / "unet").mkdir(parents=True)
 
     assert find_checkpoint(run).name == "step-8"
     Checkpoints(folder).resume(find_checkpoint(run))

@@ -18,7 +18,7 @@ from training_runs import assert_same_run, make_config, make_pretrainer, make_tr
 
 import vampo_core.training.checkpoint
 from vampo_core.config import ConfigError
-from vampo_core.evaluation.predictor import Metric
+from vampo_core.evaluation.statistics import Metric
 from vampo_core.training.checkpoint import CheckpointError, Checkpoints, find_checkpoint, read_state
 
 SETTINGS = {

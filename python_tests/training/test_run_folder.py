@@ -12,6 +12,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from leftovers import leftover_of
 
 from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.training import trackers
@@ -53,7 +54,7 @@ def test_a_folder_that_holds_a_run_is_refused_untouched(config, finished):
     with pytest.raises(ConfigError, match=r"run\.dir is .*--resume-from .*resume_from=.*run\.overwrite=true"):
         RunFolder(config)
     assert (finished / "metrics.jsonl").read_bytes() == before
-    lock = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    lock = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(timeout=0)"
     subprocess.run([sys.executable, "-c", lock, finished / ".lock"], check=True)  # the refusal holds none
 
 
@@ -66,7 +67,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(config, left):
     if left != "config.yaml":
         (folder / "metrics.jsonl").touch()
     if left == "checkpoints":
-        (folder / "checkpoints" / ".step-0.abc.tmp").mkdir(parents=True)
+        leftover_of(folder / "checkpoints" / "step-0").mkdir(parents=True)
     with RunFolder(config) as begun:
         assert begun.checkpoint is None
         work(begun, range(1, 4))
@@ -92,6 +93,43 @@ def test_overwrite_deletes_the_run_and_nothing_else(config, finished):
     assert load_config(finished).run.seed == 1
     assert not load_config(finished).run.overwrite  # or --config with this folder would delete the run
     assert len(read_metrics(finished / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("theirs", ["config.yaml", "metrics.jsonl", "checkpoints/epoch-1.ckpt"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_refused_untouched(config, theirs, overwrite):
+    folder = Path(config.run.dir)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "wandb").mkdir()
+    (folder / theirs).write_text("model: theirs\n")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ConfigError, match=rf"run\.dir is .*, which holds .*{theirs.partition('/')[0]}.* no config"):
+        RunFolder(load_config(config, f"run.overwrite={overwrite}"))
+    assert sorted(folder.rglob("*")) == before and (folder / theirs).read_text() == "model: theirs\n"
+
+
+def test_overwrite_deletes_nothing_where_there_was_no_run(config):
+    wandb = Path(config.run.dir) / "wandb"
+    wandb.mkdir(parents=True)
+    (wandb / "theirs").touch()
+    with RunFolder(load_config(config, "run.overwrite=true")) as folder:
+        work(folder, range(1, 2))
+    assert (wandb / "theirs").exists()
+
+
+def test_temporary_files_of_others_stay(config):
+    """A run removes what it left itself, and only where it writes."""
+    folder = Path(config.run.dir)
+    ours = [leftover_of(folder / name) for name in ("report.html", "samples/clip-01.mp4", "checkpoints/step-2")]
+    theirs = [folder / name for name in (".notes.tmp", ".probe.tmp", "sub/.x.0123456789ab.tmp")]
+    theirs += [leftover_of(folder / "closed_loop" / "episodes.jsonl"), leftover_of(folder / "x", os.getppid())]
+    for path in ours + theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    config.save(folder / "config.yaml")
+    RunFolder(config).close()
+    assert not any(path.exists() for path in ours)
+    assert all(path.read_text() == "x" for path in theirs)
 
 
 def test_resume_continues_the_metrics_as_if_uninterrupted(config, finished, tmp_path):

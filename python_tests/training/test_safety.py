@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from leftovers import leftover_of
 from training_runs import (
     MadeUpEpisode,
     assert_same_run,
@@ -263,7 +264,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path, monkeypatch, br
     with pytest.raises(OSError, match="the server is down"):
         make_trainer(make_config(tmp_path)).train(resume_from=tmp_path)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-    lock = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    lock = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(timeout=0)"
     subprocess.run([sys.executable, "-c", lock, tmp_path / ".lock"], check=True)
     monkeypatch.undo()
     assert len(make_trainer(make_config(tmp_path)).train(resume_from=tmp_path).history) == 4
@@ -295,7 +296,7 @@ def test_a_base_that_was_killed_before_its_first_checkpoint_is_begun_again(tmp_p
     base.mkdir(parents=True)
     (base / "config.yaml").write_text(config.to_yaml())
     if left == "checkpoints":
-        (base / "checkpoints" / ".step-0.abc.tmp").mkdir(parents=True)
+        leftover_of(base / "checkpoints" / "step-0").mkdir(parents=True)
         (base / "metrics.jsonl").write_text("")
     result = api.train(config)
     assert len(result.history) == 4 and find_checkpoint(base).name == "step-4"

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vampo_core.config import ConfigError, VampoConfig
-from vampo_core.evaluation.predictor import EvalResult, outcome, paired_difference
+from vampo_core.evaluation.metrics import share_of
+from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.evaluation.statistics import outcome, paired_difference
 from vampo_core.files.atomic import write_text
 from vampo_core.training.training_run import TrainResult
 
@@ -57,22 +59,20 @@ def train_policy(config: VampoConfig, *, resume_from: str | None) -> int:
     result = api.train_policy(config, resume_from=resume_from)
     for name in ("action_l1", "action_mse"):
         old, new = getattr(result.before, name), getattr(result.after, name)
-        low, high = new.ci95
-        print(f"  {name:10} {old.mean:9.4f} -> {new.mean:.4f}   [{low:.4f}, {high:.4f}]")
+        print(f"  {name:10} {old.mean:9.4f} -> {new.mean:.4f}{new.interval('.4f', before='   ')}")
     return _ending(result, "least held-out action error")
 
 
 def chain(config: VampoConfig, *, until: str | None) -> None:
     """Run the chain and write its page, or its first stages alone."""
-    from vampo_core.pipeline.chain import run_chain, run_stages
-    from vampo_core.report.chain import render_chain
+    from vampo_core.pipeline.chain import DESCRIPTIONS, run_chain, run_stages
+    from vampo_core.pipeline.pages import write_chain_page
 
     if until not in (None, "closed_loop"):
         run_stages(config, until=until)
         return
     result = run_chain(config)
-    page = Path(config.run.dir).parent / f"{Path(config.run.dir).name}-chain.html"
-    write_text(page, render_chain(config, result))
+    page = write_chain_page(config, result, DESCRIPTIONS)
     print(comparison_table(result.base, result.vampo))
     print(closed_loop_table(result.closed_loop))
     print(f"report: {_short(page)}")
@@ -150,7 +150,7 @@ def metrics_table(result: EvalResult) -> str:
     """Means and 95 % intervals of one predictor."""
     lines = [_clips(result), f"  {'':8} {'mean':>9}   95 % interval"]
     for name, metric in result.metrics.items():
-        lines.append(f"  {name:8} {metric.mean:9.4f}   [{metric.ci95[0]:.4f}, {metric.ci95[1]:.4f}]")
+        lines.append(f"  {name:8} {metric.mean:9.4f}{metric.interval('.4f', before='   ')}")
     return "\n".join(lines)
 
 
@@ -163,12 +163,11 @@ def comparison_table(before: EvalResult, after: EvalResult) -> str:
     for name in (name for name in after.metrics if name in before.metrics):
         old, new = before.metrics[name].mean, after.metrics[name].mean
         difference = paired_difference(before, after, name)
-        low, high = difference.ci95
-        verdict = outcome(before, after, name)
-        change = "" if name == "psnr" else f"{(new - old) / abs(old):+.1%}"  # a share of decibels means nothing
+        verdict, share = outcome(before, after, name), share_of(name, new - old, old)
+        change = "" if share is None else f"{share:+.1%}"
         lines.append(
             f"  {name:8} {old:9.4f} {new:9.4f} {change:>8}   "
-            f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict if verdict != 'unclear' else ''}".rstrip()
+            f"{difference:+.4f}  {verdict if verdict != 'unclear' else ''}".rstrip()
         )
     return "\n".join(lines)
 
@@ -182,10 +181,10 @@ def closed_loop_table(results: Mapping[str, "ClosedLoopResult"]) -> str:
         if len(rates) > 1:
             rates = {"all": result.success} | rates
         for env, rate in rates.items():
-            lines.append(f"  {env:32} success {rate.mean:6.1%}   [{rate.ci95[0]:.1%}, {rate.ci95[1]:.1%}]")
+            lines.append(f"  {env:32} success {rate.mean:6.1%}{rate.interval('.1%', before='   ')}")
         if (coverage := result.max_coverage) is not None:
-            low, high = coverage.ci95
-            lines.append(f"  {'largest coverage':32} {coverage.mean:14.3f}   [{low:.3f}, {high:.3f}]")
+            interval = coverage.interval(".3f", before="   ")
+            lines.append(f"  {'largest coverage':32} {coverage.mean:14.3f}{interval}")
         lines.append(f"  {'control steps':32} {result.length.mean:14.1f}")
         if (latency := result.latency) is not None:
             times = f"p50 {latency.p50_ms:.1f} ms, p99 {latency.p99_ms:.1f} ms, {latency.hz:.0f} Hz"
@@ -195,14 +194,12 @@ def closed_loop_table(results: Mapping[str, "ClosedLoopResult"]) -> str:
 
 def comparison_line(comparison: "Comparison") -> str:
     """A paired comparison in words."""
-    low, high = comparison.success.ci95
-    coverage = ""
-    if (difference := comparison.max_coverage) is not None:
-        least, most = difference.ci95
-        coverage = f"; largest coverage {difference.mean:+.3f} [{least:+.3f}, {most:+.3f}]"
+    difference = comparison.max_coverage
+    coverage = "" if difference is None else f"; largest coverage {difference:+.3f}"
+    same = "" if comparison.num_only_before or comparison.num_only_after else ", none of which differs"
     return (
-        f"success {comparison.success.mean:+.1%} [{low:+.1%}, {high:+.1%}] on the same {comparison.num_episodes} "
-        f"episodes; {comparison.num_only_after} solved by the first alone, {comparison.num_only_before} by the second "
+        f"success {comparison.success:+.1%} on the same {comparison.num_episodes} episodes{same}; "
+        f"{comparison.num_only_after} solved by the first alone, {comparison.num_only_before} by the second "
         f"alone, McNemar p = {comparison.p_value:.2g}{coverage}"
     )
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
 from vampo_core.data.video import image_hw, resize_frames
-from vampo_core.files.atomic import locked, remove_leftovers
+from vampo_core.files import locked, remove_leftovers
 
 
 class Codec(Protocol):
@@ -83,7 +83,7 @@ def encode(
     num_encoded = 0
     if not all(_is_current(path, episode) for path, episode in files):
         with locked(folder):
-            remove_leftovers(folder)
+            remove_leftovers(folder, recursive=True)
             for path, episode in tqdm(files, desc=f"encode {dataset.name}", disable=not progress, delay=0.5):
                 if _is_current(path, episode):
                     continue

@@ -26,7 +26,7 @@ from vampo_core.data.formats.recorded import (
     write_episode,
 )
 from vampo_core.envs.pool import borrowed_env, close_envs, start_worker
-from vampo_core.files.atomic import LOCK, locked, remove_leftovers, write_text
+from vampo_core.files import LOCK, locked, remove_leftovers, write_text
 
 PUSH_RATE, PUSH_LENGTH = 0.03, 6
 """How often a push of an expert begins, per action, and how many actions it lasts."""

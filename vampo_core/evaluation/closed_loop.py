@@ -24,7 +24,7 @@ from vampo_core.evaluation.episodes import (
     read_episodes,
 )
 from vampo_core.evaluation.panels import side_by_side
-from vampo_core.files.atomic import locked, publish, remove_leftovers, temporary_beside
+from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
 
 MAX_ATTEMPTS = 3
 """How often an episode is begun before the loss of its worker is taken to be its own doing."""
@@ -134,7 +134,8 @@ def evaluate_closed_loop(
         log = None
         if folder is not None:
             log = EpisodeLog(folder, {"env_kwargs": env_kwargs, "controller_id": controller_id})
-            remove_leftovers(folder)
+            for written in (folder, folder / "videos"):
+                remove_leftovers(written)
         done = {episode.key: episode for episode in (log.episodes if log else [])}
         missing = [key for key in wanted if key not in done]
         if missing:

@@ -1,18 +1,16 @@
-"""What closed-loop evaluation found: episodes, rates with intervals, paired comparisons, and where they are kept."""
+"""Results of closed-loop evaluation: episodes and their file, rates with intervals, paired comparisons."""
 
 import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from vampo_core.evaluation.predictor import Metric, bootstrap
-from vampo_core.files.atomic import write_text
+from vampo_core.evaluation.statistics import Metric, bootstrap, mcnemar_exact, success_rate
+from vampo_core.files import write_text
+from vampo_core.files.jsonl import append_row, read_rows, write_rows
 
 FORMAT, VERSION = "vampo_core.closed_loop", 1
 _SETTINGS, EPISODES = "closed_loop.json", "episodes.jsonl"
@@ -20,7 +18,7 @@ _SETTINGS, EPISODES = "closed_loop.json", "episodes.jsonl"
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode; two are equal where the simulator did the same, however long that took."""
+    """One episode; two are equal if the same happened in the simulator, however long that took."""
 
     env: str
     seed: int
@@ -30,10 +28,12 @@ class EpisodeResult:
     episode_return: float
     """Sum of the simulator's rewards."""
     max_coverage: float | None = None
-    """PushT: the largest share of the target that the block covered."""
-    latencies_ms: tuple[float, ...] = field(default=(), compare=False)  # [length], what each step waited for its action
+    """Largest share of the target that the block covered (PushT)."""
+    latencies_ms: tuple[float, ...] = field(
+        default=(), compare=False
+    )  # [length], time that each step waited for its action
     video: str | None = field(default=None, compare=False)
-    """File name under ``videos``."""
+    """Name of its file in ``videos``."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -42,12 +42,12 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class Latency:
-    """How long control steps waited for their action, over all slots of the batch together."""
+    """How long control steps waited for their action, over all slots of the batch."""
 
     p50_ms: float
     p99_ms: float
     hz: float
-    """Control steps per second that the controller alone would allow: one over the mean."""
+    """Control steps per second if only the controller took time: one over the mean."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class ClosedLoopResult:
     @property
     def success(self) -> Metric:
         """Success rate with its Wilson interval."""
-        return success_rate(self.episodes)
+        return success_rate([episode.success for episode in self.episodes])
 
     @property
     def success_by_env(self) -> dict[str, Metric]:
         """Success rate of every environment."""
         names = dict.fromkeys(episode.env for episode in self.episodes)
-        return {name: success_rate([e for e in self.episodes if e.env == name]) for name in names}
+        return {name: success_rate([e.success for e in self.episodes if e.env == name]) for name in names}
 
     @property
     def max_coverage(self) -> Metric | None:
-        """Mean of the episodes' largest coverage; None where a simulator tells none."""
+        """Mean of the episodes' largest coverage; None where a simulator does not report it."""
         return _mean([episode.max_coverage for episode in self.episodes])
 
     @property
@@ -79,7 +79,7 @@ class ClosedLoopResult:
 
     @property
     def latency(self) -> Latency | None:
-        """None for the expert, which acts inside of the simulator's process."""
+        """Waiting times; None for the expert, which acts inside the simulator's process."""
         latencies = np.array([ms for episode in self.episodes for ms in episode.latencies_ms])
         if not latencies.size:
             return None
@@ -105,38 +105,11 @@ class Comparison:
     """``after - before`` on the same episodes."""
 
     num_episodes: int
-    success: Metric  # difference of the rates, with its paired bootstrap interval
-    num_only_before: int  # episodes that before alone solved
+    success: Metric  # difference of the rates, with its paired bootstrap interval, if any episode differs
+    num_only_before: int  # episodes that only before solved
     num_only_after: int
     p_value: float  # exact McNemar test that both are equally good
     max_coverage: Metric | None  # difference of the means
-
-
-def success_rate(episodes: Sequence[EpisodeResult]) -> Metric:
-    """Share of successes and its 95 % Wilson interval."""
-    num_successes = sum(episode.success for episode in episodes)
-    return Metric(num_successes / len(episodes), wilson_interval(num_successes, len(episodes)))
-
-
-def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927).
-
-    Raises:
-        ValueError: there are no trials, or more successes than trials.
-    """
-    if not 0 <= num_successes <= num_trials or num_trials < 1:
-        raise ValueError(f"num_successes is {num_successes} of num_trials = {num_trials}, expected 0 to num_trials > 0")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p, n = num_successes / num_trials, num_trials
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mcnemar_exact(num_only_before: int, num_only_after: int) -> float:
-    """Two-sided p-value of the exact McNemar test: a fair coin for every episode that only one of the two solved."""
-    n, k = num_only_before + num_only_after, min(num_only_before, num_only_after)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
 
 
 def compare(before: ClosedLoopResult, after: ClosedLoopResult) -> Comparison:
@@ -168,16 +141,16 @@ def compare(before: ClosedLoopResult, after: ClosedLoopResult) -> Comparison:
 
 
 class EpisodeLog:
-    """Finished episodes in a folder: ``closed_loop.json`` with the settings, ``episodes.jsonl`` with one a line.
+    """Finished episodes in a folder: settings in ``closed_loop.json``, one episode a line in ``episodes.jsonl``.
 
     A line is on disk before the next one is written; a half-written last one is dropped on opening.
 
     Args:
-        folder: made where it does not exist.
-        settings: what episodes depend on besides environment and seed.
+        folder: folder to write to, which is made if it is missing.
+        settings: settings that episodes depend on besides environment and seed.
 
     Raises:
-        ValueError: the folder holds episodes of other settings, or is damaged.
+        ValueError: the folder holds episodes with other settings, or is damaged.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -190,14 +163,12 @@ class EpisodeLog:
         else:
             write_text(path, json.dumps(header, indent=2) + "\n")
         self.episodes = read_episodes(self._path)
-        write_text(self._path, "".join(map(_line, self.episodes)))
+        write_rows(self._path, map(asdict, self.episodes))
 
     def append(self, episode: EpisodeResult) -> None:
-        """Keep an episode."""
+        """Write an episode to disk."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(episode))
-            file.flush()
-            os.fsync(file.fileno())
+            append_row(file, asdict(episode))
         self.episodes.append(episode)
 
 
@@ -207,16 +178,11 @@ def read_episodes(path: Path) -> list[EpisodeResult]:
     Raises:
         ValueError: another line is damaged.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+    return read_rows(path, _parse, expected="an episode as JSON")
 
 
-def _parse(line: str, where: str) -> EpisodeResult:
-    try:
-        row = json.loads(line)
-        return EpisodeResult(**{**row, "latencies_ms": tuple(row["latencies_ms"])})
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{where} is {line[:80]!r}, expected an episode as JSON") from None
+def _parse(row: Any) -> EpisodeResult:
+    return EpisodeResult(**{**row, "latencies_ms": tuple(row["latencies_ms"])})
 
 
 def _check_settings(path: Path, expected: Mapping[str, Any]) -> None:
@@ -230,10 +196,6 @@ def _check_settings(path: Path, expected: Mapping[str, Any]) -> None:
                 f"{key} is {value!r}, but {path.parent} holds episodes with {found.get(key)!r}; expected the same, or "
                 "another folder"
             )
-
-
-def _line(episode: EpisodeResult) -> str:
-    return json.dumps(asdict(episode), allow_nan=False) + "\n"
 
 
 def _mean(values: Sequence[float | None]) -> Metric | None:

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of frames, as Wang et al. 2004 and scikit-image compute them."""
+"""PSNR and SSIM of frames, computed as in Wang et al. 2004 and scikit-image."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def psnr(
     pred: Tensor,  # [..., 3, H, W] in [0, 1]
     target: Tensor,  # like pred
 ) -> Tensor:  # [...]
-    """Peak signal-to-noise ratio in dB, 100 at most: equal frames have no finite one."""
+    """Peak signal-to-noise ratio in dB, limited to 100, as it is infinite for equal frames."""
     _check(pred, target)
     error = (pred - target).square().mean((-3, -2, -1))
     return -10 * error.clamp_min(_SMALLEST_ERROR).log10()
@@ -23,7 +23,8 @@ def ssim(
     pred: Tensor,  # [..., 3, H, W] in [0, 1]
     target: Tensor,  # like pred
 ) -> Tensor:  # [...]
-    """Structural similarity: a Gaussian window of 11x11 pixels, the mean over its whole positions and channels.
+    """Structural similarity with a Gaussian window of 11x11 pixels: the mean over channels and over all positions
+    at which the window lies inside the frame.
 
     Raises:
         ValueError: frames differ in shape, or are smaller than the window.

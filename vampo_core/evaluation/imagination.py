@@ -1,4 +1,4 @@
-"""What a policy's predictor imagines, to be shown beside what happens."""
+"""What a policy's predictor imagines, shown beside what really happens."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from vampo_core.models.predictor import VideoPredictor
 
 
 class Imagination:
-    """Predicted videos along an episode: each begins at a true frame, and the next one where it ends.
+    """Predicted videos along an episode: each begins at a true frame, where the one before ended.
 
     Args:
-        predictor: in eval mode; its codec must decode.
-        stride: control steps from one predicted frame to the next, as in training.
+        predictor: video predictor in eval mode, whose codec can decode.
+        stride: number of control steps from one predicted frame to the next, as in training.
     """
 
     def __init__(self, predictor: VideoPredictor, *, stride: int) -> None:
@@ -23,7 +23,7 @@ class Imagination:
         frames: Tensor,  # [T, 3, H, W] in [0, 1]
         instruction: str,
     ) -> Tensor:  # [T, 3, H, W]
-        """For each frame of an episode the one predicted in its place."""
+        """The predicted frame for each frame of an episode."""
         num_frames = self.predictor.settings.num_frames
         span = self.stride * (num_frames - 1)
         starts = frames[::span]

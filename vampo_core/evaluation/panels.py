@@ -1,4 +1,4 @@
-"""Videos side by side: labels, enlargement, error maps, mp4 files that any player shows."""
+"""Videos side by side: labels, enlargement, error maps, and mp4 files that any player can show."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from vampo_core.data.video import write_video
-from vampo_core.files.atomic import publish, temporary_beside
+from vampo_core.files import publish, temporary_beside
 
 PLAYBACK_FPS = 4.0
-"""Slow enough to compare what moves."""
+"""Frames per second of written videos: slow enough to compare motion."""
 
 # inferno of matplotlib at nine equal steps: black for no error, then purple, orange and yellow
 _INFERNO = torch.tensor(
@@ -30,7 +30,7 @@ def frame_error(
     pred: Tensor,  # [..., 3, H, W] in [0, 1]
     target: Tensor,  # like pred
 ) -> Tensor:  # [..., H, W]
-    """Absolute difference, mean over colours."""
+    """Absolute difference, averaged over the colours."""
     return (pred - target).abs().mean(-3)
 
 
@@ -44,15 +44,15 @@ def colour_map(values: Tensor) -> Tensor:  # [..., H, W], 0 to 1 -> [..., 3, H, 
 
 
 def to_bytes(frames: Tensor) -> np.ndarray:  # [F, 3, H, W] in [0, 1] -> [F, H, W, 3] uint8
-    """Frames as video files and images want them."""
+    """Frames as bytes, for video files and images."""
     return (frames.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def side_by_side(
-    rows: Sequence[Sequence[Tensor]],  # of panels, each [F, 3, H, W] in [0, 1]
-    labels: Sequence[str],  # of the columns
+    rows: Sequence[Sequence[Tensor]],  # panels, each [F, 3, H, W] in [0, 1]
+    labels: Sequence[str],  # one for each column
 ) -> np.ndarray:  # [F, height, width, 3] uint8, height and width even
-    """One labelled video of many, small ones enlarged by a whole factor so that pixels stay what they are."""
+    """Many videos as one, with labels; small ones are enlarged by a whole factor, so that their pixels stay sharp."""
     side = min(rows[0][0].shape[-2:])
     factor = max(1, -(-_SMALLEST_SIDE // side))
     panels = [[to_bytes(functional.interpolate(panel, scale_factor=factor)) for panel in row] for row in rows]
@@ -69,7 +69,7 @@ def side_by_side(
 
 
 def save_video(path: Path, frames: np.ndarray) -> None:  # [F, H, W, 3] uint8
-    """Write an mp4 for viewing; it is whole or absent."""
+    """Write an mp4 for viewing, which is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -80,7 +80,7 @@ def save_video(path: Path, frames: np.ndarray) -> None:  # [F, H, W, 3] uint8
 
 
 def _label_bar(labels: Sequence[str], height: int, width: int, panel_width: int) -> Image.Image:
-    """An empty canvas with the labels of its columns."""
+    """An empty canvas with the labels of the columns."""
     canvas = Image.new("RGB", (width, height), _BACKGROUND)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
     for column, label in enumerate(labels):

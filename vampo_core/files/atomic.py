@@ -1,25 +1,22 @@
-"""Files and folders that are either whole or absent: written aside, flushed, renamed."""
+"""Files and folders that are either whole or absent: written under a temporary name, flushed, renamed."""
 
-import contextlib
-import errno
-import fcntl
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-LOCK = ".lock"
-"""File in a folder that one process at a time writes to."""
+_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{12}\.vampo-tmp")
+"""Temporary names: hidden, with the writing process's id, and a suffix that nobody else uses."""
 
 
 def temporary_beside(path: Path) -> Path:
     """Return a new hidden name in the same folder, so that a rename to ``path`` is atomic."""
-    return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    return path.parent / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}.vampo-tmp"
 
 
 def flush(path: Path) -> None:
-    """Have the operating system write a file, or a folder's list of names, to disk."""
+    """Make the operating system write a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,7 +25,7 @@ def flush(path: Path) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Rename a finished file, or a folder with all it holds, into place; whatever stood there is replaced."""
+    """Rename a finished file, or a folder with its contents, to ``path``; what was there before is replaced."""
     for entry in temporary.rglob("*"):
         if not entry.is_symlink():
             flush(entry)
@@ -63,53 +60,38 @@ def point(link: Path, target: str) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a folder; a half-deleted one is left under a temporary name, never under its own."""
+    """Delete a folder; if that is interrupted, what is left has a temporary name."""
     temporary = temporary_beside(path)
     os.rename(path, temporary)
     shutil.rmtree(temporary)
 
 
-def lock(folder: Path, *, wait: bool = False) -> int:
-    """A lock that the process holds until it closes it or dies; children of a fork do not inherit it.
+def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
+    """Remove what interrupted writes and deletions of this library left in a folder that this process has locked.
 
-    Raises:
-        OSError: another process holds it and ``wait`` is not set, or the folder cannot be locked.
+    Other people's files stay, even hidden ones, and so does what another living process is writing.
+
+    Args:
+        folder: folder to look in; it may be missing.
+        recursive: whether to look in its subfolders too, which must then be covered by the same lock.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def is_held(error: OSError) -> bool:
-    """Whether that is why :func:`lock` failed."""
-    return error.errno in (errno.EACCES, errno.EAGAIN)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Have a folder, made where it does not exist, to this process alone; while another one has it, wait."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = lock(folder)
-    except OSError as error:
-        if not is_held(error):
-            raise
-        print(f"{folder}: waiting for another process that writes there", flush=True)
-        descriptor = lock(folder, wait=True)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted writes and deletions left in ``folder`` and below."""
-    for leftover in list(folder.rglob(".*.tmp")):
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
+    for path in sorted(folder.rglob(".*.vampo-tmp") if recursive else folder.glob(".*.vampo-tmp")):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or _is_another_living_process(int(found["pid"])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def _is_another_living_process(pid: int) -> bool:
+    if pid == os.getpid():  # what this process left earlier; or a container's process that had the same id
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it lives, under another user
+        return True
+    return True

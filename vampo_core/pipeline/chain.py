@@ -5,7 +5,7 @@ is there and complete is found again, what is there in part is continued, and a 
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.pipeline.prepare import data_settings, digest, open_dataset, policy_predictor
 from vampo_core.policy.vpp.evaluation import PolicyEvalResult
 from vampo_core.policy.vpp.settings import ARCHITECTURE
+from vampo_core.report.values import ChainResult
 from vampo_core.training.checkpoint import Checkpoints, read_counters, step_of
 from vampo_core.training.run_folder import continued
 from vampo_core.training.training_run import TrainResult
@@ -36,18 +37,6 @@ DESCRIPTIONS = {
 """What acts in the closed loop, in words: policies by what they see, and the expert."""
 STAGES = ("data", "base", "vampo", "features", "policies", "closed_loop")
 """In their order; each needs those before it."""
-
-
-@dataclass(frozen=True)
-class ChainResult:
-    """What the chain has come to."""
-
-    folders: dict[str, Path]  # by stage; of policies one each
-    base: EvalResult
-    vampo: EvalResult  # of the best checkpoint, which the policy sees
-    best_iteration: int  # which that is; 0 for the base itself
-    policies: dict[str, PolicyEvalResult]  # by name, as in POLICIES
-    closed_loop: dict[str, ClosedLoopResult]  # by name, and the expert's
 
 
 def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:

@@ -1,7 +1,6 @@
-"""What a report shows: metrics of base and result on the same held-out clips, a few videos, the history."""
+"""Gathers what pages show: loads results, and predicts held-out clips with a run's base and its newest checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,13 @@ from vampo_core.evaluation.panels import colour_map, frame_error
 from vampo_core.evaluation.predictor import EvalResult, decode_video, held_out_batch, predict, score
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline.prepare import find_base, inference_predictor, prepare_clips
+from vampo_core.policy.vpp.evaluation import PolicyEvalResult
+from vampo_core.policy.vpp.settings import SETTINGS_FILE, PolicySettings
+from vampo_core.report.values import BASE, EXPERT, ClipVideo, PolicySummary, RunSummary, result_name
 from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, read_counters, step_of
 from vampo_core.training.metrics import read_metrics
 
 NUM_VIDEOS = 6
-EXPERT, BASE, RESULT, PRETRAINED = "Expert", "Base", "VAMPO", "Pretrained"
-
-
-@dataclass(frozen=True)
-class ClipVideo:
-    """Panels of one held-out clip, in the order in which they are shown."""
-
-    clip_id: str
-    instruction: str
-    panels: dict[str, Tensor]  # label -> [F, 3, H, W] in [0, 1]
-    l1: dict[str, float]  # of the prediction shown, by label
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """A finished or interrupted run."""
-
-    config: VampoConfig
-    rows: list[dict[str, Any]]  # metrics.jsonl
-    before: EvalResult
-    after: EvalResult
-    videos: list[ClipVideo]
-    error_scale: float  # where the error map is at its brightest
-    decoded: bool  # whether videos are frames, or latents in false colours
-    step: int  # of the checkpoint that is shown
-    best_step: int
-    num_parameters: int
-    base: Path | None  # None where the base model is not there any more: nothing of it was predicted
-
-    @property
-    def result_name(self) -> str:
-        """What the run made, as panels and tables call it."""
-        return _result_name(self.rows)
 
 
 def gather(config: VampoConfig) -> RunSummary:
@@ -65,9 +34,9 @@ def gather(config: VampoConfig) -> RunSummary:
     codec, num_parameters = model.codec, sum(p.numel() for p in model.unet.parameters())
     batch = held_out_batch(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
     rows = read_metrics(folder / "metrics.jsonl")
-    result = _result_name(rows)
+    result = result_name(rows)
     latents = {result: _predict(config, model, batch)}
-    model.unet.cpu()  # two large models need not fit the device together
+    del model  # two large models need not fit the device together
     base = find_base(config, codec)
     if base is None:
         before = EvalResult.from_dict(read_counters(checkpoint)["before"])
@@ -95,8 +64,35 @@ def gather(config: VampoConfig) -> RunSummary:
     )
 
 
+def is_policy_run(folder: Path) -> bool:
+    """Whether the newest checkpoint of a run is a policy's."""
+    return (find_checkpoint(folder) / SETTINGS_FILE).is_file()
+
+
+def gather_policy(config: VampoConfig) -> PolicySummary:
+    """Load the results of the policy run in ``run.dir``; nothing is computed again.
+
+    Raises:
+        ValueError: there is no run with a checkpoint.
+    """
+    checkpoint = find_checkpoint(config.run.dir)
+    counters, settings = read_counters(checkpoint), PolicySettings.load(checkpoint)
+    features = f"predictive features of {config.policy.predictor or 'the base'}"
+    return PolicySummary(
+        config=config,
+        rows=read_metrics(Path(config.run.dir) / "metrics.jsonl"),
+        before=PolicyEvalResult.from_dict(counters["before"]),
+        after=PolicyEvalResult.from_dict(counters["last"]),
+        step=step_of(checkpoint),
+        facts=[
+            features if settings.features == "predictive" else "the current frame's latents",
+            f"chunks of {settings.action_horizon} actions, {settings.num_executed_steps} executed",
+        ],
+    )
+
+
 def false_colours(latents: Tensor) -> Callable[[Tensor], Tensor]:  # [..., C, h, w]
-    """A map from latents to colours: their three principal components, 1 to 99 % of which span the range."""
+    """A function from latents to colours: their three principal components, scaled so that 1 to 99 % span the range."""
     channels = latents.movedim(-3, -1).reshape(-1, latents.shape[-3]).double()  # [N, C]
     mean = channels.mean(0)
     axes = torch.linalg.eigh((channels - mean).T @ (channels - mean)).eigenvectors.flip(1)[:, :3]  # [C, 3]
@@ -111,10 +107,6 @@ def false_colours(latents: Tensor) -> Callable[[Tensor], Tensor]:  # [..., C, h,
         return colours.clamp(0, 1).movedim(-1, -3).float()
 
     return view
-
-
-def _result_name(rows: Sequence[Mapping[str, Any]]) -> str:
-    return PRETRAINED if rows and "rollout_s" not in rows[-1] else RESULT
 
 
 def _predict(config: VampoConfig, model: VideoPredictor, batch: Mapping[str, Any]) -> Tensor:
@@ -135,7 +127,7 @@ def _videos(
     latents: Mapping[str, Tensor],  # label -> [B, num_samples, F, C, h, w]
     view: Callable[[Tensor], Tensor],
 ) -> tuple[list[ClipVideo], float]:
-    """The first sample of each clip, and error maps on one scale for all of them."""
+    """The first sample of each clip, with error maps that all have the same scale."""
     frames = [
         {EXPERT: view(batch["latents"][i].float()), **{label: view(x[i, 0]) for label, x in latents.items()}}
         for i in shown

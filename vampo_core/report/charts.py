@@ -1,10 +1,12 @@
-"""Charts as SVG: axes with round ticks, and values that appear where the pointer is."""
+"""Charts as SVG: axes with round ticks, and values that appear at the pointer."""
 
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import TypeVar
+
+from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 22, 38
@@ -13,21 +15,24 @@ _MOST_POINTS = 240
 
 @dataclass(frozen=True)
 class Series:
-    """A line; ``style`` is a class of the style sheet: base, vampo, raw."""
+    """A line."""
 
     name: str
     points: Sequence[tuple[float, float]]
     style: str = "vampo"
+    """Class in the style sheet: base, vampo or raw."""
     dots: bool = False
+    """Whether its points are marked."""
 
 
 def line_chart(
     series: Sequence[Series], *, title: str, x_label: str, y_label: str = "", zero_line: bool = False
-) -> str:
-    """A figure of lines over one x axis; an empty string where there is nothing to draw."""
-    series = [Series(s.name, _thinned(s.points), s.style, s.dots) for s in series if s.points]
+) -> Markup:
+    """A figure of lines over one x axis, without values that are not finite; empty where there is nothing to draw."""
+    series = [Series(s.name, _thinned(_finite(s.points)), s.style, s.dots) for s in series]
+    series = [s for s in series if s.points]
     if not series:
-        return ""
+        return Markup("")
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points] + ([0.0] if zero_line else [])
     axes = _Axes(_range(xs, 0.0), _range(ys, 0.06))
@@ -46,9 +51,11 @@ def line_chart(
     return _figure(title, legend, "".join(parts))
 
 
-def bar_chart(values: Sequence[tuple[str, float]], *, title: str, x_label: str, higher_is_better: bool) -> str:
-    """Values in order of size, around zero; green where they are better than it."""
-    ordered = sorted(values, key=lambda item: item[1], reverse=higher_is_better)
+def bar_chart(values: Sequence[tuple[str, float]], *, title: str, x_label: str, higher_is_better: bool) -> Markup:
+    """Finite values in order of size, around zero; green if better than zero. Empty where there is nothing to draw."""
+    ordered = sorted(_finite(values), key=lambda item: item[1], reverse=higher_is_better)
+    if not ordered:
+        return Markup("")
     axes = _Axes((0.0, float(len(ordered))), _range([value for _, value in ordered] + [0.0], 0.06))
     parts = [axes.grid(x_label, "", x_ticks=False)]
     step = (WIDTH - _LEFT - _RIGHT) / len(ordered)
@@ -67,7 +74,7 @@ def bar_chart(values: Sequence[tuple[str, float]], *, title: str, x_label: str, 
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers between two others: multiples of 1, 2 or 5 times a power of ten."""
+    """Round numbers from ``low`` to ``high``: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough * (1 - 1e-9))
@@ -76,7 +83,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def moving_average(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """Mean over ``window`` neighbours, fewer at both ends; the same number of points."""
+    """Means over ``window`` neighbours, fewer at both ends; as many points as before."""
     half = window // 2
     means = []
     for i, (x, _) in enumerate(points):
@@ -86,7 +93,7 @@ def moving_average(points: Sequence[tuple[float, float]], window: int) -> list[t
 
 
 class _Axes:
-    """From values to pixels."""
+    """Positions of values in pixels."""
 
     def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
         self.x_range, self.y_range = x_range, y_range
@@ -100,7 +107,7 @@ class _Axes:
         return HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
 
     def grid(self, x_label: str, y_label: str, *, x_ticks: bool = True) -> str:
-        """Ticks, their numbers, and what the axes are."""
+        """Ticks with their numbers, and labels of the axes."""
         parts, marks = [], ticks(*self.y_range, most=5)
         for mark in marks:
             y = self.y(mark)
@@ -123,7 +130,7 @@ class _Axes:
 
 
 def _hover_lines(series: Sequence[Series], axes: _Axes, x_label: str) -> str:
-    """At every x an invisible column that shows the values there."""
+    """An invisible column at every x, which shows the values there when the pointer is over it."""
     at: dict[float, list[tuple[Series, float]]] = {}
     for s in series:
         for x, y in s.points:
@@ -148,8 +155,8 @@ def _readout(text: str) -> str:
     return f'<text class="readout" x="{WIDTH - _RIGHT}" y="{_TOP - 9}" text-anchor="end">{escape(text)}</text>'
 
 
-def _figure(title: str, legend: str, content: str) -> str:
-    return (
+def _figure(title: str, legend: str, content: str) -> Markup:
+    return Markup(
         f'<figure class="chart"><figcaption><b>{escape(title)}</b>{legend}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{content}</svg></figure>'
     )
@@ -164,7 +171,7 @@ def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
 
 
 def _text(value: float, others: Sequence[float]) -> str:
-    """A tick's number with as many digits as tell it from its neighbours."""
+    """A tick's number, with enough digits to differ from its neighbours."""
     largest = max(abs(mark) for mark in others)
     if largest >= 1e5 or largest < 1e-3:
         return f"{value:.1e}" if value else "0"
@@ -173,9 +180,16 @@ def _text(value: float, others: Sequence[float]) -> str:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """Means of neighbours where there are more points than a chart can show."""
+    """Means of neighbours, if there are more points than a chart can show."""
     size = -(-len(points) // _MOST_POINTS)
     if size <= 1:
         return points
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
+
+
+_Name = TypeVar("_Name")
+
+
+def _finite(points: Sequence[tuple[_Name, float]]) -> list[tuple[_Name, float]]:
+    return [(name, value) for name, value in points if math.isfinite(value)]

@@ -1,88 +1,66 @@
-"""The page: sections, style and script in one file that needs nothing else."""
+"""From values to a page: Jinja templates, and how numbers are written."""
 
-from collections.abc import Sequence
 from datetime import datetime
-from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from vampo_core._extension import version
-from vampo_core.pipeline.summary import PRETRAINED, RunSummary
-from vampo_core.report import sections
+from vampo_core.config import VampoConfig
 
 
-def render(run: RunSummary) -> str:
-    """The report as HTML."""
-    name = escape(Path(run.config.run.dir).resolve().name)
-    parts = [
-        sections.verdict(run),
-        section("Held-out metrics", sections.metrics_table(run)),
-        section("Predictions", sections.videos(run), "videos"),
-        section("Frame by frame, clip by clip", sections.frame_charts(run)),
-        section("Training", sections.training_charts(run)),
-        details("Diagnostics", sections.diagnostic_charts(run)),
-        section("Time and memory", sections.timing(run)),
-        details("Configuration", f"<pre>{escape(run.config.to_yaml())}</pre>"),
-    ]
-    return document(name, _kind(run), _facts(run), parts, _footer(run))
+def render(template: str, config: VampoConfig, **values: Any) -> str:
+    """A page as one HTML file that needs nothing else.
 
-
-def document(name: str, kind: str, facts: str, parts: Sequence[str], footer: str) -> str:
-    """A page of sections; every argument is HTML."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><title>{name} · {kind}</title><style>{_asset("style.css")}</style></head>'
-        "<body><main>"
-        f'<header class="top"><p class="kicker">{kind}</p><h1>{name}</h1>'
-        f'<p class="muted">{facts}</p>'
-        f'</header>{"".join(parts)}<footer class="muted">{footer}</footer></main>'
-        f"<script>{_asset('script.js')}</script></body></html>\n"
+    Args:
+        template: name of a file in ``templates``, which extends ``page.html``.
+        config: configuration of the run, which the page shows and whose folder names it.
+        values: values that the template uses; strings are escaped.
+    """
+    return _ENVIRONMENT.get_template(template).render(
+        name=Path(config.run.dir).resolve().name,
+        configuration=config.to_yaml(),
+        versions=f"vampo_core {version()} · torch {torch.__version__} · {datetime.now():%Y-%m-%d %H:%M}",
+        **values,
     )
 
 
-def _kind(run: RunSummary) -> str:
-    return "Pretraining" if run.result_name == PRETRAINED else "VAMPO post-training"
+def number(value: float, spec: str, sign: bool = False) -> str:
+    """A number with a real minus and a thin space before the per cent sign."""
+    text = f"{value:{'+' if sign else ''}{spec}}"
+    return text.replace("-", "\N{MINUS SIGN}").replace("%", "\N{NARROW NO-BREAK SPACE}%")
 
 
-def _facts(run: RunSummary) -> str:
-    grpo, pretrain = run.config.grpo, run.config.pretrain
-    if run.result_name == PRETRAINED:
-        facts = [f"checkpoint {run.step} of {pretrain.num_steps} steps", f"{pretrain.batch_size} clips a step"]
-    else:
-        facts = [
-            f"checkpoint {run.step} of {grpo.num_iterations} iterations",
-            f"{grpo.batch_size} clips of {grpo.num_generations} generations",
-        ]
-    facts.append(f"UNet of {run.num_parameters / 1e6:.3g} M parameters")
-    if run.best_step != run.step:
-        facts.append(f"best held-out reward at {run.best_step}")
-    return escape(" · ".join(facts))
+def count(value: int, noun: str) -> str:
+    """``1 clip``, ``2 clips``."""
+    return f"{value} {noun}" + ("" if value == 1 else "s")
 
 
-def _footer(run: RunSummary) -> str:
-    base = f"base model {run.base}" if run.base else "base model not found, its recorded metrics are shown"
-    return f"{versions()} · {escape(base)}"
+def within_sentence(title: str) -> str:
+    """A title as part of a sentence; abbreviations stay as they are."""
+    return title if title[:2].isupper() else title[0].lower() + title[1:]
 
 
-def versions() -> str:
-    """What made a page, and when."""
-    now = datetime.now().strftime("%Y-%m-%d %H:%M")
-    return escape(f"vampo_core {version()} · torch {torch.__version__} · {now}")
+def _asset(name: str) -> Markup:
+    """A style sheet or a script, whose text goes into the page as it is."""
+    return Markup((files("vampo_core") / "report" / "templates" / name).read_text(encoding="utf-8"))
 
 
-def section(title: str, content: str, name: str = "") -> str:
-    """A section under a title; nothing without content."""
-    identity = f' id="{name}"' if name else ""
-    return f"<section{identity}><h2>{title}</h2>{content}</section>" if content else ""
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("vampo_core", "report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,  # a value that is missing is an error, not an empty place in the page
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "count": count}
+    environment.globals["asset"] = _asset
+    return environment
 
 
-def details(title: str, content: str) -> str:
-    """A section that opens on a click; nothing without content."""
-    return f'<details class="section"><summary><h2>{title}</h2></summary>{content}</details>' if content else ""
-
-
-def _asset(name: str) -> str:
-    return (files("vampo_core") / "report" / name).read_text(encoding="utf-8")
+_ENVIRONMENT = _environment()

@@ -1,6 +1,6 @@
 """A clip as one picture: a row per panel, a column per frame. The page moves it behind windows, all in step.
 
-Every tile has a rim, its own border pixels once more, so that a window between two pixels shows none of a neighbour.
+Every tile has a rim that repeats its border pixels, so that a window between two pixels shows nothing of a neighbour.
 """
 
 import base64
@@ -22,7 +22,7 @@ _LOSSLESS_PIXELS = 1_500_000
 
 @dataclass(frozen=True)
 class Sheet:
-    """A picture, and how many panels and frames it is made of."""
+    """A picture and its layout."""
 
     uri: str
     num_panels: int
@@ -31,7 +31,7 @@ class Sheet:
 
 
 def make_sheet(panels: Iterable[Tensor]) -> Sheet:  # each [F, 3, H, W] in [0, 1]
-    """WebP, without loss where that stays small."""
+    """Panels as one WebP picture, without loss if it is small."""
     rows = [_shrunk(panel) for panel in panels]
     tiles = [to_bytes(functional.pad(row, (1, 1, 1, 1), mode="replicate")) for row in rows]  # each [F, h + 2, w + 2, 3]
     picture = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])

@@ -1,25 +1,23 @@
 """``metrics.jsonl``: one line per iteration, on disk before the next one begins.
 
-Iterations count from 1, so that the checkpoint ``step-N`` belongs to line N; 0 is the state before the first.
+Iterations count from 1, so that the checkpoint ``step-N`` belongs to line N; 0 is the state before the first one.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from vampo_core.files.atomic import write_text
+from vampo_core.files.jsonl import append_row, read_rows, write_rows
 
 
 class MetricsLog:
     """Appends rows to a file of JSON lines.
 
     Args:
-        path: of the file.
-        resume_at: keep the rows up to this iteration and drop what comes after, a half-written last line included;
-            None for a new file, which must not exist yet.
+        path: file to write to.
+        resume_at: last iteration whose row is kept; later rows, and a half-written last line, are dropped. None for a
+            new file, which must not exist yet.
 
     Raises:
         ValueError: a line before the last one is damaged.
@@ -28,19 +26,17 @@ class MetricsLog:
     def __init__(self, path: str | Path, *, resume_at: int | None = None) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
-        """Every row so far, those of before the resume included."""
+        """Every row so far, including those before a resume."""
         if resume_at is not None:
             self.rows = [row for row in read_metrics(self.path) if row["iteration"] <= resume_at]
-            write_text(self.path, "".join(_line(row) for row in self.rows))
+            write_rows(self.path, self.rows)
         self._file: IO[str] = self.path.open("a" if resume_at is not None else "x", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row, which has an ``iteration``; what is not finite becomes null."""
+        """Write one row, which has an ``iteration``; numbers that are not finite become null."""
         assert "iteration" in row
         values = {key: _plain(value) for key, value in row.items()}
-        self._file.write(_line(values))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_row(self._file, values)
         self.rows.append(values)
 
     def close(self) -> None:
@@ -49,27 +45,18 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a file of metrics; a half-written last line is left out.
+    """Rows of a file of metrics; a half-written last line is left out.
 
     Raises:
         ValueError: another line is damaged.
     """
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
-            raise ValueError(f"{path}, line {number} is {line[:80]!r}, expected a JSON object with an iteration")
-        rows.append(row)
-    return rows
+    return read_rows(Path(path), _check, expected="a JSON object with an iteration")
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+def _check(row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
+        raise ValueError
+    return row
 
 
 def _plain(value: Any) -> Any:

@@ -1,18 +1,23 @@
 """The folder of a run: configuration, metrics, checkpoints, samples; begun, continued or begun anew."""
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+from filelock import FileLock
+
 from vampo_core.config import ConfigError, VampoConfig, load_config
-from vampo_core.files.atomic import is_held, lock, remove_leftovers
+from vampo_core.files import LockedError, lock, remove_leftovers, temporary_beside
 from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, step_of
 from vampo_core.training.metrics import MetricsLog
 from vampo_core.training.trackers import check_trackers
 
 CONTENTS = ("config.yaml", "metrics.jsonl", "checkpoints", "samples", "report.html", "tensorboard", "wandb")
 """What a run owns in its folder, and ``run.overwrite`` deletes; other files stay."""
+
+_ESSENTIAL = ("config.yaml", "metrics.jsonl", "checkpoints")
+"""What every run writes: where these are somebody else's, no run begins."""
 
 CHANGEABLE = {
     *("grpo.num_iterations", "pretrain.num_steps", "pretrain.eval_every", "pretrain.save_every"),
@@ -53,7 +58,7 @@ class RunFolder:
             self.checkpoints = Checkpoints(self.path / "checkpoints")
             self.metrics = self._begin(config)
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
 
     @staticmethod
@@ -69,6 +74,12 @@ class RunFolder:
         if checkpoint is not None:
             _check_resume(config, checkpoint)
         _check_writable(path)
+        foreign = [] if _is_ours(path) else [name for name in _ESSENTIAL if (path / name).exists()]
+        if foreign:
+            raise ConfigError(
+                f"run.dir is {config.run.dir!r}, which holds {', '.join(foreign)} but no configuration of a run, "
+                "expected a folder without these names"
+            )
         if checkpoint is None and not config.run.overwrite and _holds_run(path):
             raise ConfigError(
                 f"run.dir is {config.run.dir!r}, which holds a run already: continue it with "
@@ -87,7 +98,7 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes write to the folder."""
         self.metrics.close()
-        os.close(self._lock)
+        self._lock.release()
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -96,16 +107,17 @@ class RunFolder:
         self.close()
 
     def _begin(self, config: VampoConfig) -> MetricsLog:
-        remove_leftovers(self.path)
+        for written in (self.path, self.path / "samples", self.path / "checkpoints"):
+            remove_leftovers(written)
         resume_at = None
         if self.checkpoint is not None:
             self.checkpoints.resume(self.checkpoint)
             resume_at = step_of(self.checkpoint)
-        elif config.run.overwrite:
+        elif config.run.overwrite and _is_ours(self.path):
             self._delete()
         else:
             (self.path / "metrics.jsonl").unlink(missing_ok=True)  # has no row, see _holds_run
-        # as a recipe the file shall not delete the run that it describes
+        # as a recipe the file must not delete the run that it describes
         replace(config, run=replace(config.run, overwrite=False)).save(self.path / "config.yaml")
         return MetricsLog(self.path / "metrics.jsonl", resume_at=resume_at)
 
@@ -126,6 +138,15 @@ def continued(config: VampoConfig, run: str | Path) -> VampoConfig:
         section, name = key.split(".")
         values[section][name] = now[section][name]
     return VampoConfig.from_dict(values)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the folder's ``config.yaml`` was written by a run, of this or another version of the library."""
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict) and {"data", "model", "run"} <= found.keys()
 
 
 def _holds_run(folder: Path) -> bool:
@@ -160,7 +181,7 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
 def _check_writable(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".probe.tmp"
+        probe = temporary_beside(path / "probe")
         probe.write_text("")
         probe.unlink(missing_ok=True)  # another process of this run may have been quicker
     except OSError as error:
@@ -169,9 +190,10 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> FileLock:
     try:
         return lock(folder)
+    except LockedError as error:
+        raise ConfigError(f"run.dir is {str(folder)!r}, but another process is writing to it") from error
     except OSError as error:
-        reason = "another process is writing to it" if is_held(error) else f"it cannot be locked: {error.strerror}"
-        raise ConfigError(f"run.dir is {str(folder)!r}, but {reason}") from error
+        raise ConfigError(f"run.dir is {str(folder)!r}, but it cannot be locked: {error.strerror}") from error

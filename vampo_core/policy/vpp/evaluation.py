@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vampo_core.evaluation.predictor import Metric, bootstrap
+from vampo_core.evaluation.statistics import Metric, bootstrap
 from vampo_core.ops.philox import philox_normal
 from vampo_core.policy.vpp.policy import Policy, normalize
 
@@ -39,9 +39,7 @@ class PolicyEvalResult:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PolicyEvalResult":
         """The inverse of :meth:`to_dict`."""
-        metrics = {
-            name: Metric(values[name]["mean"], tuple(values[name]["ci95"])) for name in ("action_l1", "action_mse")
-        }
+        metrics = {name: Metric.from_dict(values[name]) for name in ("action_l1", "action_mse")}
         return cls(**{**values, **metrics})
 
 

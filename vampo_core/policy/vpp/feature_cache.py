@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vampo_core.data.episode import Episode, reading
-from vampo_core.files.atomic import locked, publish, remove_leftovers, temporary_beside
+from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.svd.features import FeatureExtractor
@@ -51,7 +51,7 @@ class FeatureCache:
         """
         num_computed = 0
         with locked(self.folder):
-            remove_leftovers(self.folder)
+            remove_leftovers(self.folder, recursive=True)
             for episode in tqdm(episodes, desc="features", unit="episode", delay=0.5):
                 latents = episode.latents(range(episode.length))
                 header = {

@@ -1,0 +1,80 @@
+"""Made-up results of policies and chains, for the pages about them."""
+
+import numpy as np
+
+from vampo_core.config import load_config
+from vampo_core.evaluation.episodes import ClosedLoopResult, EpisodeResult
+from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.evaluation.statistics import bootstrap
+from vampo_core.policy.vpp.evaluation import PolicyEvalResult
+from vampo_core.report.values import ChainResult, PolicySummary
+
+DESCRIPTIONS = {"base": "features of the base", "vampo": "features <after> VAMPO", "expert": "the simulator's expert"}
+
+
+def video_result(l1: float) -> EvalResult:
+    """An evaluation of four clips."""
+    values = {"l1": [l1, 1.1 * l1, 1.2 * l1, 1.4 * l1], "cosine": [0.5, 0.6, 0.7, 0.8]}
+    values["reward"] = [c - x for x, c in zip(values["l1"], values["cosine"], strict=True)]
+    episodes = list("aabb")
+    metrics = {name: bootstrap(value, episodes) for name, value in values.items()}
+    frames = {name: value[:3] for name, value in values.items()}
+    return EvalResult(**metrics, num_clips=4, num_samples=1, per_frame=frames, per_clip=values, episode_ids=episodes)
+
+
+def action_errors(l1: float) -> PolicyEvalResult:
+    """An evaluation of three frames, in chunks of four actions."""
+    values = {"action_l1": [l1, 1.1 * l1, 1.3 * l1], "action_mse": [l1**2, 2 * l1**2, 3 * l1**2]}
+    episodes = ["a", "b", "b"]
+    return PolicyEvalResult(
+        **{name: bootstrap(value, episodes) for name, value in values.items()},
+        num_clips=3,
+        num_samples=1,
+        per_step={name: [value[0] * (1 + i / 4) for i in range(4)] for name, value in values.items()},
+        per_clip=values,
+        episode_ids=episodes,
+    )
+
+
+def closed_loop(*successes: bool, coverage: float | None = None) -> ClosedLoopResult:
+    """Episodes of two tasks in turns."""
+    rng = np.random.default_rng(0)
+    return ClosedLoopResult(
+        [
+            EpisodeResult(
+                f"world/task-{'ab'[i % 2]}", i, success, 10 + 5 * i, 0.0,
+                None if coverage is None else coverage + i / 10, tuple(rng.uniform(5, 9, 10 + 5 * i).tolist()),
+            )
+            for i, success in enumerate(successes)
+        ]
+    )  # fmt: skip
+
+
+def policy_summary() -> PolicySummary:
+    """Four updates of a policy."""
+    rows = [{"iteration": i, "loss": 1 / i, "grad_norm": 2.0 + i, "lr": 1e-3} for i in range(1, 5)]
+    rows[-1] |= {"eval_action_l1": 0.5, "eval_action_mse": 0.25}
+    return PolicySummary(
+        config=load_config("pusht", "run.dir=runs/<policy>"),
+        rows=rows,
+        before=action_errors(0.9),
+        after=action_errors(0.5),
+        step=4,
+        facts=["predictive features of the base", "chunks of 4 actions, 2 executed"],
+    )
+
+
+def chain_result(*, coverage: float | None = None) -> ChainResult:
+    """Two policies and the expert, in four episodes."""
+    return ChainResult(
+        folders={"data": "data/<x>", "base": "runs/base", "vampo": "runs/vampo"},
+        base=video_result(0.5),
+        vampo=video_result(0.4),
+        best_iteration=7,
+        policies={"base": action_errors(0.5), "vampo": action_errors(0.4)},
+        closed_loop={
+            "base": closed_loop(False, False, True, False, coverage=coverage),
+            "vampo": closed_loop(False, True, True, True, coverage=coverage),
+            "expert": closed_loop(True, True, True, True, coverage=coverage),
+        },
+    )

@@ -1,0 +1,116 @@
+"""What pages show, gathered by :mod:`vampo_core.pipeline.summary`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vampo_core.config import VampoConfig
+from vampo_core.evaluation.episodes import ClosedLoopResult
+from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.evaluation.statistics import Metric, PerClip
+
+EXPERT, BASE, RESULT, PRETRAINED = "Expert", "Base", "VAMPO", "Pretrained"
+"""Labels of videos, and of columns and curves about them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVideo:
+    """Videos of one held-out clip."""
+
+    clip_id: str
+    instruction: str
+    panels: dict[str, Tensor]  # each [F, 3, H, W] in [0, 1]
+    """Videos by label, in the order in which they are shown."""
+    l1: dict[str, float]
+    """Latent L1 of each prediction, by its label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A finished or interrupted training of a video predictor."""
+
+    config: VampoConfig
+    rows: Sequence[Mapping[str, Any]]
+    """Lines of ``metrics.jsonl``."""
+    before: EvalResult
+    after: EvalResult
+    videos: list[ClipVideo]
+    error_scale: float
+    """Error at which the error map is brightest."""
+    decoded: bool
+    """Whether videos show frames; otherwise they show latents in false colours."""
+    step: int
+    """Iteration or update of the checkpoint that is shown."""
+    best_step: int
+    num_parameters: int
+    base: Path | None
+    """Folder of the base model; None where it is missing, so that there are no predictions of it."""
+
+    @property
+    def result_name(self) -> str:
+        """Label of the predictions of the trained model."""
+        return result_name(self.rows)
+
+
+def result_name(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Label of what a run trained, from its lines of ``metrics.jsonl``."""
+    return PRETRAINED if rows and "rollout_s" not in rows[-1] else RESULT
+
+
+class ActionErrors(PerClip, Protocol):
+    """Held-out errors of a policy; its metrics are attributes, with the names of ``evaluation.metrics.METRICS``."""
+
+    @property
+    def action_l1(self) -> Metric:
+        """The error that is always measured."""
+        ...
+
+    @property
+    def num_clips(self) -> int:
+        """Number of frames at which actions were predicted."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Number of chunks for each frame."""
+        ...
+
+    @property
+    def per_step(self) -> dict[str, list[float]]:
+        """Errors by metric, one for each place in the chunk."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySummary:
+    """A finished or interrupted training of a policy."""
+
+    config: VampoConfig
+    rows: Sequence[Mapping[str, Any]]
+    """Lines of ``metrics.jsonl``."""
+    before: ActionErrors
+    after: ActionErrors
+    step: int
+    """Update of the checkpoint that is shown."""
+    facts: list[str]
+    """What the policy sees and how it acts, in a few words each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainResult:
+    """What a chain found."""
+
+    folders: dict[str, Path]
+    """Folders by stage; each policy has its own."""
+    base: EvalResult
+    vampo: EvalResult
+    """Result of the best checkpoint, which the policy uses."""
+    best_iteration: int
+    """Iteration of that checkpoint; 0 for the base itself."""
+    policies: Mapping[str, ActionErrors]
+    """Held-out action errors by policy."""
+    closed_loop: dict[str, ClosedLoopResult]
+    """Episodes by policy, the one on the base first, and those of the simulator's expert."""
