@@ -29,7 +29,7 @@ from vampo_core.evaluation.statistics import Metric, bootstrap, paired_differenc
 from vampo_core.models import PredictorSettings
 from vampo_core.pipeline.prepare import prepare_clips, prepare_codec
 from vampo_core.training.checkpoint import Checkpoints
-from vampo_core.training.training_run import TrainResult
+from vampo_core.training.loop import TrainResult
 
 BASE, STILL = "base", "first frame repeated"
 METRICS = ("l1", "cosine", "reward")

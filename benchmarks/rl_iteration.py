@@ -32,7 +32,7 @@ from vampo_core.models.codecs.codec import LatentCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import group_advantages, latent_reward
 from vampo_core.ops.coefficients import euler_coefficients
-from vampo_core.training.optimizer import Trainable
+from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.processes import new_accelerator
 
 PRESETS = {  # latent [F, C, h, w] and arguments of the UNet
@@ -90,7 +90,7 @@ class Phases:
         return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
 
 
-def ours(trainable: Trainable, batch: dict, sampler, num_generations: int, seed: int, phases: Phases) -> None:
+def ours(optimizer: ModelOptimizer, batch: dict, sampler, num_generations: int, seed: int, phases: Phases) -> None:
     """One forward a clip at the split, which carries the gradient, and G tails."""
 
     def watch(module: torch.nn.Module) -> list:
@@ -100,10 +100,8 @@ def ours(trainable: Trainable, batch: dict, sampler, num_generations: int, seed:
             module.register_forward_hook(lambda *_: _add(phases, phases.now() - begins.pop())),
         ]
 
-    model = cast(VideoPredictor, trainable.model)
-    engine = RolloutEngine(
-        model, trainable.wrapped, sampler, num_generations=num_generations, chunk_size=None, reuse_first_step=True
-    )
+    model = cast(VideoPredictor, optimizer.model)
+    engine = RolloutEngine(model, sampler, num_generations=num_generations, chunk_size=None, reuse_first_step=True)
     hooks = watch(model.unet)
     with phases.update():
         rollout = engine.rollout(batch, seed=seed)
@@ -111,8 +109,8 @@ def ours(trainable: Trainable, batch: dict, sampler, num_generations: int, seed:
         for _, _, log_prob, _ in engine.log_probs(rollout):
             loss = clipped_surrogate(log_prob, log_prob.detach(), advantages, clip_range=CLIP_RANGE).loss
             with phases.in_denoiser():
-                trainable.backward(loss, what="round")
-        trainable.step(what="round")
+                optimizer.backward(loss, what="round")
+        optimizer.step(what="round")
     for hook in hooks:
         hook.remove()
 
@@ -121,9 +119,9 @@ def _add(phases: Phases, seconds: float) -> None:
     phases.denoiser += seconds
 
 
-def reference(trainable: Trainable, batch: dict, sampler, num_generations: int, seed: int, phases: Phases) -> None:
+def reference(optimizer: ModelOptimizer, batch: dict, sampler, num_generations: int, seed: int, phases: Phases) -> None:
     """G T forwards a clip without gradient, then G forwards and backwards a clip."""
-    model = cast(VideoPredictor, trainable.model)
+    model = cast(VideoPredictor, optimizer.model)
     target = batch["latents"]
     sigmas, prediction = sampler.sigmas, sampler.prediction_type
     with torch.no_grad():
@@ -159,9 +157,9 @@ def reference(trainable: Trainable, batch: dict, sampler, num_generations: int, 
         loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
         with phases.in_denoiser():
             loss.backward()
-    torch.nn.utils.clip_grad_norm_(trainable.parameters, trainable.config.max_grad_norm)
-    trainable.optimizer.step()
-    trainable.optimizer.zero_grad()
+    torch.nn.utils.clip_grad_norm_(optimizer.parameters, optimizer.config.max_grad_norm)
+    optimizer.adamw.step()
+    optimizer.adamw.zero_grad()
 
 
 def _log_prob(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
@@ -192,7 +190,9 @@ def main() -> None:
     model = VideoPredictor.create(codec, num_frames=latent[0], **overrides).to(device)
     assert model.text_encoder is not None
     model.text_encoder.requires_grad_(False)  # no part of the policy
-    trainable = Trainable(model, new_accelerator(), OptimConfig(lr=1e-6), num_updates=args.rounds + 1, ema_decay=0.0)
+    optimizer = ModelOptimizer(
+        model, new_accelerator(), OptimConfig(lr=1e-6), num_updates=args.rounds + 1, ema_decay=0.0
+    )
     sampler = model.sampler(num_inference_steps=args.steps)
     batch = {
         "latents": torch.randn(args.clips, *latent, device=device),
@@ -205,7 +205,7 @@ def main() -> None:
         for name, schedule in schedules.items():
             phases = Phases(model, device)
             begin = phases.now()
-            schedule(trainable, batch, sampler, args.generations, number, phases)
+            schedule(optimizer, batch, sampler, args.generations, number, phases)
             phases.seconds = phases.now() - begin
             if number:  # the first round warms up
                 measured[name].append(phases)

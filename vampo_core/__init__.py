@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vampo_core.pipeline.chain import run_chain
     from vampo_core.pipeline.pages import write_report
     from vampo_core.policy.vpp.policy import Policy
-    from vampo_core.training.training_run import TrainResult
+    from vampo_core.training.loop import TrainResult
 
 __version__ = version()
 
@@ -26,7 +26,7 @@ _LAZY = {
     "EulerHybridScheduler": "vampo_core.diffusion.scheduler",
     "EvalResult": "vampo_core.evaluation.predictor",
     "Policy": "vampo_core.policy.vpp.policy",
-    "TrainResult": "vampo_core.training.training_run",
+    "TrainResult": "vampo_core.training.loop",
     "VampoConfig": "vampo_core.config",
     "VampoTrainer": "vampo_core.grpo.trainer",
     "VideoPredictor": "vampo_core.models.predictor",

@@ -36,10 +36,10 @@ from vampo_core.policy.vpp.policy import PREDICTOR, Policy
 from vampo_core.policy.vpp.settings import SETTINGS_FILE, PolicySettings
 from vampo_core.policy.vpp.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.training.checkpoint import Checkpoints
+from vampo_core.training.loop import TrainResult
 from vampo_core.training.pretrain import Pretrainer
 from vampo_core.training.processes import new_accelerator
 from vampo_core.training.run_folder import RunFolder, continued
-from vampo_core.training.training_run import TrainResult
 
 
 def train(

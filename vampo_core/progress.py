@@ -31,7 +31,7 @@ class _Lines(tqdm):
         super().set_postfix(*args, refresh=refresh, **values)
 
 
-def progress(iterable: Iterable[Any] | None = None, *, desc: str, disable: bool = False, **options: Any) -> tqdm:
+def progress(iterable: Iterable[Any] | None = None, *, desc: str, disable: bool = False, **options: Any) -> "tqdm[Any]":
     """A ``tqdm`` bar on standard error, or without a terminal one that writes a line every 30 seconds and at the end.
 
     Args:

@@ -65,7 +65,7 @@ def test_evaluation_leaves_the_run_as_it_is(tmp_path):
     state = torch.get_rng_state()
     trainer.evaluate()
     assert trainer.model.training and torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in trainer.trainable.parameters)
+    assert all(p.grad is None for p in trainer.optimizer.parameters)
 
 
 def test_clips_are_spread_over_the_held_out_episodes():

@@ -117,7 +117,7 @@ def test_the_base_is_no_second_predictor(tmp_path, adapters):
     assert torch.equal(trainer.reference(batch["latents"], 3.0, condition), base)
     assert not torch.equal(base, policy)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert trained == trainer.trainable.names
+    assert trained == trainer.optimizer.names
 
 
 def test_groups_without_spread_give_no_gradient(tmp_path):
@@ -133,7 +133,7 @@ def test_later_inner_epochs_move_away_from_the_old_policy_and_clip(tmp_path):
     config = make_config(tmp_path, "grpo.num_inner_epochs=4", "grpo.clip_range=1e-5", "optim.lr=1e-3")
     trainer = make_trainer(config)
     row = trainer.iterate(1, trainer.batches(0))
-    assert trainer.trainable.num_updates == 4
+    assert trainer.optimizer.num_updates == 4
     assert 1e-5 < row["ratio_max_dev"] < 0.5
     assert 0 < row["clip_fraction"] <= 0.75  # the first epoch clips nothing
     assert row["approx_kl"] > 0
@@ -161,14 +161,14 @@ def test_an_inner_epoch_scores_the_actions_of_the_rollout_with_the_updated_polic
     batch, model = first_batch(config), make_model(config)
     groups = hand_written.roll_out(model, config, batch)
     trainer, gradients = make_trainer(config), []
-    original = trainer.trainable.step
+    original = trainer.optimizer.step
 
     def step(*, what):
-        named = zip(trainer.trainable.names, trainer.trainable.parameters, strict=True)
+        named = zip(trainer.optimizer.names, trainer.optimizer.parameters, strict=True)
         gradients.append({name: p.grad.clone() for name, p in named})
         return original(what=what)
 
-    trainer.trainable.step = step
+    trainer.optimizer.step = step
     weights = [copy.deepcopy(trainer.model.state_dict())]
     trainer.iterate(1, trainer.batches(0))
     weights.append(trainer.model.state_dict())

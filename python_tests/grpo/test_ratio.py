@@ -26,9 +26,9 @@ def first_row(tmp_path, model, *overrides):
     settings, arguments = MODELS[model]
     config = make_config(tmp_path, *settings, *overrides)
     trainer = make_trainer(config, model=make_model(config, **arguments))
-    before = [p.detach().clone() for p in trainer.trainable.parameters]
+    before = [p.detach().clone() for p in trainer.optimizer.parameters]
     row = trainer.iterate(1, trainer.batches(0))
-    assert any(not torch.equal(p, q) for p, q in zip(trainer.trainable.parameters, before, strict=True))
+    assert any(not torch.equal(p, q) for p, q in zip(trainer.optimizer.parameters, before, strict=True))
     return row
 
 

@@ -25,8 +25,9 @@ from vampo_core import api
 from vampo_core.config.vampo import keys
 from vampo_core.grpo.loss import clipped_surrogate
 from vampo_core.ops import group_advantages
+from vampo_core.training import optimizer
 from vampo_core.training.checkpoint import CheckpointError, find_checkpoint, read_state
-from vampo_core.training.training_run import TrainingRun
+from vampo_core.training.loop import Loop
 
 
 def after_two_iterations(config, **options):
@@ -80,30 +81,25 @@ def test_fault_3_stale_scheduler_index(tmp_path, steps):
     assert row["ratio_max_dev"] < 1e-4
 
 
-def test_fault_4_forward_bypasses_the_wrapped_module(tmp_path):
-    """Every pass with gradient goes through what accelerate wrapped; test_two_processes sees the averaging itself."""
-    for config in (make_config(tmp_path / "a"), make_config(tmp_path / "b", "sampler.stochastic_steps=[0,1]")):
-        trainer = make_trainer(config)
-        wrapper = Counting(trainer.model)
-        trainer.engine.wrapped = trainer.trainable.wrapped = wrapper
+def test_fault_4_gradients_that_processes_do_not_average(tmp_path, monkeypatch):
+    """One average per update covers every gradient, from all passes; test_two_processes checks the values."""
+    averaged = []
+    monkeypatch.setattr(optimizer, "average", lambda gradients, accelerator: averaged.append(len(gradients)))
+    settings = {
+        "one pass": [],
+        "all at once": [
+            *("sampler.stochastic_steps=[0,1]", "optim.gradient_accumulation_steps=2", "grpo.anchor_coef=1"),
+            *("grpo.num_inner_epochs=2", "grpo.kl_coef=0.1"),
+        ],
+    }
+    for name, overrides in settings.items():
+        trainer = make_trainer(make_config(tmp_path / name, *overrides))
         trainer.iterate(1, trainer.batches(0))
-        assert wrapper.with_gradient == (1 if config.sampler.stochastic_steps == (0,) else 1 + config.grpo.batch_size)
-    pretrainer = make_pretrainer(make_config(tmp_path / "c"))
-    wrapper = pretrainer.trainable.wrapped = Counting(pretrainer.model)
+        assert averaged == [len(trainer.optimizer.parameters)] * trainer.config.grpo.num_inner_epochs
+        averaged.clear()
+    pretrainer = make_pretrainer(make_config(tmp_path / "pretraining"))
     pretrainer.iterate(1, pretrainer.batches(0))
-    assert wrapper.with_gradient == 1
-
-
-class Counting(nn.Module):
-    """Counts the forward passes that carry gradient, and refuses the network a gradient outside of them."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.inner, self.with_gradient = [model], 0
-
-    def forward(self, *arguments):
-        self.with_gradient += torch.is_grad_enabled()
-        return self.inner[0](*arguments)
+    assert averaged == [len(pretrainer.optimizer.parameters)]
 
 
 CHANGES = {
@@ -284,7 +280,7 @@ def test_peer_fault_resume_silently_skipped(tmp_path, monkeypatch):
     config = make_config(tmp_path)
     make_trainer(config).train()
     done = []
-    monkeypatch.setattr(TrainingRun, "finish", lambda run, record: done.append(run.iteration) or {})
+    monkeypatch.setattr(Loop, "_finish", lambda loop, record, ends: done.append(record) or {})
     result = make_trainer(config).train(resume_from=tmp_path)
     assert not done and len(result.history) == 4 and not result.interrupted
     with pytest.raises(ValueError, match="expected a folder"):

@@ -153,3 +153,23 @@ def test_train_takes_the_users_own(tmp_path):
     (row,) = vampo_core.train(config, reward_funcs=[(upper_half, 0.5)]).history
     assert row["reward_mean"] == pytest.approx(0.5 * row["upper_half"]) and row["upper_half"] < 0
     assert "latent" not in row and "l1" not in row
+
+
+@pytest.mark.parametrize("name", ["loss", "reward_mean", "grad_norm", "eval_l1"])
+def test_a_reward_cannot_overwrite_another_metric(tmp_path, name):
+    def my_reward(pred, target, batch):
+        return -(pred - target.unsqueeze(1)).abs().flatten(3).mean(-1)
+
+    my_reward.__name__ = name
+    with pytest.raises(ValueError, match=f"reward function is named '{name}', which is a metric's name"):
+        make_trainer(make_config(tmp_path), reward_funcs=[my_reward])
+
+
+@pytest.mark.parametrize("argument", [0, 1])
+def test_a_reward_that_writes_into_its_arguments_is_named(videos, argument):
+    def greedy(*arguments):
+        arguments[argument].mul_(0)
+        return torch.zeros(B, G, F)
+
+    with pytest.raises(ValueError, match="reward greedy wrote into its arguments"):
+        evaluate_rewards([(greedy, 1.0), (rewards.latent, 1.0)], *videos, {"clip_id": ["a", "b"]})

@@ -1,6 +1,8 @@
 """Training in processes of their own, which may be killed, asked to stop, or work together."""
 
 import contextlib
+import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -8,8 +10,10 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from policy_runs import make_policy_trainer, policy_config
@@ -17,10 +21,12 @@ from training_runs import make_config, make_pretrainer, make_trainer
 
 import vampo_core
 import vampo_core.training.checkpoint
+from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.ops import latent_reward
 from vampo_core.training.checkpoint import Checkpoints
 from vampo_core.training.metrics import MetricsLog
-from vampo_core.training.optimizer import Trainable
+from vampo_core.training.optimizer import ModelOptimizer
 
 # The server imports everything once, the processes are forks of it. Python 3.11 hands it no sys.path.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -28,7 +34,7 @@ _CONTEXT.set_forkserver_preload(["training_processes"])
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 KILL_POINTS: dict[str, tuple[object, str]] = {
-    "the update": (Trainable, "step"),
+    "the update": (ModelOptimizer, "step"),
     "the log": (MetricsLog, "append"),
     "writing a checkpoint": (vampo_core.training.checkpoint, "_write_state"),
     "publishing a checkpoint": (vampo_core.training.checkpoint, "publish"),
@@ -49,8 +55,8 @@ def start(
     """Start a run; exit code 3 means that it was interrupted and ended in order.
 
     Args:
-        kind: ``"train"``, ``"noisy"`` (with a random reward), ``"pretrain"``, ``"policy"``, or ``"preset"``, from data
-            to report.
+        kind: ``"train"``, ``"noisy"`` (with a random reward), ``"rounding"`` (the second process evaluates to slightly
+            other numbers), ``"pretrain"``, ``"policy"``, or ``"preset"``, from data to report.
         folder: of the run.
         overrides: of :func:`training_runs.make_config`.
         resume_from: as in ``train``.
@@ -80,17 +86,18 @@ def run(kind: str, folder: Path, *overrides: str, **options) -> int:
     return process.exitcode
 
 
-def run_two(kind: str, folder: Path, *overrides: str) -> None:
-    """The same run shared by two processes."""
+def run_two(kind: str, folder: Path, *overrides: str, resume_from: Path | None = None) -> list[dict[str, Any]]:
+    """The same run shared by two processes; what each of them ended with."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [start(kind, folder, *overrides, rank=rank, port=port) for rank in (0, 1)]
+    processes = [start(kind, folder, *overrides, rank=rank, port=port, resume_from=resume_from) for rank in (0, 1)]
     for process in processes:
         process.join(120)
         process.kill()
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
+    return [json.loads(_ending(folder, rank).read_text()) for rank in (0, 1)]
 
 
 def finish(kind: str, folder: Path, *overrides: str) -> None:
@@ -130,6 +137,7 @@ def _run(kind, folder, overrides, resume_from, kill, rank) -> None:
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(rank[1]),
         )  # fmt: skip
     torch.set_num_threads(1)
+    reduced: list[int] = []
     if kill is not None:
         _kill_in(*KILL_POINTS[kill[0]], kill[1])
     config = make_config(folder, *overrides)
@@ -141,12 +149,54 @@ def _run(kind, folder, overrides, resume_from, kill, rank) -> None:
         elif kind == "policy":
             result = make_policy_trainer(policy_config(folder, *overrides)).train(resume_from)
         else:
-            functions = [noisy_reward] if kind == "noisy" else None
-            result = make_trainer(config, reward_funcs=functions).train(resume_from)
+            trainer = make_trainer(config, reward_funcs=[noisy_reward] if kind == "noisy" else None)
+            if kind == "rounding" and rank[0] == 1:
+                _round_differently(trainer)
+            reduced = _count_reductions(sum(p.numel() for p in trainer.optimizer.parameters))
+            result = trainer.train(resume_from)
     if rank is not None:
-        assert result.checkpoint.name == "step-4"  # in both processes
+        ending = {
+            "checkpoint": result.checkpoint.name,
+            "best": result.best_checkpoint.name,
+            "history": result.history,
+            "before": result.before.to_dict(),
+            "after": result.after.to_dict(),
+            "num_reductions": len(reduced),
+            "draw": torch.rand(1).item(),
+        }
+        _ending(folder, rank[0]).write_text(json.dumps(ending))
     # without tearing down: PyTorch's Gloo thread and the one that destroys its group may wait for each other
     os._exit(3 if result.interrupted else 0)
+
+
+def _ending(folder: Path, rank: int) -> Path:
+    return folder.parent / f".{folder.name}-rank{rank}.json"
+
+
+def _round_differently(trainer: VampoTrainer) -> None:
+    """Make a process find other held-out metrics, now better and now worse, as rounding may."""
+    evaluate, signs = trainer.clips.evaluate, itertools.cycle((1, -1))
+
+    def other() -> EvalResult:
+        result = evaluate()
+        error = replace(result.l1, mean=result.l1.mean * (1 + 1e-3 * next(signs)))
+        return replace(result, l1=error)
+
+    trainer.clips.evaluate = other  # type: ignore[method-assign]
+
+
+def _count_reductions(num_parameters: int) -> list[int]:
+    """Sizes of all-reduces that are as large as the trained parameters; the list grows as they happen."""
+    sizes: list[int] = []
+    original = torch.distributed.all_reduce
+
+    def all_reduce(tensor, *arguments, **options):
+        if tensor.numel() >= num_parameters // 2:
+            sizes.append(tensor.numel())
+        return original(tensor, *arguments, **options)
+
+    torch.distributed.all_reduce = all_reduce
+    return sizes
 
 
 def _kill_in(owner: object, name: str, call: int) -> None:

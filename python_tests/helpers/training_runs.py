@@ -138,25 +138,25 @@ def make_pretrainer(config: VampoConfig) -> Pretrainer:
 
 def trained_weights(trainer: VampoTrainer | Pretrainer) -> dict[str, Tensor]:
     """Copies of what the optimizer changes."""
-    trainable = trainer.trainable
-    return {name: p.detach().clone() for name, p in zip(trainable.names, trainable.parameters, strict=True)}
+    optimizer = trainer.optimizer
+    return {name: p.detach().clone() for name, p in zip(optimizer.names, optimizer.parameters, strict=True)}
 
 
 def gradient_of(trainer: VampoTrainer, iteration: int = 1) -> dict[str, Tensor]:
     """The gradient from which an iteration would make its first update, before clipping; no update is made."""
-    trainable, gradient = trainer.trainable, {}
+    optimizer, gradient = trainer.optimizer, {}
 
     def step(*, what: str) -> float:
-        trainable.scaler.unscale_(trainable.optimizer)
-        trainable.scaler.update()
-        for name, parameter in zip(trainable.names, trainable.parameters, strict=True):
+        optimizer.scaler.unscale_(optimizer.adamw)
+        optimizer.scaler.update()
+        for name, parameter in zip(optimizer.names, optimizer.parameters, strict=True):
             gradient.setdefault(name, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone())
-        trainable.optimizer.zero_grad()
+        optimizer.adamw.zero_grad()
         return 0.0
 
-    original, trainable.step = trainable.step, step  # type: ignore[method-assign]
+    original, optimizer.step = optimizer.step, step  # type: ignore[method-assign]
     trainer.iterate(iteration, trainer.batches(iteration - 1))
-    trainable.step = original  # type: ignore[method-assign]
+    optimizer.step = original  # type: ignore[method-assign]
     return gradient
 
 

@@ -94,8 +94,8 @@ def test_the_predictor_is_frozen_and_its_cache_serves(tmp_path):
     ]
     assert result.after.score == -result.after.action_l1.mean == pytest.approx(-rows[-1]["eval_action_l1"])
     assert PolicyEvalResult.from_dict(result.after.to_dict()) == result.after
-    saved, means = Policy.from_pretrained(tmp_path / "run").state_dict(), trainer.trainable.ema.shadow_params
-    assert all(torch.equal(saved[name], x) for name, x in zip(trainer.trainable.names, means, strict=True))
+    saved, means = Policy.from_pretrained(tmp_path / "run").state_dict(), trainer.optimizer.ema.shadow_params
+    assert all(torch.equal(saved[name], x) for name, x in zip(trainer.optimizer.names, means, strict=True))
 
 
 def test_cached_features_give_the_loss_of_fresh_ones(tmp_path):
@@ -119,7 +119,7 @@ def test_the_predictor_can_be_trained(tmp_path):
     assert not any(word in name for name in before for word in ("text_encoder", "conv_out", "conv_norm_out"))
     unet = [name for name in before if name.startswith("predictor.")]
     assert moved.issuperset(name for name in unet if "weight" in name and "resnets" in name)
-    ours, theirs = (group["lr"] for group in trainer.trainable.optimizer.param_groups)
+    ours, theirs = (group["lr"] for group in trainer.optimizer.adamw.param_groups)
     assert sorted((ours, theirs)) == pytest.approx([0.5 * max(ours, theirs), max(ours, theirs)])
 
 
@@ -185,7 +185,7 @@ def test_it_overfits_five_episodes(tmp_path):
     batches = itertools.repeat(collate(frames * 2))
     for iteration in range(1, 351):
         trainer.iterate(iteration, batches)
-    with trainer.trainable.ema_weights():
+    with trainer.optimizer.ema_weights():
         result = evaluate_policy(trainer.model, collate(frames), batch_size=30)
     assert len(trainer.train_dataset) == 30 and result.action_l1.mean < 0.08, result.action_l1
 

@@ -50,8 +50,8 @@ def test_gradients_too_small_for_float16_arrive(tmp_path):
     gradients = {}
     for dtype in ("float32", "float16"):
         trainer = make_trainer(make_config(tmp_path, f"model.dtype={dtype}"), reward_funcs=ranks)
-        original = trainer.trainable.backward
-        trainer.trainable.backward = lambda loss, original=original, **rest: original(loss * 1e-5, **rest)
+        original = trainer.optimizer.backward
+        trainer.optimizer.backward = lambda loss, original=original, **rest: original(loss * 1e-5, **rest)
         gradients[dtype] = gradient_of(trainer)
     assert relative_distance(gradients["float16"], gradients["float32"]) < 0.05
 
@@ -66,7 +66,7 @@ def test_an_overflow_leaves_one_update_out_and_is_logged(tmp_path):
     assert rows[1]["grad_norm"] is None and rows[2]["grad_norm"] > 0
     same = [all(torch.equal(old[n], new[n]) for n in old) for old, new in itertools.pairwise(weights)]
     assert same == [False, True, False, False]
-    assert trainer.trainable.ema.optimization_step == 3
+    assert trainer.optimizer.ema.optimization_step == 3
 
 
 @pytest.mark.parametrize("overflow", [(), (2,)], ids=["smooth", "overflow"])
@@ -104,7 +104,7 @@ def test_pretraining_and_policies_are_scaled_too(tmp_path):
 def test_no_scale_in_other_precisions(tmp_path):
     for dtype in ("float32", "bfloat16"):
         trainer = make_trainer(make_config(tmp_path / dtype, f"model.dtype={dtype}"))
-        assert not trainer.trainable.scaler.is_enabled()
+        assert not trainer.optimizer.scaler.is_enabled()
         assert not {"loss_scale", "num_skipped"} & trainer.train().history[0].keys()
 
 

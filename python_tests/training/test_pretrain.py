@@ -81,7 +81,7 @@ def test_it_learns_and_saves_the_mean(tmp_path):
         names = [name for name in before if name.startswith(part)]
         assert names and any(not torch.equal(before[name], after[name]) for name in names)
     saved = VideoPredictor.from_pretrained(find_checkpoint(tmp_path))
-    mean = dict(zip(pretrainer.trainable.names, pretrainer.trainable.ema.shadow_params, strict=True))
+    mean = dict(zip(pretrainer.optimizer.names, pretrainer.optimizer.ema.shadow_params, strict=True))
     named = dict(saved.named_parameters())
     assert all(torch.equal(named[name], value) for name, value in mean.items())
 
@@ -89,7 +89,7 @@ def test_it_learns_and_saves_the_mean(tmp_path):
 def test_evaluation_is_of_the_mean(tmp_path):
     pretrainer = make_pretrainer(make_config(tmp_path))
     with torch.no_grad():
-        for mean in pretrainer.trainable.ema.shadow_params:
+        for mean in pretrainer.optimizer.ema.shadow_params:
             mean.mul_(1.1)
     before = trained_weights(pretrainer)
     ours = pretrainer.evaluate()
@@ -101,4 +101,4 @@ def test_evaluation_is_of_the_mean(tmp_path):
         for name, value in weights.items():
             named[name].copy_(1.1 * value)
     assert scaled.evaluate().l1.mean == pytest.approx(ours.l1.mean, rel=1e-5)
-    assert scaled.trainable.ema is None
+    assert scaled.optimizer.ema is None

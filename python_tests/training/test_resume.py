@@ -131,7 +131,7 @@ def test_weights_under_training_and_their_mean_are_both_saved(tmp_path):
     state, weights = read_state(find_checkpoint(tmp_path)), trained_weights(trainer)
     name = "unet.conv_out.weight"
     assert (state.weights["policy"][name] == weights[name]).all()
-    mean = dict(zip(trainer.trainable.names, trainer.trainable.ema.shadow_params, strict=True))[name]
+    mean = dict(zip(trainer.optimizer.names, trainer.optimizer.ema.shadow_params, strict=True))[name]
     assert (state.weights["ema"][name] == mean).all() and not (mean == weights[name]).all()
     saved = vampo_core.VideoPredictor.from_pretrained(find_checkpoint(tmp_path))
     assert (saved.unet.conv_out.weight == mean).all()
@@ -204,6 +204,6 @@ def test_resume_with_another_model_is_refused(tmp_path):
     adapted = training_processes.make_trainer(
         config, model=vampo_core.VideoPredictor.from_pretrained(find_checkpoint(tmp_path))
     )
-    adapted.trainable.names[0] = "unet.other.weight"
+    adapted.optimizer.names[0] = "unet.other.weight"
     with pytest.raises(ValueError, match=r"they differ in unet\..*model\.\* settings"):
         adapted.train(resume_from=tmp_path)

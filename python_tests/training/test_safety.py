@@ -29,7 +29,7 @@ from vampo_core.config import ConfigError
 from vampo_core.models.codecs.codec import LatentCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline.prepare import base_config, load_predictor, new_predictor, prepare_codec
-from vampo_core.training import training_run
+from vampo_core.training import loop
 from vampo_core.training.checkpoint import find_checkpoint
 from vampo_core.training.optimizer import NonFiniteError
 
@@ -145,14 +145,14 @@ def test_gradients_are_clipped_together(tmp_path):
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
     trainer = make_trainer(make_config(tmp_path, f"optim.max_grad_norm={norm / 4}"))
     seen = {}
-    original = trainer.trainable.optimizer.step
+    original = trainer.optimizer.adamw.step
 
     def step():
-        named = zip(trainer.trainable.names, trainer.trainable.parameters, strict=True)
+        named = zip(trainer.optimizer.names, trainer.optimizer.parameters, strict=True)
         seen.update({name: p.grad.clone() for name, p in named})
         original()
 
-    trainer.trainable.optimizer.step = step
+    trainer.optimizer.adamw.step = step
     row = trainer.iterate(1, trainer.batches(0))
     assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert relative_distance(seen, {name: g / 4 for name, g in gradient.items()}) < 1e-4
@@ -260,7 +260,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path, monkeypatch, br
     def fail(*arguments, **options):
         raise OSError("the server is down")
 
-    monkeypatch.setattr(training_run, broken, fail)
+    monkeypatch.setattr(loop, broken, fail)
     with pytest.raises(OSError, match="the server is down"):
         make_trainer(make_config(tmp_path)).train(resume_from=tmp_path)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
@@ -325,7 +325,7 @@ def test_a_checkpoint_holds_the_adapter_alone_too(tmp_path):
     batch = next(trainer.batches(0))
     condition = trainer.model.condition(instructions=batch["instruction"], first_latents=batch["latents"][:, 0])
     trainer.model.eval()
-    with torch.no_grad(), trainer.trainable.ema_weights():
+    with torch.no_grad(), trainer.optimizer.ema_weights():
         policy = trainer.model(batch["latents"], 3.0, condition)
         model = VideoPredictor.from_pretrained(tmp_path / "base")
         base = model(batch["latents"], 3.0, condition)

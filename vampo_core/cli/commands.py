@@ -11,7 +11,7 @@ from vampo_core.evaluation.metrics import share_of
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.evaluation.statistics import outcome, paired_difference
 from vampo_core.files.atomic import write_text
-from vampo_core.training.training_run import TrainResult
+from vampo_core.training.loop import TrainResult
 
 if TYPE_CHECKING:
     from vampo_core.evaluation.episodes import ClosedLoopResult, Comparison

@@ -1,6 +1,6 @@
 """Held-out metrics of a predictor, with their intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,15 +85,19 @@ def predict(
     num_samples: int,
     seed: int,
     batch_size: int,
+    first_clip: int = 0,
 ) -> Tensor:  # [B, num_samples, F, C, h, w] on the CPU
-    """Draw videos as in training, ``num_samples`` for every clip; they depend only on the seed and the clip's index."""
+    """Draw videos as in training, ``num_samples`` for every clip; they depend only on the seed and the clip's index.
+
+    ``first_clip`` is the index of the batch's first clip: parts of a batch draw what the whole batch would.
+    """
     device = model.device
     videos = []
     for start in range(0, len(batch["instruction"]), batch_size):
         latents = batch["latents"][start : start + batch_size].to(device)
         condition = model.observed_condition(latents[:, 0], batch["instruction"][start : start + batch_size])
         noise = sampler.initial_noise(
-            tuple(latents.shape), seed=seed, num_generations=num_samples, first_clip=start, device=device
+            tuple(latents.shape), seed=seed, num_generations=num_samples, first_clip=first_clip + start, device=device
         )
         rollout = sampler.rollout(
             noise,
@@ -101,7 +105,7 @@ def predict(
             num_generations=num_samples,
             seed=seed,
             chunk_size=batch_size,
-            first_clip=start,
+            first_clip=first_clip + start,
         )
         videos.append(rollout.latents.cpu())
     return torch.cat(videos)
@@ -135,19 +139,36 @@ def score(
     codec: AnyCodec | None = None,
 ) -> EvalResult:
     """Metrics of predictions, with PSNR and SSIM if a codec is given that can decode."""
+    return summarize(frame_metrics(videos, batch, codec=codec), list(batch["episode_id"]))
+
+
+def frame_metrics(
+    videos: Tensor,  # [B, num_samples, F, C, h, w]
+    batch: Mapping[str, Any],  # collated clips
+    *,
+    codec: AnyCodec | None = None,
+) -> dict[str, Tensor]:  # each [B, num_samples, F]
+    """Metrics of every predicted frame, by name."""
     result = latent_reward(videos, batch["latents"].float())
-    episodes = list(batch["episode_id"])
-    values = {"l1": result.l1, "cosine": result.cosine, "reward": result.reward}  # each [B, num_samples, F]
+    values = {"l1": result.l1, "cosine": result.cosine, "reward": result.reward}
     if codec is not None and codec.can_decode:
         values |= _decoded_metrics(videos, batch["latents"], codec)
+    return values
+
+
+def summarize(
+    values: Mapping[str, Tensor],  # name -> [B, num_samples, F], from frame_metrics
+    episodes: Sequence[str],  # [B], episode of each clip
+) -> EvalResult:
+    """Means and intervals of metrics of frames."""
     per_clip = {name: value.mean((1, 2)).tolist() for name, value in values.items()}
     return EvalResult(
         **{name: bootstrap(per_clip[name], episodes) for name in values},
         num_clips=len(episodes),
-        num_samples=videos.shape[1],
+        num_samples=values["l1"].shape[1],
         per_frame={name: value.mean((0, 1)).tolist() for name, value in values.items()},
         per_clip=per_clip,
-        episode_ids=episodes,
+        episode_ids=list(episodes),
     )
 
 

@@ -70,6 +70,40 @@ def pixel(decode: Callable[[Tensor], Tensor]) -> RewardFunction:
     return pixel_l1
 
 
+RESERVED = {
+    *(
+        "iteration",
+        "loss",
+        "reward_mean",
+        "reward_std",
+        "zero_std_fraction",
+        "ratio_mean",
+        "ratio_max_dev",
+        "approx_kl",
+    ),
+    *("clip_fraction", "kl", "anchor", "grad_norm", "lr", "rollout_s", "reward_s", "update_s", "samples_per_s"),
+    *("peak_memory_mb", "loss_scale", "num_skipped"),
+}
+"""Metrics of an iteration that are not rewards."""
+
+
+def name_of(function: RewardFunction) -> str:
+    """The name under which a reward function is logged."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def check_names(functions: Sequence[tuple[RewardFunction, float]]) -> None:
+    """Refuse rewards that would overwrite another metric.
+
+    Raises:
+        ValueError: a function has the name of a metric.
+    """
+    for function, _ in functions:
+        name = name_of(function)
+        if name in RESERVED or name.startswith("eval_"):
+            raise ValueError(f"reward function is named {name!r}, which is a metric's name, expected another __name__")
+
+
 def evaluate_rewards(
     functions: Sequence[tuple[RewardFunction, float]],
     pred: Tensor,  # [B, G, F, C, H, W]
@@ -79,14 +113,16 @@ def evaluate_rewards(
     """Weighted sum of reward functions; each is logged under its name, and an L1 and cosine it reports under theirs.
 
     Raises:
-        ValueError: a function returns something else than one reward per clip, generation and frame, or two are logged
-            under one name.
+        ValueError: a function returns anything but one reward per clip, generation and frame, or writes into its
+            arguments; or two are logged under one name.
     """
     total = pred.new_zeros(pred.shape[:3])
     parts: dict[str, Tensor] = {}
     for function, weight in functions:
-        name = getattr(function, "__name__", type(function).__name__)
-        result = function(pred, target, batch)
+        name, seen = name_of(function), _versions(pred, target, batch)
+        result = function(pred, target, dict(batch))
+        if _versions(pred, target, batch) != seen:
+            raise ValueError(f"reward {name} wrote into its arguments, which other rewards read, expected copies")
         reported = {"l1": result.l1, "cosine": result.cosine} if isinstance(result, LatentReward) else {}
         result = result.reward if isinstance(result, LatentReward) else result
         if taken := sorted(parts.keys() & {name, *reported}):
@@ -98,6 +134,11 @@ def evaluate_rewards(
         parts[name] = result.detach().to(total)
         total = total + weight * parts[name]
     return Rewards(total, parts)
+
+
+def _versions(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> list[int]:
+    """Counters that rise with every write into a tensor."""
+    return [tensor._version for tensor in (pred, target, *batch.values()) if isinstance(tensor, Tensor)]
 
 
 def configured_rewards(config: RewardConfig, codec: AnyCodec) -> list[tuple[RewardFunction, float]]:

@@ -1,11 +1,11 @@
-"""One group rollout per clip, and the log-probabilities that are differentiated."""
+"""One group rollout per clip, and the log-probabilities that carry the gradient."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import RolloutStep
@@ -48,24 +48,22 @@ class RolloutEngine:
 
     Args:
         model: the predictor.
-        wrapped: the same, wrapped for distributed training: passes with gradient go through it.
-        sampler: settings of the rollout.
-        num_generations: G.
-        chunk_size: rows of the tail at once; None for all.
-        reuse_first_step: let the pass that draws the group carry the gradient too.
+        sampler: schedule and stochastic steps of the rollout.
+        num_generations: number of generations per clip (G).
+        chunk_size: rows that the tail works on at once; None for all.
+        reuse_first_step: True lets the pass that draws the group carry the gradient too.
     """
 
     def __init__(
         self,
         model: VideoPredictor,
-        wrapped: nn.Module,
         sampler: EulerHybridSampler,
         *,
         num_generations: int,
         chunk_size: int | None,
         reuse_first_step: bool,
     ) -> None:
-        self.model, self.wrapped, self.sampler = model, wrapped, sampler
+        self.model, self.sampler = model, sampler
         self.num_generations, self.chunk_size = num_generations, chunk_size
         self.reuse_first_step = reuse_first_step and sampler.shared_initial_noise
 
@@ -121,13 +119,9 @@ class RolloutEngine:
         return GroupRollout(batch, condition, tail.latents, (first, *tail.steps), output, seed, first_clip)
 
     def forward(self, sample: Tensor, sigma: float, condition: Condition) -> ModelOutput:
-        """The denoiser's output with gradient, through the distributed wrapper."""
-        denoise = self.model.denoiser(condition, guidance=self.sampler.uses_guidance, model=self.wrapped)
+        """The denoiser's output with gradient."""
+        denoise = self.model.denoiser(condition, guidance=self.sampler.uses_guidance)
         return ModelOutput(*denoise(sample, sigma, None))
-
-    def num_parts(self, rollout: GroupRollout) -> int:
-        """How many parts :meth:`log_probs` yields."""
-        return sum(1 if step.sample.ndim == 5 else step.sample.shape[0] for step in rollout.steps)
 
     def log_probs(self, rollout: GroupRollout) -> Iterator[tuple[RolloutStep, slice, Tensor, ModelOutput]]:
         """Log-probabilities with gradient of every stochastic step, in parts that each need one forward pass.

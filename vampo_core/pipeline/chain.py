@@ -18,8 +18,8 @@ from vampo_core.policy.vpp.evaluation import PolicyEvalResult
 from vampo_core.policy.vpp.settings import ARCHITECTURE
 from vampo_core.report.values import ChainResult
 from vampo_core.training.checkpoint import Checkpoints, read_counters, step_of
+from vampo_core.training.loop import TrainResult
 from vampo_core.training.run_folder import continued
-from vampo_core.training.training_run import TrainResult
 
 CONTROL, EXPERT = "latents", "expert"
 POLICIES: dict[str, Literal["predictive", "latents"]] = {

@@ -161,8 +161,8 @@ def find_checkpoint(path: str | Path) -> Path:
     return found.resolve()
 
 
-def read_state(checkpoint: str | Path, device: str | torch.device = "cpu") -> TrainerState:
-    """The trainer's state in a checkpoint.
+def read_state(checkpoint: str | Path) -> TrainerState:
+    """The trainer's state in a checkpoint, on the CPU.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -170,8 +170,8 @@ def read_state(checkpoint: str | Path, device: str | torch.device = "cpu") -> Tr
     folder = Path(checkpoint) / TRAINER_STATE
     values = _read_json(Path(checkpoint))
     try:
-        optimizer = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
-        weights = {name: load_file(folder / f"{name}.safetensors", str(device)) for name in values["weights"]}
+        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        weights = {name: load_file(folder / f"{name}.safetensors") for name in values["weights"]}
     except (*_FILE_ERRORS, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(f"checkpoint {checkpoint} cannot be read: {_line(error)}") from error
     return TrainerState(
@@ -196,9 +196,12 @@ def step_of(path: Path) -> int:
 def _write_state(folder: Path, state: TrainerState, best_step: int) -> None:
     folder.mkdir()
     for name, weights in state.weights.items():
-        # clones: safetensors refuses tensors that share memory, as tied weights do
-        cloned = {key: value.detach().clone().contiguous() for key, value in weights.items()}
-        save_file(cloned, folder / f"{name}.safetensors")
+        # copies, as safetensors refuses tensors that share memory (tied weights do); on the CPU, as a second set of all
+        # weights need not fit the training device
+        copies = {
+            key: torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()) for key, value in weights.items()
+        }
+        save_file(copies, folder / f"{name}.safetensors")
     torch.save(state.optimizer, folder / "optimizer.pt")
     values = {
         "format": _FORMAT,

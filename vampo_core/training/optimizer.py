@@ -1,4 +1,4 @@
-"""A model under training: what is optimised, by what, and its running mean."""
+"""The optimizer of a model under training: AdamW, learning-rate schedule, clipping, loss scaling, EMA."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,14 +13,15 @@ from torch.amp.grad_scaler import GradScaler
 
 from vampo_core.config import AdamWConfig
 from vampo_core.training.checkpoint import TrainerState
+from vampo_core.training.processes import average, copy_from_main
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss, reward or gradient is NaN or infinite; the update it would have entered was not made."""
+    """A loss, reward or gradient is NaN or infinite; the update it belongs to was not made."""
 
 
 class TrainedModel(Protocol):
-    """What is trained: an ``nn.Module`` that writes its checkpoint folder."""
+    """A module that can be trained and writes its own checkpoint folder."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -28,7 +29,7 @@ class TrainedModel(Protocol):
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All of them; those that require grad are trained."""
+        """All parameters; those that require grad are trained."""
         ...
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -36,19 +37,21 @@ class TrainedModel(Protocol):
         ...
 
 
-class Trainable:
-    """Optimizer, learning-rate schedule, gradient clipping, loss scaling and EMA around a model.
+class ModelOptimizer:
+    """AdamW on a model's trained parameters, with everything around an update.
+
+    Gradients may come from any number of backward passes; they are averaged over processes once, in :meth:`step`.
 
     In float16 small gradients would vanish: the loss is scaled up (Micikevicius et al. 2018, section 3.2) and gradients
-    scaled back before anything looks at them. Where they overflow, the scale is halved and that update left out.
+    are scaled back before anything looks at them. Where they overflow, the scale is halved and that update skipped.
 
     Args:
-        model: every parameter that requires grad is optimised.
-        accelerator: places and wraps it.
-        config: of the optimizer.
-        num_updates: of the whole run.
-        ema_decay: of the running mean of the weights; 0 for none.
-        lr_scale: of a parameter by its name, in units of the learning rate; 1 by default.
+        model: module whose parameters that require grad are optimized; it is moved to the accelerator's device.
+        accelerator: this process's device and the other processes.
+        config: settings of the optimizer.
+        num_updates: number of updates in the whole run.
+        ema_decay: decay of the running mean of the weights; 0 for none.
+        lr_scale: factor on the learning rate of a parameter, by its name; 1 by default.
     """
 
     def __init__(
@@ -62,22 +65,24 @@ class Trainable:
         lr_scale: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         self.model, self.accelerator, self.config = model, accelerator, config
+        assert isinstance(model, nn.Module)
+        model.to(accelerator.device)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names = list(trained)
         self.parameters: list[nn.Parameter] = list(trained.values())
         if not self.parameters:
             raise ValueError("model has no parameters that require grad, expected at least one")
+        copy_from_main([parameter.data for parameter in self.parameters], accelerator)
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in trained.items():
             groups.setdefault(lr_scale(name), []).append(parameter)
-        optimizer = torch.optim.AdamW(
+        self.adamw = torch.optim.AdamW(
             [{"params": parameters} for parameters in groups.values()],
             lr=config.lr,
             weight_decay=config.weight_decay,
             betas=(config.beta1, config.beta2),
         )
         self._lr_scales = list(groups)
-        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.scaler = GradScaler(accelerator.device.type, enabled=model.dtype == torch.float16)
         self.num_skipped = 0
         self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay > 0 else None
@@ -91,42 +96,41 @@ class Trainable:
         fall = (self._last_update - self.num_updates) / config.decay_steps if config.decay_steps else 1.0
         return config.lr * max(0.0, min(1.0, rise, fall))
 
-    def backward(self, loss: Tensor, *, what: str, sync: bool = True) -> None:
-        """Add the gradient of ``loss``; gradients are averaged over processes where ``sync`` is set.
+    def backward(self, loss: Tensor, *, what: str) -> None:
+        """Add the gradient of ``loss`` to this process's gradients.
 
         Raises:
             NonFiniteError: the loss is not finite.
         """
         if not torch.isfinite(loss):
-            self.optimizer.zero_grad()
+            self.adamw.zero_grad()
             raise NonFiniteError(f"{what}: the loss is {loss.item()}")
-        with contextlib.nullcontext() if sync else self.accelerator.no_sync(self.wrapped):
-            self.accelerator.backward(self.scaler.scale(loss))
+        self.scaler.scale(loss).backward()
 
     def step(self, *, what: str) -> float:
-        """One update from the gradients gathered since the last one; returns their norm before clipping.
+        """Make one update from the gradients gathered since the last one; returns their norm before clipping.
 
-        In float16 a norm that is not finite means that the update was left out; the learning rate goes on all the same.
+        In float16 a norm that is not finite means that the update was skipped; the learning rate moves on nevertheless.
 
         Raises:
-            NonFiniteError: a gradient is not finite, in float16 even without scaling; names the first such parameter
-                and leaves the weights as they are.
+            NonFiniteError: a gradient is not finite, and no smaller scale of the loss can help.
         """
-        self.scaler.unscale_(self.optimizer)
         gradients = {name: p.grad for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None}
+        average(list(gradients.values()), self.accelerator)
+        self.scaler.unscale_(self.adamw)
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         finite, scale = bool(torch.isfinite(norms).all()), self.scaler.get_scale()
         self.scaler.update()
         if not finite and scale <= 1:  # looked at before clipping, which spreads NaN to every parameter
             culprit = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]
-            self.optimizer.zero_grad()
+            self.adamw.zero_grad()
             raise NonFiniteError(f"{what}: the gradient of {culprit} is not finite")
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        for group, lr_scale in zip(self.optimizer.param_groups, self._lr_scales, strict=True):
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        for group, lr_scale in zip(self.adamw.param_groups, self._lr_scales, strict=True):
             group["lr"] = lr_scale * self.lr
         if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+            self.adamw.step()
+        self.adamw.zero_grad()
         self.num_updates += 1
         self.num_skipped += not finite
         if self.ema is not None and finite:
@@ -134,14 +138,14 @@ class Trainable:
         return norm
 
     def row(self) -> dict[str, float]:
-        """What ``metrics.jsonl`` gets of the loss scaling; nothing where there is none."""
+        """Loss scaling for a line of ``metrics.jsonl``; empty where the loss is not scaled."""
         if not self.scaler.is_enabled():
             return {}
         return {"loss_scale": self.scaler.get_scale(), "num_skipped": self.num_skipped}
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """The running mean in place of the weights, for evaluation and saving."""
+        """Put the running mean in place of the weights, for evaluation and saving."""
         if self.ema is None:
             yield
             return
@@ -164,14 +168,14 @@ class Trainable:
             weights["ema"] = dict(zip(self.names, self.ema.shadow_params, strict=True))
             counters["ema_steps"] = self.ema.optimization_step
         return TrainerState(
-            step=self.num_updates, optimizer=self.optimizer.state_dict(), weights=weights, counters=counters
+            step=self.num_updates, optimizer=self.adamw.state_dict(), weights=weights, counters=counters
         )
 
     def load_state_dict(self, state: TrainerState) -> None:
         """The inverse of :meth:`state_dict`.
 
         Raises:
-            ValueError: the state is of another model.
+            ValueError: the state belongs to another model.
         """
         policy = state.weights["policy"]
         if policy.keys() != set(self.names):
@@ -187,7 +191,7 @@ class Trainable:
                 for name, mean in zip(self.names, self.ema.shadow_params, strict=True):
                     mean.copy_(state.weights["ema"][name])
                 self.ema.optimization_step = state.counters["ema_steps"]
-        self.optimizer.load_state_dict(state.optimizer)
+        self.adamw.load_state_dict(state.optimizer)
         self.num_updates = state.counters["num_updates"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.counters["scaler"])

@@ -1,6 +1,7 @@
 """Likelihood training of a predictor: the base that post-training improves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.models.predictor import Condition, VideoPredictor
 from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
 from vampo_core.ops.philox import philox_normal
-from vampo_core.training.optimizer import Trainable
-from vampo_core.training.predictor_trainer import PredictorTrainer
-from vampo_core.training.trainer import LossTrainer, Schedule
+from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
+from vampo_core.training.loss_update import update_on_loss
+from vampo_core.training.optimizer import ModelOptimizer
+from vampo_core.training.predictor_clips import PredictorClips
+from vampo_core.training.processes import new_accelerator
 
 _SIGMA_STREAM, _NOISE_STREAM = 1 << 41, 1 << 42  # of the run's seed; step n draws from stream _STREAM + n
 
@@ -42,15 +45,18 @@ def edm_loss(
     return (output.float() - (latents - c_skip * noisy) / c_out).square().mean()
 
 
-class Pretrainer(PredictorTrainer, LossTrainer[EvalResult]):
+class Pretrainer:
     """Trains a predictor, its instruction encoder included, to denoise expert videos.
 
     Args:
         model: the predictor.
-        config: settings of the run; ``config.pretrain`` above all.
-        train_dataset: clips with latents.
+        config: settings of the run, ``config.pretrain`` above all.
+        train_dataset: training clips with latents.
         eval_dataset: held-out clips with latents.
     """
+
+    result_type: type[EvalResult] = EvalResult
+    callbacks: Sequence[Callback] = ()
 
     def __init__(
         self,
@@ -61,16 +67,37 @@ class Pretrainer(PredictorTrainer, LossTrainer[EvalResult]):
         eval_dataset: ClipDataset,
     ) -> None:
         settings = config.pretrain
-        schedule = Schedule.of_updates("pretraining", settings)
-        super().__init__(
-            model=model, config=config, schedule=schedule, train_dataset=train_dataset, eval_dataset=eval_dataset
-        )
-        self.trainable = Trainable(
+        self.model, self.config = model, config
+        self.schedule = Schedule.of_updates("pretraining", settings)
+        self.accelerator = new_accelerator()
+        self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset)
+        self.optimizer = ModelOptimizer(
             model, self.accelerator, settings, num_updates=settings.num_steps, ema_decay=settings.ema_decay
         )
 
-    def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:
-        """The denoising loss of a batch."""
+    def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
+        """Run the loop, from the start or from a checkpoint of this run."""
+        return Loop(self).run(resume_from)
+
+    def batches(self, done: int) -> Iterator[Mapping[str, Any]]:
+        """Training batches, starting behind those of the first ``done`` updates."""
+        return self.clips.batches(self.config.pretrain.batch_size, start_batch=done)
+
+    def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+        """One update on the denoising loss."""
+        return update_on_loss(self, iteration, lambda: self.loss(iteration, next(batches)))
+
+    def evaluate(self) -> EvalResult:
+        """Held-out metrics of the model, or of its EMA."""
+        with self.optimizer.ema_weights():
+            return self.clips.evaluate()
+
+    def score(self, result: EvalResult) -> float:
+        """The held-out reward, in the weights of the configuration."""
+        return result.score(self.config.reward)
+
+    def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:  # []
+        """The denoising loss of this process's part of a batch; its noise follows from seed, iteration and process."""
         device = self.accelerator.device
         latents = batch["latents"].to(device)
         settings, first_clip = self.config.pretrain, self.accelerator.process_index * latents.shape[0]
@@ -86,10 +113,10 @@ class Pretrainer(PredictorTrainer, LossTrainer[EvalResult]):
         log_sigma = settings.p_mean + settings.p_std * draws[0].flatten()
         condition = self.model.observed_condition(latents[:, 0], batch["instruction"])
         return edm_loss(
-            self.trainable.wrapped,
+            self.model,
             latents,
             condition,
             sigma=log_sigma.exp(),
             noise=draws[1],
-            prediction_type=self.sampler.prediction_type,
+            prediction_type=self.clips.sampler.prediction_type,
         )

@@ -1,8 +1,80 @@
-"""The processes of a run, as accelerate sees them."""
+"""The processes of a run: how they are set up, and what they tell each other."""
 
+import os
+from typing import Any, TypeVar
+
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from vampo_core.config import ConfigError
+
+T = TypeVar("T")
+_UNSUPPORTED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_FSDP": "FSDP",
+}
+"""What ``accelerate launch`` sets in the environment for plugins that shard a model."""
 
 
 def new_accelerator() -> Accelerator:
-    """An accelerator of this process. Precision is ``model.dtype`` alone, whatever accelerate's own settings say."""
-    return Accelerator(mixed_precision="no")
+    """The accelerator of this process.
+
+    Precision is ``model.dtype`` and gradients are accumulated as the configuration says; accelerate's own settings for
+    both are ignored.
+
+    Raises:
+        ConfigError: the launcher asks for a plugin that is not supported.
+    """
+    for variable, plugin in _UNSUPPORTED.items():
+        if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
+            raise ConfigError(
+                f"the launcher asks for {plugin} ({variable}=true), expected plain data parallelism: start the run "
+                "with `accelerate launch --multi_gpu`, or without an accelerate configuration"
+            )
+    return Accelerator(mixed_precision="no", gradient_accumulation_steps=1)
+
+
+def from_main(value: T) -> T:
+    """The main process's value, on every process."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, in the order of their ranks."""
+    return gather_object([value])
+
+
+def average(tensors: list[Tensor], accelerator: Accelerator) -> None:
+    """Replace tensors of one device by their means over processes, in place and with one all-reduce per dtype.
+
+    One flat buffer instead of ``DistributedDataParallel``'s hooks: the gradient of an update comes from several forward
+    and backward passes (accumulated parts, stochastic steps, the anchor), some outside of the model's own ``forward``,
+    and is still averaged exactly once.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in alike])
+        torch.distributed.all_reduce(flat)
+        flat /= accelerator.num_processes
+        for tensor, mean in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def copy_from_main(tensors: list[Tensor], accelerator: Accelerator) -> None:
+    """Replace tensors by those of the main process, in place."""
+    if accelerator.num_processes > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
+
+
+def reduced(values: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Any]:
+    """Means of scalars over processes, as Python numbers."""
+    means = accelerator.reduce(torch.stack([value.float() for value in values.values()]), reduction="mean")
+    return dict(zip(values, means.tolist(), strict=True))

@@ -1,6 +1,6 @@
 """Training of a policy on expert episodes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from vampo_core.policy.vpp.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.vpp.feature_cache import FeatureCache
 from vampo_core.policy.vpp.policy import Policy, feature_extractor, normalize, observed_features
 from vampo_core.policy.vpp.settings import PolicySettings
-from vampo_core.training.optimizer import Trainable
-from vampo_core.training.trainer import LossTrainer, Schedule
+from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
+from vampo_core.training.loss_update import update_on_loss
+from vampo_core.training.optimizer import ModelOptimizer
+from vampo_core.training.processes import new_accelerator
 
 _SIGMA_STREAM, _NOISE_STREAM = 1 << 43, 1 << 44  # of the run's seed; step n draws from stream _STREAM + n
 
@@ -29,28 +31,29 @@ _SIGMA_STREAM, _NOISE_STREAM = 1 << 43, 1 << 44  # of the run's seed; step n dra
 _COPIED = {field.name for field in fields(PolicySettings)} & {field.name for field in fields(PolicyConfig)}
 
 
-class PolicyTrainer(LossTrainer[PolicyEvalResult]):
+class PolicyTrainer:
     """Trains Video Former and action head, and on request the predictor below them, to imitate experts.
 
     Args:
-        model: the policy; what it trains requires grad.
-        config: settings of the run; ``config.policy`` above all.
+        model: the policy; parameters that require grad are trained.
+        config: settings of the run, ``config.policy`` above all.
         train_dataset: frames of training episodes.
         eval_dataset: frames of held-out episodes.
     """
 
-    model: Policy
-    result_type = PolicyEvalResult
+    result_type: type[PolicyEvalResult] = PolicyEvalResult
+    callbacks: Sequence[Callback] = ()
 
     def __init__(
         self, *, model: Policy, config: VampoConfig, train_dataset: ActionDataset, eval_dataset: ActionDataset
     ) -> None:
         settings = config.policy
-        schedule = Schedule.of_updates("policy", settings)
-        super().__init__(model=model, config=config, schedule=schedule)
+        self.model, self.config = model, config
+        self.schedule = Schedule.of_updates("policy", settings)
+        self.accelerator = new_accelerator()
         self.train_dataset = train_dataset
         self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
-        self.trainable = Trainable(
+        self.optimizer = ModelOptimizer(
             model,
             self.accelerator,
             settings,
@@ -59,8 +62,29 @@ class PolicyTrainer(LossTrainer[PolicyEvalResult]):
             lr_scale=lambda name: settings.predictor_lr_scale if name.startswith("predictor.") else 1.0,
         )
 
-    def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:
-        """The denoising loss of a batch."""
+    def train(self, resume_from: str | Path | None = None) -> TrainResult[PolicyEvalResult]:
+        """Run the loop, from the start or from a checkpoint of this run."""
+        return Loop(self).run(resume_from)
+
+    def batches(self, done: int) -> Iterator[Mapping[str, Any]]:
+        """Training batches, starting behind those of the first ``done`` updates."""
+        loader = action_loader(
+            self.train_dataset,
+            batch_size=self.config.policy.batch_size,
+            seed=self.config.run.seed,
+            num_workers=self.config.data.num_workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            start_batch=done,
+        )
+        return iter(loader)
+
+    def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+        """One update on the denoising loss."""
+        return update_on_loss(self, iteration, lambda: self.loss(iteration, next(batches)))
+
+    def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:  # []
+        """The denoising loss of this process's part of a batch; its noise follows from seed, iteration and process."""
         device = self.accelerator.device
         actions = normalize(batch["actions"].to(device), self.model.action_range)
         num_clips, first_clip = len(actions), self.accelerator.process_index * len(actions)
@@ -75,7 +99,7 @@ class PolicyTrainer(LossTrainer[PolicyEvalResult]):
         ]
         sigma = (P_MEAN + P_STD * draws[0].flatten()).exp().clamp(SIGMA_MIN, SIGMA_MAX)
         features = batch["features"].to(device).float() if "features" in batch else None
-        denoised = self.trainable.wrapped(
+        denoised = self.model(
             actions + sigma.view(-1, 1, 1) * draws[1],
             sigma,
             batch["state"].to(device),
@@ -84,9 +108,12 @@ class PolicyTrainer(LossTrainer[PolicyEvalResult]):
         )
         return action_loss(denoised, actions, sigma, batch["valid"].to(device))
 
-    def evaluate(self) -> PolicyEvalResult:
+    def evaluate(self) -> PolicyEvalResult | None:
+        """Held-out action error of the model, or of its EMA, on the main process only."""
+        if not self.accelerator.is_main_process:
+            return None
         settings = self.config.evaluation
-        with self.trainable.ema_weights():
+        with self.optimizer.ema_weights():
             return evaluate_policy(
                 self.model,
                 self.eval_batch,
@@ -96,19 +123,8 @@ class PolicyTrainer(LossTrainer[PolicyEvalResult]):
             )
 
     def score(self, result: PolicyEvalResult) -> float:
+        """The negative action error."""
         return result.score
-
-    def batches(self, done: int) -> Iterator[Mapping[str, Any]]:
-        loader = action_loader(
-            self.train_dataset,
-            batch_size=self.schedule.batch_size,
-            seed=self.config.run.seed,
-            num_workers=self.config.data.num_workers,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            start_batch=done,
-        )
-        return iter(loader)
 
 
 def action_datasets(

@@ -1,0 +1,87 @@
+"""Clips that a predictor is trained and evaluated on, shared by post-training and pretraining."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from vampo_core.config import VampoConfig
+from vampo_core.data.clips import ClipDataset, clip_loader
+from vampo_core.evaluation.predictor import EvalResult, frame_metrics, held_out_batch, predict, summarize
+from vampo_core.models.predictor import VideoPredictor
+from vampo_core.training.processes import gathered
+
+
+class PredictorClips:
+    """Training batches and the held-out evaluation of a predictor.
+
+    The configuration's sampler becomes the model's own, in the folders it is saved to as well: checkpoints are to be
+    sampled with what they were trained, or chosen as the best, with.
+
+    Args:
+        model: the predictor.
+        config: settings of the run.
+        accelerator: this process among the others.
+        train_dataset: training clips with latents, of one dataset or several.
+        eval_dataset: held-out clips with latents.
+    """
+
+    def __init__(
+        self,
+        model: VideoPredictor,
+        config: VampoConfig,
+        accelerator: Accelerator,
+        train_dataset: ClipDataset | Sequence[ClipDataset],
+        eval_dataset: ClipDataset,
+    ) -> None:
+        self._model, self._config, self._accelerator = model, config, accelerator
+        self._train_datasets = [train_dataset] if isinstance(train_dataset, ClipDataset) else list(train_dataset)
+        self._eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
+        self.sampler = model.sampler(**config.sampler.overrides())
+        model.set_sampler(self.sampler)
+
+    def batches(self, batch_size: int, *, start_batch: int) -> Iterator[Mapping[str, Any]]:
+        """Yield the parts of training batches that belong to this process, without end.
+
+        Args:
+            batch_size: clips of a batch, over all processes together.
+            start_batch: number of batches to leave out.
+        """
+        loader = clip_loader(
+            self._train_datasets,
+            batch_size=batch_size,
+            weights=self._config.data.weights,
+            seed=self._config.run.seed,
+            num_workers=self._config.data.num_workers,
+            rank=self._accelerator.process_index,
+            world_size=self._accelerator.num_processes,
+            start_batch=start_batch,
+        )
+        return iter(loader)
+
+    def evaluate(self) -> EvalResult:
+        """Held-out metrics with fixed noise; processes share the batches and end with the same result."""
+        settings, model, whole = self._config.evaluation, self._model, self._eval_batch
+        was_training = model.training
+        model.eval()
+        own: dict[int, dict[str, Tensor]] = {}
+        for number, start in enumerate(range(0, len(whole["instruction"]), settings.batch_size)):
+            if number % self._accelerator.num_processes == self._accelerator.process_index:
+                part = {key: values[start : start + settings.batch_size] for key, values in whole.items()}
+                videos = predict(
+                    model,
+                    self.sampler,
+                    part,
+                    num_samples=settings.num_samples,
+                    seed=settings.seed,
+                    batch_size=settings.batch_size,
+                    first_clip=start,
+                )
+                own[start] = frame_metrics(videos, part)
+        model.train(was_training)
+        parts = {start: values for share in gathered(own) for start, values in share.items()}
+        names = next(iter(parts.values()))
+        values = {name: torch.cat([parts[start][name] for start in sorted(parts)]) for name in names}
+        return summarize(values, whole["episode_id"])
