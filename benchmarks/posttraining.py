@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from report import environment
+from vampo_core.pipeline.prepare import prepare_clips, prepare_codec
 
 import vampo_core
 from vampo_core.api import pretrain_base
@@ -26,7 +27,6 @@ from vampo_core.config import VampoConfig, load_config
 from vampo_core.data.clips import ClipDataset
 from vampo_core.evaluation.predictor import EvalResult, Metric, bootstrap, held_out_batch, paired_difference, score
 from vampo_core.models import PredictorSettings
-from vampo_core.pipeline.prepare import prepare_clips, prepare_codec
 from vampo_core.training.checkpoint import Checkpoints
 from vampo_core.training.training_run import TrainResult
 

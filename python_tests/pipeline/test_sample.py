@@ -13,7 +13,8 @@ from vampo_core.data.video import count_frames, read_frames
 from vampo_core.evaluation.panels import _GAP, _LABEL_HEIGHT, colour_map, frame_error, side_by_side
 from vampo_core.evaluation.predictor import predict
 from vampo_core.pipeline import sample as sampling
-from vampo_core.pipeline.prepare import load_predictor, open_dataset
+from vampo_core.pipeline.clips import open_dataset
+from vampo_core.pipeline.predictor import load_predictor
 
 SIDE = 192  # of a panel: 32 pixels enlarged
 

@@ -52,6 +52,6 @@ def test_a_preset_from_nothing(tmp_path):
     """One process records, fits and encodes; the other finds what it made."""
     settings = [f"data.root={tmp_path / 'data'}", "data.num_episodes=4", "data.held_out_fraction=0.25"]
     run_two("preset", tmp_path / "run", *settings)
-    assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["base", "codec", "data", "run"]
+    assert sorted(path.name.partition("-")[0] for path in tmp_path.glob("[!.]*")) == ["base", "codec", "data", "run"]
     assert len(metrics_of(tmp_path / "run")) == 4
     assert (tmp_path / "run" / "report.html").is_file()

@@ -13,7 +13,8 @@ from vampo_core.data.video import count_frames, read_frames, resize_frames
 from vampo_core.evaluation.panels import save_video, side_by_side
 from vampo_core.evaluation.predictor import decode_video, held_out_batch, predict
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.pipeline.prepare import inference_predictor, prepare_clips
+from vampo_core.pipeline.clips import prepare_clips
+from vampo_core.pipeline.predictor import inference_predictor
 
 
 def sample_videos(
