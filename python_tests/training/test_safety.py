@@ -213,7 +213,7 @@ def test_the_command_line_from_nothing_to_a_trained_model(tmp_path, preset, caps
     assert report.stat().st_mtime_ns > before
     assert main([*arguments, "run.overwrite=true", "optim.lr=1e-5"]) == 0
     assert "(found)" in capsys.readouterr().out
-    assert [path.name[:5] for path in (tmp_path / "runs").iterdir() if path.name != "a"] == ["base-"]
+    assert [path.name[:5] for path in (tmp_path / "runs").glob("[!.]*") if path.name != "a"] == ["base-"]
 
     assert main([*arguments, "grpo.num_generation=4"]) == 2
     assert "did you mean 'grpo.num_generations'" in capsys.readouterr().err
