@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ import tiny_run as tiny
 from vampo_core import api
 from vampo_core.cli.parser import main
 from vampo_core.config import ConfigError, load_config
+from vampo_core.files.atomic import locked
 from vampo_core.grpo.trainer import VampoTrainer
+from vampo_core.pipeline import waiting
 from vampo_core.pipeline.base import base_config
 from vampo_core.pipeline.codec import prepare_codec
 from vampo_core.pipeline.runs import VAMPO, find_continue_or_begin
@@ -32,9 +35,10 @@ iterate, updates = Pretrainer.iterate, []
 
 def counted(trainer, iteration, batches):
     if iteration == die_in:
+        while not os.path.exists(f"{folder}/die"):
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     updates.append(iteration)
-    time.sleep(0.3)
     return iterate(trainer, iteration, batches)
 
 Pretrainer.iterate = counted
@@ -86,10 +90,46 @@ def test_a_process_that_waits_continues_the_base_of_one_that_died(tmp_path):
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     second = start(tmp_path, "b")
+    assert any("waiting for another process" in line for line in iter(second.stdout.readline, ""))
+    (tmp_path / "die").touch()
     assert first.wait(timeout=240) == -signal.SIGKILL
     first.communicate()
     out, updates = ended(second)
     assert updates == [3, 4] and "(continued)" in out
+
+
+RANK = """
+import sys
+from pathlib import Path
+from vampo_core.pipeline.waiting import made_by_one_job
+
+print("begins", flush=True)
+with made_by_one_job(Path(sys.argv[1])):
+    print("has it", flush=True)
+"""
+
+
+def test_all_processes_of_a_distributed_run_wait_and_then_go_on_together(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = waiting._place(tmp_path / "base")
+    common = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    with locked(place):
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", RANK, str(tmp_path / "base")], stdout=subprocess.PIPE, text=True,
+                env=os.environ | common | {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in (0, 1)
+        ]  # fmt: skip
+        assert [rank.stdout.readline() for rank in ranks] == ["begins\n"] * 2
+        assert "waiting for another process" in ranks[0].stdout.readline()
+        time.sleep(0.5)
+        assert [rank.poll() for rank in ranks] == [None, None]
+        (place / "owner").write_text("another job")
+    assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["has it\n"] * 2
+    assert [rank.returncode for rank in ranks] == [0, 0]
 
 
 @pytest.fixture
