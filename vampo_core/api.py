@@ -71,7 +71,7 @@ def train(
         reward_funcs=reward_funcs,
     )
     result = trainer.train(resume_from)
-    del model, clips, trainer  # the report loads two models of its own
+    del model, clips, trainer  # the report loads two models
     report_result(result)
     return result
 
@@ -145,14 +145,14 @@ def evaluate_policy(
 ) -> ClosedLoopResult:
     """Let a policy act in the simulators of ``data.env``: success, coverage, length and latency of seeded episodes.
 
-    Call it from under ``if __name__ == "__main__":``, because the simulators run in processes of their own.
+    Call it from under ``if __name__ == "__main__":``, because the simulators run in other processes.
 
     Args:
         checkpoint: policy folder, checkpoint or run folder; None for the simulators' own experts.
         config: configuration; ``closed_loop`` says how many episodes, ``data`` which simulators at which resolution.
         overrides: settings to change.
-        output: folder in which each controller gets a folder of its own for finished episodes and videos; a second
-            call continues where the first was stopped. ``<run.dir>/closed_loop`` by default.
+        output: folder in which each controller gets a folder for finished episodes and videos; a second call
+            continues where the first was stopped. ``<run.dir>/closed_loop`` by default.
 
     Raises:
         ConfigError: there is no simulator.
@@ -189,7 +189,7 @@ def sample(
 def run_chain(config: Config, *overrides: str) -> ChainResult:
     """Run the whole chain: record, pretrain, post-train, train policies and try them. What is done already is kept.
 
-    Call it from under ``if __name__ == "__main__":``, because simulators run in processes of their own.
+    Call it from under ``if __name__ == "__main__":``, because the simulators run in other processes.
 
     Args:
         config: configuration, path of one, or name of a preset, such as ``"pusht"``.

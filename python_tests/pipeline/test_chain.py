@@ -54,7 +54,7 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch):
     assert again.closed_loop["vampo"].episodes == before.closed_loop["vampo"].episodes
 
 
-def test_a_policy_acts_with_one_thread_unless_told_otherwise(finished, monkeypatch, set_num_threads):
+def test_a_policy_acts_with_one_thread_by_default(finished, monkeypatch, set_num_threads):
     config, result = finished
     monkeypatch.setattr(closed_loop, "evaluate_closed_loop", lambda *_, **__: torch.get_num_threads())
     set_num_threads(2)
@@ -81,7 +81,7 @@ def test_how_a_policy_acts_can_be_changed_after_its_training(finished, monkeypat
         api.evaluate_policy(result.folders["policy-base"], config, "closed_loop.num_executed_steps=5")
 
 
-def test_a_change_makes_its_stage_and_what_follows_anew(finished, monkeypatch):
+def test_a_change_makes_its_stage_and_what_follows_again(finished, monkeypatch):
     config, before = finished
     made = []
 
@@ -123,7 +123,7 @@ def killed(monkeypatch):
     return killed
 
 
-def test_an_unfinished_stage_goes_on_whatever_else_has_changed(finished, killed):
+def test_an_unfinished_stage_goes_on_although_other_settings_have_changed(finished, killed):
     config, _ = finished
     unfinished = load_config(config, "policy.lr=1e-4", "policy.num_steps=3", "policy.save_every=1")
     steps = killed(PolicyTrainer, 3, lambda: api.run_chain(unfinished))
@@ -169,7 +169,7 @@ def test_features_are_of_one_noise_level(finished, tmp_path):
     assert [sampler.num_inference_steps for sampler in samplers] == [3] * 3
 
 
-def test_the_first_stages_alone(finished, capsys):
+def test_only_the_first_stages(finished, capsys):
     config, before = finished
     folders = api.run_stages(config, until="features")
     assert list(folders) == ["data", "base", "vampo", "features-base", "features-vampo"]
@@ -201,7 +201,7 @@ def stages(finished, monkeypatch):
     return noted
 
 
-def test_another_predictor_in_the_same_place_makes_all_stages_anew(finished, tmp_path, stages):
+def test_another_predictor_in_the_same_place_makes_all_stages_again(finished, tmp_path, stages):
     config, before = finished
     checkpoint = before.folders["vampo"] / "checkpoints" / "latest"
     for folder, gain in (("one", 3), ("moved", 3), ("moved", 2)):
@@ -211,12 +211,12 @@ def test_another_predictor_in_the_same_place_makes_all_stages_anew(finished, tmp
         predictor.save_pretrained(tmp_path / folder)
         api.run_chain(load_config(config, f"model.pretrained={tmp_path / folder}"))
     one, moved, changed = stages[:4], stages[4:8], stages[8:]
-    assert one == moved, "where a predictor lies is nothing to a stage"
+    assert one == moved, "where a predictor lies does not matter to a stage"
     # policies on VAMPO's features see the checkpoint of the finished run in each of them
     assert [a != b for a, b in zip(moved, changed, strict=True)] == [True, True, False, True]
 
 
-def test_another_architecture_makes_policies_anew(finished, stages, monkeypatch):
+def test_another_architecture_makes_policies_again(finished, stages, monkeypatch):
     config, _ = finished
     api.run_chain(config)
     monkeypatch.setattr(chain, "ARCHITECTURE", 99)
@@ -252,7 +252,7 @@ def test_by_command_with_its_page(finished, capsys):
     assert "expert: 2 episodes" in capsys.readouterr().out
 
 
-def test_wrong_settings_are_told_before_anything_is_done(tmp_path, monkeypatch):
+def test_wrong_settings_are_refused_before_anything_is_done(tmp_path, monkeypatch):
     def dark(env):
         raise OSError("no lamp")
 
@@ -274,7 +274,7 @@ def test_wrong_settings_are_told_before_anything_is_done(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_layers_that_a_given_predictor_lacks_are_told_before_it_is_trained(finished, stages):
+def test_layers_that_a_given_predictor_lacks_are_refused_before_it_is_trained(finished, stages):
     config, before = finished
     given = f"model.pretrained={before.folders['vampo'] / 'checkpoints' / 'latest'}"
     with pytest.raises(ConfigError, match=r"policy\.feature_layers is \[0, 7\], expected indices below 2"):

@@ -240,7 +240,7 @@ def test_a_base_is_named_after_all_it_depends_on(tmp_path):
 
 
 def several(root, *overrides):
-    """Two folders of made-up latents, whose episodes bear the same names."""
+    """Two folders of made-up latents, whose episodes have the same names."""
     for name, number in (("one", 4), ("two", 6)):
         if not (root / name).is_dir():
             tiny.write_latent_dataset(root / name, number)

@@ -53,7 +53,7 @@ print(json.dumps([updates, len(result.history)]))
 
 
 def start(folder, name, *, die_in=0):
-    """A process that records, fits, pretrains and post-trains whatever is missing."""
+    """A process that records, fits, pretrains and post-trains what is missing."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path]), "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         [sys.executable, "-c", JOB, str(folder), name, str(die_in)],
@@ -223,7 +223,7 @@ def test_continue_on_the_command_line(made, monkeypatch, capsys):
 
 
 def test_while_another_job_has_the_run_it_is_waited_for(made, monkeypatch, capsys):
-    """The other job is a process of its own, as locks belong to processes."""
+    """The other job is another process, because locks belong to processes."""
     place = Path(made.run.dir).parent / ".locks" / Path(made.run.dir).name
     script = (
         "import sys, time; from vampo_core.files.atomic import locked; from pathlib import Path\n"
