@@ -54,6 +54,8 @@ def test_options_reach_the_handler(calls, tmp_path):
         assert calls.calls.pop() == (config, {"resume_from": "runs/a", "continue_": False})
     assert main(["train", "--config", "pusht"]) == 0
     assert calls.calls.pop()[1] == {"resume_from": None, "continue_": False}
+    assert main(["train", "--continue", "--config", "pusht"]) == 0
+    assert calls.calls.pop()[1] == {"resume_from": None, "continue_": True}
     assert main(["evaluate", "--config", "pusht", "--checkpoint", "runs/a", "--against", "runs/b"]) == 0
     assert calls.calls.pop()[1] == {"checkpoint": "runs/a", "against": "runs/b", "output": None}
 

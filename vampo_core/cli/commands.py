@@ -137,7 +137,7 @@ def _trained(
 def _ending(result: TrainResult[Any], best: str) -> int:
     print(f"checkpoint: {_short(result.checkpoint)}, {best}: {_short(result.best_checkpoint)}")
     if result.interrupted:
-        print(f"interrupted; continue with --resume-from {result.config.run.dir}")
+        print(f"interrupted; continue with --continue, or with --resume-from {result.config.run.dir}")
         return INTERRUPTED
     return 0
 
