@@ -111,29 +111,24 @@ def check_run(kind: RunKind[Any], config: VampoConfig, resume_from: str | Path |
         ValueError: there is no checkpoint at ``resume_from``.
     """
     folder = Path(config.run.dir)
-    found = _kind_in(folder)
-    if found is not None and (found == POLICY.name) != (kind is POLICY):
-        makes = "policy" if found == POLICY.name else "predictor"
-        raise ConfigError(f"run.dir is {str(folder)!r}, which holds the run of a {makes}: choose another folder")
-    if resume_from is not None and found not in (None, "predictor", kind.name):
-        raise ConfigError(f"run.dir is {str(folder)!r}, which holds a {found} run, expected a {kind.name} run")
+    latest = Checkpoints(folder / "checkpoints").latest
+    if latest is not None:
+        holds = "policy" if (latest / SETTINGS_FILE).is_file() else "predictor"
+        if holds != kind.makes:
+            raise ConfigError(f"run.dir is {str(folder)!r}, which holds the run of a {holds}: choose another folder")
+        found = None if resume_from is None or holds == "policy" else _predictor_kind(folder)
+        if found not in (None, kind):
+            raise ConfigError(f"run.dir is {str(folder)!r}, which holds a {found.name} run, expected a {kind.name} run")
     for key, value in (("model.pretrained", config.model.pretrained), ("policy.predictor", config.policy.predictor)):
         if config.run.overwrite and value and Path(value).resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"run.overwrite is True with {key} = {value!r} in run.dir, which it would delete")
     return RunFolder.check(config, resume_from=resume_from)
 
 
-def _kind_in(folder: Path) -> str | None:
-    """Name of the kind of run in a folder; "predictor" for one without iterations, None without a checkpoint."""
-    latest = Checkpoints(folder / "checkpoints").latest
-    if latest is None:
-        return None
-    if (latest / SETTINGS_FILE).is_file():
-        return POLICY.name
+def _predictor_kind(folder: Path) -> RunKind[EvalResult] | None:
+    """The kind of a predictor's run, by the metrics of its iterations; None before the first."""
     rows = read_metrics(folder / "metrics.jsonl")
-    if not rows:
-        return "predictor"
-    return VAMPO.name if "rollout_s" in rows[-1] else PRETRAINING.name
+    return None if not rows else VAMPO if "rollout_s" in rows[-1] else PRETRAINING
 
 
 def _stored_result(kind: RunKind[E], config: VampoConfig, checkpoint: Path) -> TrainResult[E]:
