@@ -22,9 +22,9 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
 
-# Records PushT episodes, pretrains a base, post-trains it and compares; what is done already is skipped.
+# Records PushT episodes, pretrains a base, post-trains it and compares. A second call continues where the first stopped.
 demo: install
-	$(VENV)/bin/vampo train --config pusht data.num_workers=2 $(if $(wildcard runs/pusht/checkpoints/latest),--resume-from runs/pusht)
+	$(VENV)/bin/vampo train --config pusht --continue data.num_workers=2
 
 test: install
 	$(PY) -m pytest python_tests

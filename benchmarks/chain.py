@@ -1,10 +1,10 @@
-"""What better predictions do for the robot: success of policies on base and VAMPO features, and of their control.
+"""What better predictions do for the robot: success of policies on base and VAMPO features, and of a control.
 
     python benchmarks/chain.py --config metaworld [--seeds 0 1 2] [--results FOLDER] [-- key=value ...]
 
-Each seed is a whole chain: predictor, VAMPO and policies are trained anew from one recorded dataset. Every policy acts
-in the same episodes, whose object positions none was trained on, and once more with every instruction in words that it
-was never heard in (``rephrased.py``). What is done already is kept: a second call continues the first.
+Each seed is a whole chain: predictor, VAMPO and policies are trained again from one recorded dataset. Every policy acts
+in the same episodes, whose object positions no policy was trained on, and a second time with instructions in words that
+it was never trained on (``rephrased.py``). A second call continues the first.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from vampo_core import envs
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.evaluation.episodes import ClosedLoopResult
 from vampo_core.evaluation.statistics import Metric, bootstrap
-from vampo_core.pipeline.chain import DESCRIPTIONS, EXPERT, POLICIES, run_chain
+from vampo_core.pipeline.chain import DESCRIPTIONS, EXPERT, POLICIES
+from vampo_core.pipeline.closed_loop import require_simulator
 
 
 def run_seed(config: VampoConfig) -> dict[str, Any]:
     """One chain, and its policies under instructions in other words."""
-    chain = run_chain(config)
-    words = ",".join(f"rephrased:make/{name}" for name in envs.split_names(config.data.env))
+    chain = vampo_core.run_chain(config)
+    words = ",".join(f"rephrased:make/{name}" for name in envs.split_names(require_simulator(config)))
     in_other_words = load_config(replace(config, data=replace(config.data, env=words)), "closed_loop.num_videos=0")
     output = Path(config.run.dir).parent / "rephrased"
     results = {}
@@ -62,7 +63,7 @@ def without_latencies(result: ClosedLoopResult) -> dict[str, Any]:
 
 
 def over_seeds(loops: Sequence[dict], value: Callable[[dict], float], before: Sequence[dict] | None = None) -> Metric:
-    """Mean over training seeds and episodes, less that of ``before``; episodes, shared by all seeds, are resampled."""
+    """Mean over seeds and episodes, minus that of ``before``; episodes, which all seeds share, are resampled."""
     tables = [
         {(e["env"], e["seed"]): sign * value(e) for e in loop["episodes"]}
         for sign, part in ((1, loops), (-1, before or []))
@@ -156,16 +157,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="metaworld", help="preset or file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, help="of all runs; runs/chain-<config> by default")
+    parser.add_argument("--folder", type=Path, help="folder of all runs (default: runs/chain-<config>)")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
     args = parser.parse_args()
 
     name = Path(args.config).stem
     folder = args.folder or Path("runs") / f"chain-{name}"
     config = load_config(args.config, *args.overrides)
-    for env in envs.split_names(config.data.env):
-        rephrased.make(env).close()  # or hours later
+    for env in envs.split_names(require_simulator(config)):
+        rephrased.make(env).close()  # fails now rather than hours later
     for seed in args.seeds:
         print(f"seed {seed}", flush=True)
         seeded = load_config(config, f"run.seed={seed}", f"run.dir={folder / f'seed-{seed}' / 'run'}")

@@ -1,4 +1,4 @@
-"""Throughput of closed-loop evaluation: experts in 2 worker processes against 1, in turns, starting up left out.
+"""Throughput of closed-loop evaluation: experts in 2 worker processes and in 1, in turns, without the time to start.
 
 ``python benchmarks/closed_loop.py --env pusht --episodes 24 --repeats 3`` needs two idle cores.
 """
@@ -13,11 +13,11 @@ from vampo_core.evaluation.closed_loop import evaluate_closed_loop
 from vampo_core.evaluation.episodes import EpisodeLog, EpisodeResult
 
 NUM_SKIPPED = 4
-"""First episodes to finish, which wait for processes to start."""
+"""Number of episodes, the first to finish, that wait for processes to start."""
 
 
 def steps_per_second(env: str, num_episodes: int, num_workers: int) -> float:
-    """Control steps a second, from the end of the first few episodes to the end of the last."""
+    """Control steps per second, from the end of the first few episodes to the end of the last."""
     ends: list[tuple[float, int]] = []
     append = EpisodeLog.append
 

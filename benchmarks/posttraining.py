@@ -1,34 +1,35 @@
-"""What VAMPO does to held-out predictions on PushT, beside its controls and variants, for the same compute.
+"""What VAMPO does to held-out predictions on PushT, compared with controls and variants for the same compute.
 
     python benchmarks/posttraining.py [--seeds 0 1 2] [--arms NAME ...] [--iterations N] [--folder FOLDER]
         [--results FOLDER] [-- key=value ...]
 
-For each seed a base is pretrained as the preset says; every arm then goes on from it. Compute is counted in denoiser
-forwards, a backward as two, so that it does not depend on the machine: each arm gets what ``--iterations`` iterations
-of the preset take, and only arms of equal ``--iterations`` share a table. Held-out clips, and the noise they are
-predicted from, are the same for every arm. What is done already is kept: a second call continues the first, and tables
-hold what there is.
+For each seed a base is pretrained as the preset says, and every arm starts from it. Compute is counted in denoiser
+forwards, with a backward as two, so that it does not depend on the machine: each arm gets the compute of
+``--iterations`` iterations of the preset, and only arms of equal ``--iterations`` share a table. Held-out clips, and
+the noise they are predicted from, are the same for every arm. A second call continues the first; the tables show the
+arms that are done.
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from report import environment
 
 import vampo_core
-from vampo_core.api import pretrain_base
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.data.clips import ClipDataset
 from vampo_core.evaluation.predictor import EvalResult, held_out_batch, score
 from vampo_core.evaluation.statistics import Metric, bootstrap, paired_difference
 from vampo_core.models import PredictorSettings
-from vampo_core.pipeline.prepare import prepare_clips, prepare_codec
-from vampo_core.training.checkpoint import Checkpoints
+from vampo_core.pipeline.base import base_checkpoint
+from vampo_core.pipeline.clips import prepare_clips
+from vampo_core.pipeline.codec import prepare_codec
+from vampo_core.pipeline.runs import PRETRAINING, VAMPO, completed, find_continue_or_begin
 from vampo_core.training.loop import TrainResult
 
 BASE, STILL = "base", "first frame repeated"
@@ -55,13 +56,11 @@ ARMS = {
     "likelihood-full-lr": Arm(
         "pretraining continued at its learning rate, falling to 0", ("pretrain.warmup_steps=20",), likelihood=True
     ),
-    "l1-only": Arm("reward: L1 alone", ("reward.cosine_weight=0",)),
-    "cosine-only": Arm("reward: cosine alone", ("reward.l1_weight=0",)),
+    "l1-only": Arm("reward: only L1", ("reward.cosine_weight=0",)),
+    "cosine-only": Arm("reward: only cosine", ("reward.l1_weight=0",)),
     "g2": Arm("2 generations", ("grpo.num_generations=2",)),
     "g4": Arm("4 generations", ("grpo.num_generations=4",)),
     "g8": Arm("8 generations", ("grpo.num_generations=8",)),
-    "antithetic": Arm("a group's noise in pairs z, -z", ("sampler.antithetic=true",)),
-    "own-noise": Arm("initial noise of each generation its own", ("sampler.shared_noise=false",)),
     "sigma-700": Arm("SVD's largest noise level, against the base sampled so too", ("sampler.sigma_max=700",)),
     "anchor": Arm("the ODE tail anchored to the base", ("grpo.anchor_coef=1e-3",)),
     "8-steps": Arm("8 sampling steps down to 0.002, 8 generations, against the base sampled so too", EIGHT_STEPS),
@@ -78,21 +77,9 @@ def forwards_per_iteration(config: VampoConfig) -> int:
     generations = config.grpo.num_generations
     steps = config.sampler.num_inference_steps or PredictorSettings.num_inference_steps
     first, *later = config.sampler.stochastic_steps
-    rows = 1 if config.sampler.shared_noise else generations  # of the steps up to the split
     anchor = 4 if config.grpo.anchor_coef > 0 else 0
-    per_clip = rows * (first + 3) + generations * (steps - first - 1) + 3 * generations * len(later) + anchor
+    per_clip = first + 3 + generations * (steps - first - 1) + 3 * generations * len(later) + anchor
     return per_clip * config.grpo.batch_size
-
-
-def run(call: Callable[..., TrainResult], config: VampoConfig) -> TrainResult:
-    """Train, or go on where an earlier call was stopped."""
-    folder = Path(config.run.dir)
-    begun = Checkpoints(folder / "checkpoints").latest is not None
-    config = replace(config, run=replace(config.run, overwrite=folder.exists() and not begun))
-    result = call(config, resume_from=folder if begun else None)
-    if result.interrupted:
-        raise KeyboardInterrupt(f"interrupted in {folder}; the same command continues there")
-    return result
 
 
 def run_arm(arm: Arm, config: VampoConfig, base: Path, budget: int) -> TrainResult:
@@ -106,15 +93,17 @@ def run_arm(arm: Arm, config: VampoConfig, base: Path, budget: int) -> TrainResu
             "optim.decay_steps": decay,
             "run.eval_every": -(-iterations // 3),
         }
-        return run(vampo_core.train, load_config(config, *(f"{key}={settings[key]}" for key in settings)))
+        config = load_config(config, *(f"{key}={settings[key]}" for key in settings))
+        return completed(find_continue_or_begin(VAMPO, config, vampo_core.train, label="run"))
     steps = budget // (3 * config.pretrain.batch_size)
     every = max(1, steps // 3)
     likelihood = {"num_steps": steps, "decay_steps": steps, "eval_every": every, "save_every": every}
-    return run(vampo_core.pretrain, load_config(config, *(f"pretrain.{key}={likelihood[key]}" for key in likelihood)))
+    config = load_config(config, *(f"pretrain.{key}={likelihood[key]}" for key in likelihood))
+    return completed(find_continue_or_begin(PRETRAINING, config, vampo_core.pretrain, label="run"))
 
 
 def record(result: TrainResult) -> dict[str, object]:
-    """What an arm came to: seconds of training, the held-out curve, and both ends of it clip by clip."""
+    """Results of an arm: seconds of training, the held-out curve, and both ends of it clip by clip."""
     curve = [
         {"iteration": row["iteration"], **{name: row[f"eval_{name}"] for name in METRICS}}
         for row in result.history
@@ -196,11 +185,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME", help=", ".join(ARMS))
-    parser.add_argument("--iterations", type=int, default=50, help="of VAMPO; other arms get the same compute")
+    parser.add_argument("--iterations", type=int, default=50, help="iterations of VAMPO, whose compute every arm gets")
     parser.add_argument("--folder", type=Path, default=Path("runs/posttraining"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--config", default="pusht")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
     args = parser.parse_args()
 
     config = load_config(args.config, *args.overrides)
@@ -212,7 +201,7 @@ def main() -> None:
         for seed in args.seeds:
             folder = args.folder / f"seed-{seed}"
             seeded = load_config(config, f"run.seed={seed}", f"run.dir={folder / f'{name}-{args.iterations}'}")
-            base = pretrain_base(seeded).checkpoint
+            base = base_checkpoint(seeded)
             print(f"seed {seed}: {name}", flush=True)
             values = record(run_arm(ARMS[name], seeded, base, budget))
             (folder / f"{name}-{args.iterations}.json").write_text(json.dumps(values) + "\n")

@@ -1,4 +1,4 @@
-"""Simulators whose instruction is worded as no recorded episode's was: ``rephrased:make/metaworld/reach``."""
+"""Simulators whose instruction is worded unlike those of the recorded episodes: ``rephrased:make/metaworld/reach``."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ def make(name: str, **kwargs: Any) -> envs.TaskEnv:
     """The simulator ``name`` with its instruction in other words.
 
     Raises:
-        ValueError: there are none for it.
+        ValueError: its instruction has no other words here.
     """
     env = envs.make(name, **kwargs)
     if env.instruction not in OTHER_WORDS:
-        raise ValueError(f"env is {name!r}, whose instruction {env.instruction!r} has no other words in rephrased.py")
+        raise ValueError(f"env is {name!r}, but rephrased.py has no other words for {env.instruction!r}")
     env.instruction = OTHER_WORDS[env.instruction]
     return env

@@ -7,15 +7,22 @@ from vampo_core import ops
 from vampo_core._extension import build_info, version
 
 if TYPE_CHECKING:
-    from vampo_core.api import evaluate, evaluate_policy, pretrain, sample, train, train_policy
+    from vampo_core.api import (
+        evaluate,
+        evaluate_policy,
+        pretrain,
+        run_chain,
+        sample,
+        train,
+        train_policy,
+        write_report,
+    )
     from vampo_core.config import VampoConfig, load_config
     from vampo_core.diffusion.sampler import EulerHybridSampler
     from vampo_core.diffusion.scheduler import EulerHybridScheduler
     from vampo_core.evaluation.predictor import EvalResult
     from vampo_core.grpo.trainer import VampoTrainer
     from vampo_core.models.predictor import VideoPredictor
-    from vampo_core.pipeline.chain import run_chain
-    from vampo_core.pipeline.pages import write_report
     from vampo_core.policy.vpp.policy import Policy
     from vampo_core.training.loop import TrainResult
 
@@ -34,13 +41,13 @@ _LAZY = {
     "evaluate_policy": "vampo_core.api",
     "load_config": "vampo_core.config",
     "pretrain": "vampo_core.api",
-    "run_chain": "vampo_core.pipeline.chain",
+    "run_chain": "vampo_core.api",
     "sample": "vampo_core.api",
     "train": "vampo_core.api",
     "train_policy": "vampo_core.api",
-    "write_report": "vampo_core.pipeline.pages",
+    "write_report": "vampo_core.api",
 }
-"""Names whose modules import diffusers and the like, which takes seconds: loaded on first use."""
+"""Public names and their modules, which are loaded on first use: they import diffusers and others, for seconds."""
 
 __all__ = [
     "EulerHybridSampler",

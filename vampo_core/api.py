@@ -1,76 +1,68 @@
-"""The calls: train, pretrain, and evaluate a predictor or a policy, cache features, sample videos."""
+"""Every public call: train, evaluate, sample, and the whole chain. Start reading here.
 
-import contextlib
+Each call prepares what it needs (:mod:`vampo_core.pipeline`) and hands it to the one that does the work. All of them
+take a :class:`VampoConfig`, the path of a YAML file or the name of a preset, and settings to change in it, such as
+``"grpo.num_generations=8"``.
+"""
+
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 
 from vampo_core.config import ConfigError, VampoConfig, load_config
-from vampo_core.evaluation.closed_loop import evaluate_closed_loop
 from vampo_core.evaluation.episodes import ClosedLoopResult
-from vampo_core.evaluation.imagination import Imagination
 from vampo_core.evaluation.predictor import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.grpo.rewards import RewardFunction
 from vampo_core.grpo.trainer import VampoTrainer
-from vampo_core.models.predictor import VideoPredictor
-from vampo_core.pipeline.pages import current_report, write_report
-from vampo_core.pipeline.prepare import (
-    base_config,
-    digest,
-    inference_predictor,
-    load_predictor,
-    new_predictor,
-    policy_predictor,
-    prepare_clips,
-    prepare_codec,
-)
+from vampo_core.pipeline import pages
+from vampo_core.pipeline.base import base_checkpoint, pretrain_model
+from vampo_core.pipeline.chain import Calls, Chain, ChainResult
+from vampo_core.pipeline.clips import prepare_clips
+from vampo_core.pipeline.closed_loop import act_in_simulators
+from vampo_core.pipeline.codec import prepare_codec
+from vampo_core.pipeline.policy import policy_data
+from vampo_core.pipeline.predictor import inference_predictor, load_predictor, new_predictor
+from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, check_run
 from vampo_core.pipeline.sample import sample_videos
-from vampo_core.policy.controller import PolicyController
-from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.vpp.evaluation import PolicyEvalResult
-from vampo_core.policy.vpp.policy import PREDICTOR, Policy
-from vampo_core.policy.vpp.settings import SETTINGS_FILE, PolicySettings
-from vampo_core.policy.vpp.train import PolicyTrainer, action_datasets, new_policy
-from vampo_core.training.checkpoint import Checkpoints
+from vampo_core.policy.vpp.train import PolicyTrainer, new_policy
 from vampo_core.training.loop import TrainResult
-from vampo_core.training.pretrain import Pretrainer
 from vampo_core.training.processes import new_accelerator
-from vampo_core.training.run_folder import RunFolder, continued
+
+Config = VampoConfig | str | Path
 
 
 def train(
-    config: VampoConfig | str | Path,
+    config: Config,
     *overrides: str,
     resume_from: str | Path | None = None,
     reward_funcs: Sequence[RewardFunction | tuple[RewardFunction, float]] | None = None,
 ) -> TrainResult[EvalResult]:
     """Post-train a video predictor with VAMPO.
 
-    What a preset needs and is not there yet, data or base model, is made first; ``report.html`` is written last.
+    Data and base model are made first if they are missing; ``report.html`` is written last.
 
     Args:
-        config: a configuration, the path of one, or a preset's name, such as ``"pusht"``.
+        config: configuration, path of one, or name of a preset, such as ``"pusht"``.
         overrides: settings to change, such as ``"grpo.num_generations=8"``.
         resume_from: run folder or checkpoint of an earlier part of this run.
-        reward_funcs: functions or ``(function, weight)`` pairs in place of the rewards of ``config.reward``, see
+        reward_funcs: functions or ``(function, weight)`` pairs that replace the rewards of ``config.reward``, see
             :mod:`vampo_core.grpo.rewards`.
 
     Returns:
         The checkpoint, the history, and held-out metrics before and after.
 
     Raises:
-        ConfigError: a setting is unknown or wrong, or the run folder holds a run already.
+        ConfigError: a setting is unknown or wrong, or the run folder already holds a run.
         NonFiniteError: a loss, reward or gradient is not finite; the last checkpoint is intact.
     """
     config = configured(config, overrides)
-    _check_run(config, resume_from, of="predictor")
+    check_run(VAMPO, config, resume_from)
     model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
-    with _main_process_first():
-        clips = prepare_clips(config, model.codec)
+    clips = prepare_clips(config, model.codec)
     trainer = VampoTrainer(
         model=model,
         config=config,
@@ -78,16 +70,13 @@ def train(
         eval_dataset=clips.held_out,
         reward_funcs=reward_funcs,
     )
-    result, writes = trainer.train(resume_from), trainer.accelerator.is_main_process
-    del model, clips, trainer  # the report loads two models of its own
-    if writes and not result.interrupted:
-        _report(config)
+    result = trainer.train(resume_from)
+    del model, clips, trainer  # the report loads two models
+    report_result(result)
     return result
 
 
-def pretrain(
-    config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None
-) -> TrainResult[EvalResult]:
+def pretrain(config: Config, *overrides: str, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
     """Train a predictor on expert videos by denoising likelihood, from ``model.pretrained`` or from scratch.
 
     Arguments and errors are those of :func:`train`; the run goes to ``run.dir``.
@@ -96,75 +85,42 @@ def pretrain(
     if config.model.lora and config.model.pretrained is None:
         raise ConfigError(
             f"model.lora is {config.model.lora} with model.pretrained = null, expected 0: adapters go on a model that "
-            "is trained already, one from scratch is trained as a whole"
+            "is already trained, a model from scratch is trained as a whole"
         )
-    _check_run(config, resume_from, of="predictor")
-    return _pretrain(config, resume_from)
+    check_run(PRETRAINING, config, resume_from)
+    if config.model.pretrained is not None:
+        model = load_predictor(config, config.model.pretrained)
+    else:
+        model = new_predictor(config, prepare_codec(config))
+    return pretrain_model(config, model, resume_from)
 
 
 def train_policy(
-    config: VampoConfig | str | Path, *overrides: str, resume_from: str | Path | None = None
+    config: Config, *overrides: str, resume_from: str | Path | None = None
 ) -> TrainResult[PolicyEvalResult]:
     """Train a policy to imitate the experts of ``data``, on the features of a video predictor.
 
-    The predictor is ``policy.predictor``, or the base that :func:`train` starts from, pretrained first where it is not
-    there. It is frozen unless ``policy.train_predictor`` is set; its features of all frames are then computed once.
-    Training and held-out episodes are those of the predictor. The run goes to ``run.dir``; arguments and errors are
-    those of :func:`train`.
+    The predictor is ``policy.predictor``, or the base that :func:`train` starts from, which is pretrained first if it
+    is missing. It is frozen unless ``policy.train_predictor`` is set; the features of all frames are then computed
+    once. Training and held-out episodes are those of the predictor. The run goes to ``run.dir``; arguments and errors
+    are those of :func:`train`.
     """
     config = configured(config, overrides)
-    root = _policy_root(config)
-    checkpoint = _check_run(config, resume_from, of="policy")
-    source: str | Path | None = None
-    if checkpoint is not None:
-        PolicySettings.load(checkpoint)  # an older architecture is told before features are computed
-        if not (config.policy.train_predictor and config.model.lora):  # adapters are merged into what is saved
-            source = checkpoint / PREDICTOR  # where the run began there may be another one by now
-    predictor, train_dataset, eval_dataset = _policy_data(config, root, source)
+    checkpoint = check_run(POLICY, config, resume_from)
+    predictor, train_dataset, eval_dataset = policy_data(config, checkpoint)
     policy = new_policy(config, predictor, train_dataset)
     trainer = PolicyTrainer(model=policy, config=config, train_dataset=train_dataset, eval_dataset=eval_dataset)
     result = trainer.train(resume_from)
-    if trainer.accelerator.is_main_process and not result.interrupted:
-        _report(config)
+    report_result(result)
     return result
 
 
-def cache_features(config: VampoConfig | str | Path, *overrides: str) -> Path:
-    """Compute the features of all frames that a policy with this configuration is trained on, where they are missing.
-
-    :func:`train_policy` does so too, before it trains.
-
-    Returns:
-        The folder that holds them.
-
-    Raises:
-        ConfigError: such a policy uses no cache, or a setting is wrong.
-    """
-    config = configured(config, overrides)
-    check_cacheable(config)
-    _, dataset, _ = _policy_data(config, _policy_root(config))
-    assert dataset.cache is not None
-    return dataset.cache.folder
-
-
-def check_cacheable(config: VampoConfig) -> None:
-    """Refuse a policy whose features are not computed once for all.
-
-    Raises:
-        ConfigError: it sees latents, or trains its predictor.
-    """
-    if config.policy.features != "predictive":
-        raise ConfigError(f"policy.features is {config.policy.features!r}, expected predictive: latents need no cache")
-    if config.policy.train_predictor:
-        raise ConfigError("policy.train_predictor is true, expected false: features change with the predictor")
-
-
-def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *overrides: str) -> EvalResult:
-    """Held-out metrics of a predictor; PSNR and SSIM among them where its codec decodes.
+def evaluate(checkpoint: str | Path, config: Config, *overrides: str) -> EvalResult:
+    """Held-out metrics of a predictor, with PSNR and SSIM if its codec decodes.
 
     Args:
         checkpoint: model folder, checkpoint or run folder.
-        config: says which clips are held out, how videos are sampled, and how many.
+        config: configuration that says which clips are held out, how many are used, and how videos are sampled.
         overrides: settings to change.
 
     Raises:
@@ -185,68 +141,30 @@ def evaluate(checkpoint: str | Path, config: VampoConfig | str | Path, *override
 
 
 def evaluate_policy(
-    checkpoint: str | Path | None, config: VampoConfig | str | Path, *overrides: str, output: str | Path | None = None
+    checkpoint: str | Path | None, config: Config, *overrides: str, output: str | Path | None = None
 ) -> ClosedLoopResult:
     """Let a policy act in the simulators of ``data.env``: success, coverage, length and latency of seeded episodes.
 
-    Call it from under ``if __name__ == "__main__":``, as the simulators run in processes of their own.
+    Call it from under ``if __name__ == "__main__":``, because the simulators run in other processes.
 
     Args:
         checkpoint: policy folder, checkpoint or run folder; None for the simulators' own experts.
-        config: ``closed_loop`` says how many episodes, ``data`` which simulators at which resolution.
+        config: configuration; ``closed_loop`` says how many episodes, ``data`` which simulators at which resolution.
         overrides: settings to change.
-        output: folder in which each controller gets one of its own, for finished episodes and videos; a second call
-            goes on where the first was stopped. ``<run.dir>/closed_loop`` by default.
+        output: folder in which each controller gets a folder for finished episodes and videos; a second call
+            continues where the first was stopped. ``<run.dir>/closed_loop`` by default.
 
     Raises:
         ConfigError: there is no simulator.
         ValueError: there is no policy at ``checkpoint``, or it does not fit the simulator.
         ImportError: a simulator is not installed or cannot render.
     """
-    config = configured(config, overrides)
-    if config.data.env is None:
-        raise ConfigError("data.env is None, expected the simulator to act in")
-    policy, settings = None, config.closed_loop
-    if checkpoint is not None:
-        policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(new_accelerator().device).eval()
-    controller, name = None, "expert"
-    if policy is not None:
-        controller = PolicyController(
-            policy,
-            num_executed_steps=settings.num_executed_steps,
-            temporal_ensemble=settings.temporal_ensemble,
-            batch_size=settings.num_envs,
-        )
-        own, acting = ((acts.num_executed_steps, acts.temporal_ensemble) for acts in (policy.settings, controller))
-        name = policy.fingerprint() + ("" if acting == own else f"-{digest(acting)}")
-    imagine = None  # the control imagines nothing, ready-made latents cannot be decoded, whole episodes have no stride
-    if (
-        policy is not None
-        and config.data.sampling == "stride"
-        and policy.settings.features == "predictive"
-        and policy.predictor.codec.can_decode
-    ):
-        imagine = Imagination(policy.predictor, stride=config.data.stride)
-    with _num_threads(config.run.num_threads or 1):  # one: see PolicyController; simulators take the other cores
-        return evaluate_closed_loop(
-            controller,
-            config.data.env,
-            num_episodes=settings.num_episodes,
-            seed=settings.seed,
-            num_workers=settings.num_workers,
-            num_envs=settings.num_envs,
-            begin_every=1 if controller is None else controller.num_executed_steps,
-            env_kwargs={"image_size": config.data.resolution},
-            output=Path(config.run.dir) / "closed_loop" / name if output is None else Path(output) / name,
-            controller_id=name,
-            num_videos=settings.num_videos,
-            imagine=imagine,
-        )
+    return act_in_simulators(checkpoint, configured(config, overrides), output)
 
 
 def sample(
     checkpoint: str | Path,
-    config: VampoConfig | str | Path,
+    config: Config,
     *overrides: str,
     output: str | Path,
     image: str | Path | None = None,
@@ -268,109 +186,67 @@ def sample(
     )
 
 
-def _policy_root(config: VampoConfig) -> str:
-    """The dataset that a policy is trained on."""
-    if len(config.data.roots) > 1:
-        roots = list(config.data.roots)
-        raise ConfigError(f"data.root is {roots}, expected one folder: a policy learns from one dataset")
-    return config.data.roots[0]
+def run_chain(config: Config, *overrides: str) -> ChainResult:
+    """Run the whole chain: record, pretrain, post-train, train policies and try them. What is done already is kept.
+
+    Call it from under ``if __name__ == "__main__":``, because the simulators run in other processes.
+
+    Args:
+        config: configuration, path of one, or name of a preset, such as ``"pusht"``.
+        overrides: settings to change, such as ``"policy.num_steps=1000"``.
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no simulator.
+        ImportError: a simulator is not installed or cannot render.
+        SimulatorError: a simulator cannot be made or reset.
+        KeyboardInterrupt: a stage was interrupted; the same call continues there.
+    """
+    return _chain(config, overrides).finish()
 
 
-def _policy_data(
-    config: VampoConfig, root: str, source: str | Path | None = None
-) -> tuple[VideoPredictor, ActionDataset, ActionDataset]:
-    """A policy's predictor, from ``source`` or where the configuration says, with training and held-out frames."""
-    source = source or config.policy.predictor or config.model.pretrained or base_checkpoint(config)
-    predictor = policy_predictor(config, source)
-    with _main_process_first():
-        clips = prepare_clips(config, predictor.codec)
-        return predictor, *action_datasets(config, predictor, clips, root)
+def run_stages(config: Config, *overrides: str, until: str) -> dict[str, Path]:
+    """Run the chain up to one of :data:`vampo_core.pipeline.chain.STAGES`; the rest is as in :func:`run_chain`.
+
+    Returns:
+        Folders by stage; policies and features have one each.
+    """
+    chain = _chain(config, overrides)
+    chain.run(until)
+    return chain.folders
 
 
-def configured(config: VampoConfig | str | Path, overrides: tuple[str, ...]) -> VampoConfig:
-    """The configuration of a call, with what it says of the process put into effect."""
+def write_report(config: Config, *overrides: str) -> Path:
+    """Write ``report.html`` of the run in ``run.dir`` and return its path.
+
+    A video predictor's run also gets ``samples/clip-NN.mp4``.
+
+    Raises:
+        ValueError: there is no run with a checkpoint.
+    """
+    return pages.write_report(configured(config, overrides))
+
+
+def configured(config: Config, overrides: Sequence[str]) -> VampoConfig:
+    """The configuration of a call, after its settings of the process have been put into effect."""
     config = load_config(config, *overrides)
-    new_accelerator()  # the first one decides on what they share
+    new_accelerator()  # the first one decides what all later ones share
     if config.run.num_threads:
         torch.set_num_threads(config.run.num_threads)
     return config
 
 
-@contextlib.contextmanager
-def _num_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
+def report_result(result: TrainResult[Any]) -> None:
+    """Write the report of a run that has ended, unless it is up to date; if that fails, the run is still good."""
+    config = result.config
+    if result.interrupted or not new_accelerator().is_main_process:
+        return
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _report(config: VampoConfig) -> None:
-    """Write the report of a run that has ended well, and so does whatever becomes of the report."""
-    try:
-        print(f"report: {current_report(config) or write_report(config)}")
+        print(f"report: {pages.current_report(config) or write_report(config)}")
     except Exception as error:
         again = f"`vampo report --config {config.run.dir}` tries again"
         warnings.warn(f"the report could not be written ({error}); {again}", RuntimeWarning, stacklevel=3)
 
 
-def _main_process_first() -> contextlib.AbstractContextManager[None]:
-    """Of several processes the main one makes what is missing, and the others then find it."""
-    return new_accelerator().main_process_first()  # PartialState() would not see several processes on the CPU
-
-
-def base_checkpoint(config: VampoConfig) -> Path:
-    """The base model of a configuration, as :func:`pretrain_base` makes or finds it.
-
-    Raises:
-        KeyboardInterrupt: its training was interrupted.
-    """
-    base = pretrain_base(config)
-    if base.interrupted:
-        raise KeyboardInterrupt("interrupted while pretraining the base; the same call continues there")
-    return base.checkpoint
-
-
-def pretrain_base(config: VampoConfig) -> TrainResult[EvalResult]:
-    """The base model of a configuration: pretrained now, continued where it was interrupted, or found complete."""
-    with _main_process_first():
-        codec = prepare_codec(config)
-    settings = base_config(config, codec)
-    folder = Path(settings.run.dir)
-    begun = Checkpoints(folder / "checkpoints").latest is not None
-    print(f"base model: {folder}" + (" (found)" if begun else ""))
-    if begun:  # its own settings: what post-training, and so this configuration, has changed is nothing to the base
-        settings = continued(settings, folder)
-    else:  # a process that was killed before the first checkpoint left nothing to continue
-        settings = replace(settings, run=replace(settings.run, overwrite=folder.exists()))
-    return _pretrain(settings, folder if begun else None, new_predictor(settings, codec))
-
-
-def _check_run(
-    config: VampoConfig, resume_from: str | Path | None, *, of: Literal["predictor", "policy"]
-) -> Path | None:
-    """What is wrong with the run folder, told before hours go into what comes first; see :meth:`RunFolder.check`."""
-    folder = Path(config.run.dir)
-    latest = Checkpoints(folder / "checkpoints").latest
-    if latest is not None:
-        holds = "policy" if (latest / SETTINGS_FILE).is_file() else "predictor"
-        if holds != of:
-            raise ConfigError(f"run.dir is {str(folder)!r}, which holds the run of a {holds}: choose another folder")
-    for key, value in (("model.pretrained", config.model.pretrained), ("policy.predictor", config.policy.predictor)):
-        if config.run.overwrite and value and Path(value).resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"run.overwrite is True with {key} = {value!r} in run.dir, which it would delete")
-    return RunFolder.check(config, resume_from=resume_from)
-
-
-def _pretrain(
-    config: VampoConfig, resume_from: str | Path | None, model: VideoPredictor | None = None
-) -> TrainResult[EvalResult]:
-    if model is None:
-        source = config.model.pretrained
-        with _main_process_first():
-            model = load_predictor(config, source) if source else new_predictor(config, prepare_codec(config))
-    with _main_process_first():
-        clips = prepare_clips(config, model.codec)
-    trainer = Pretrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
-    return trainer.train(resume_from)
+def _chain(config: Config, overrides: Sequence[str]) -> Chain:
+    calls = Calls(train=train, train_policy=train_policy, evaluate_policy=evaluate_policy)
+    return Chain(configured(config, overrides), calls)

@@ -51,16 +51,18 @@ def test_options_reach_the_handler(calls, tmp_path):
     config.save(tmp_path / "my.yaml")
     for verb in ("train", "pretrain"):
         assert main([verb, "--config", str(tmp_path / "my.yaml"), "--resume-from", "runs/a"]) == 0
-        assert calls.calls.pop() == (config, {"resume_from": "runs/a"})
+        assert calls.calls.pop() == (config, {"resume_from": "runs/a", "continue_": False})
     assert main(["train", "--config", "pusht"]) == 0
-    assert calls.calls.pop()[1] == {"resume_from": None}
+    assert calls.calls.pop()[1] == {"resume_from": None, "continue_": False}
+    assert main(["train", "--continue", "--config", "pusht"]) == 0
+    assert calls.calls.pop()[1] == {"resume_from": None, "continue_": True}
     assert main(["evaluate", "--config", "pusht", "--checkpoint", "runs/a", "--against", "runs/b"]) == 0
     assert calls.calls.pop()[1] == {"checkpoint": "runs/a", "against": "runs/b", "output": None}
 
 
 def test_a_verb_of_two_words(calls, capsys):
     assert main(["policy", "train", "policy.lr=1e-4", "--config", "pusht", "--resume-from", "runs/a"]) == 0
-    assert calls.calls.pop() == (load_config("pusht", "policy.lr=1e-4"), {"resume_from": "runs/a"})
+    assert calls.calls.pop() == (load_config("pusht", "policy.lr=1e-4"), {"resume_from": "runs/a", "continue_": False})
     calls.then = lambda: int("x")
     assert main(["policy", "train", "--config", "pusht"]) == 1
     assert capsys.readouterr().err.startswith("vampo policy train: ")

@@ -9,7 +9,7 @@ import torch
 
 import vampo_core
 from vampo_core.config import load_config
-from vampo_core.pipeline.prepare import prepare_clips
+from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.training.run_folder import RunFolder
 
 ROOT = Path(os.environ.get("VAMPO_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))

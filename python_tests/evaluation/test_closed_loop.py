@@ -14,7 +14,7 @@ import pytest
 from leftovers import leftover_of
 from scipy import stats
 
-from vampo_core.cli.commands import closed_loop_table, comparison_line
+from vampo_core.cli.tables import closed_loop_table, comparison_line
 from vampo_core.data.video import count_frames
 from vampo_core.envs import SimulatorError, workers
 from vampo_core.evaluation import closed_loop
@@ -360,7 +360,7 @@ def test_what_the_command_says():
     assert "all " not in closed_loop_table({"expert": evaluate(None, num_episodes=1)})
     before, after = made_up([1, 0, 0, 0], [0.5] * 4), made_up([1, 1, 1, 0], [0.75] * 4)
     text = comparison_line(compare(before, after))
-    assert "success +50.0%" in text and "2 solved by the first alone, 0 by the second" in text
+    assert "success +50.0%" in text and "2 solved only by the first, 0 only by the second" in text
     assert text.endswith("largest coverage +0.250")
     text = comparison_line(compare(made_up([1, 0]), made_up([1, 0])))
     assert text.startswith("success +0.0% on the same 2 episodes, none of which differs; 0 ") and text.endswith(

@@ -193,8 +193,8 @@ pretraining and policies, and pretraining's running mean, stand in their own sec
 
 def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):
     tiny_run.write_dataset(tmp_path / "data")
-    monkeypatch.setattr("vampo_core.pipeline.prepare.record", lambda *args, **options: None)  # the episodes are there
-    monkeypatch.setattr("vampo_core.api.evaluate_closed_loop", lambda *args, **options: None)
+    monkeypatch.setattr("vampo_core.pipeline.clips.record", lambda *args, **options: None)  # the episodes are there
+    monkeypatch.setattr("vampo_core.pipeline.closed_loop.evaluate_closed_loop", lambda *args, **options: None)
     config, seen = tiny_run.settings(tmp_path, "data.env=pusht"), {}
     base, started = f"run.dir={tmp_path}/base", f"model.pretrained={tmp_path}/base"
     policy = [f"run.dir={tmp_path}/policy", "policy.num_steps=2", "policy.train_predictor=true"]

@@ -13,7 +13,7 @@ _CONFIG = Path(package.__file__).parent
 _PAGES = [_CONFIG.parent / "report", *(_CONFIG.parent / "pipeline" / name for name in ("summary.py", "pages.py"))]
 _VIEWS = {"overrides", "unet_options", "roots", "image_size"}
 """Methods and properties of sections that hand their fields on."""
-_NAMING = {"data_settings", "base_config"}
+_NAMING = {"deciding", "base_config"}
 """Functions that name folders after settings, which uses none of them."""
 
 

@@ -13,7 +13,8 @@ from vampo_core.data.video import count_frames, read_frames
 from vampo_core.evaluation.panels import _GAP, _LABEL_HEIGHT, colour_map, frame_error, side_by_side
 from vampo_core.evaluation.predictor import predict
 from vampo_core.pipeline import sample as sampling
-from vampo_core.pipeline.prepare import load_predictor, open_dataset
+from vampo_core.pipeline.clips import open_dataset
+from vampo_core.pipeline.predictor import load_predictor
 
 SIDE = 192  # of a panel: 32 pixels enlarged
 
@@ -63,7 +64,7 @@ def sampled(tiny_run, tmp_path, monkeypatch):
 
 
 def same(latents, expected):
-    """Whether the same was predicted, up to what a model that is loaded anew rounds differently."""
+    """Whether the same was predicted, up to the rounding of a model that is loaded again."""
     return torch.allclose(latents, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -108,7 +109,7 @@ def test_held_out_clips_are_rows(tiny_run, tmp_path, capsys):
     ("arguments", "code", "words"),
     [
         (["--image", "IMAGE"], 2, "instruction is None"),
-        (["--image", "IMAGE", "--video", "b.mp4", "--instruction", "go"], 2, "one of them at most"),
+        (["--image", "IMAGE", "--video", "b.mp4", "--instruction", "go"], 2, "at most one of them"),
         (["--output", "out.avi"], 2, "expected a name that ends in .mp4"),
         (["--num-samples", "0"], 2, "num_samples is 0"),
         (["--image", "none.png", "--instruction", "go"], 1, "none.png"),

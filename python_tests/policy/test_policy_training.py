@@ -16,11 +16,10 @@ import vampo_core
 from vampo_core import Policy
 from vampo_core.cli import parser as cli
 from vampo_core.config import ConfigError, load_config
-from vampo_core.data.clips import ClipDataset, collate
+from vampo_core.data.clips import ClipDataset, Clips, collate
 from vampo_core.data.episode import EpisodeError
 from vampo_core.data.formats.recorded import episode_folder
 from vampo_core.models import VideoPredictor
-from vampo_core.pipeline.prepare import Clips
 from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.vpp.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.vpp.feature_cache import FeatureCache

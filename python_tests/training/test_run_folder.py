@@ -145,6 +145,18 @@ def test_resume_continues_the_metrics_as_if_uninterrupted(config, finished, tmp_
     assert (finished / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
 
 
+def test_a_path_may_be_written_differently_on_resume(config, tmp_path):
+    started = load_config(config, f"model.pretrained={tmp_path / 'base'}")
+    with RunFolder(started) as folder:
+        work(folder, range(1, 4))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for same in (tmp_path / "link" / "base", tmp_path / "runs" / ".." / "base"):
+        assert RunFolder.check(load_config(config, f"model.pretrained={same}"), resume_from=folder.path)
+    for other in (tmp_path / "other", "null"):
+        with pytest.raises(ConfigError, match=r"model\.pretrained is .*, expected"):
+            RunFolder.check(load_config(config, f"model.pretrained={other}"), resume_from=folder.path)
+
+
 def test_resume_may_extend_a_run_but_not_change_its_settings(config, finished):
     with RunFolder(load_config(config, "run.eval_every=500", "run.save_every=7"), resume_from=finished):
         assert load_config(finished).run.eval_every == 500

@@ -28,10 +28,13 @@ from vampo_core.cli.parser import main
 from vampo_core.config import ConfigError
 from vampo_core.models.codecs.codec import LatentCodec
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.pipeline.prepare import base_config, load_predictor, new_predictor, prepare_codec
+from vampo_core.pipeline.base import base_config
+from vampo_core.pipeline.codec import prepare_codec
+from vampo_core.pipeline.predictor import load_predictor, new_predictor
 from vampo_core.training import loop
 from vampo_core.training.checkpoint import find_checkpoint
 from vampo_core.training.optimizer import NonFiniteError
+from vampo_core.training.pretrain import Pretrainer
 
 
 def broken_in(iteration, value=math.nan, clip=1):
@@ -211,7 +214,7 @@ def test_the_command_line_from_nothing_to_a_trained_model(tmp_path, preset, caps
     assert report.stat().st_mtime_ns > before
     assert main([*arguments, "run.overwrite=true", "optim.lr=1e-5"]) == 0
     assert "(found)" in capsys.readouterr().out
-    assert [path.name[:5] for path in (tmp_path / "runs").iterdir() if path.name != "a"] == ["base-"]
+    assert [path.name[:5] for path in (tmp_path / "runs").glob("[!.]*") if path.name != "a"] == ["base-"]
 
     assert main([*arguments, "grpo.num_generation=4"]) == 2
     assert "did you mean 'grpo.num_generations'" in capsys.readouterr().err
@@ -272,7 +275,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path, monkeypatch, br
 
 def test_an_interrupt_while_the_base_is_pretrained_ends_the_command(tmp_path, preset, monkeypatch, capsys):
     """Nobody wants VAMPO on a base that is half trained."""
-    iterate, calls = api.Pretrainer.iterate, []
+    iterate, calls = Pretrainer.iterate, []
 
     def interrupted(pretrainer, iteration, batches):
         calls.append(iteration)
@@ -280,11 +283,11 @@ def test_an_interrupt_while_the_base_is_pretrained_ends_the_command(tmp_path, pr
             os.kill(os.getpid(), signal.SIGINT)
         return iterate(pretrainer, iteration, batches)
 
-    monkeypatch.setattr(api.Pretrainer, "iterate", interrupted)
+    monkeypatch.setattr(Pretrainer, "iterate", interrupted)
     assert main(["train", "--config", "bridge", *preset]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert calls == [1, 2] and not (tmp_path / "runs" / "a" / "config.yaml").exists()
-    monkeypatch.setattr(api.Pretrainer, "iterate", lambda *args: calls.append(args[1]) or iterate(*args))
+    monkeypatch.setattr(Pretrainer, "iterate", lambda *args: calls.append(args[1]) or iterate(*args))
     assert main(["train", "--config", "bridge", *preset]) == 0
     assert calls == [1, 2, 3, 4]
 

@@ -24,27 +24,32 @@ EXPECTED_ERRORS = (
     *(ValueError, OSError, ImportError, ArithmeticError, CheckpointError, EpisodeError),
     *(SimulatorError, BrokenProcessPool, torch.OutOfMemoryError),
 )
-"""What wrong data, a full disk or device, a killed worker or a diverged run raise: told in one line. Anything else is a
-bug, with traceback."""
+"""Errors from wrong data, a full disk or device, a killed worker or a diverged run: reported in one line. Any other
+error is a bug and keeps its traceback."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of one verb, handed to its handler as the keyword argument of the same name."""
+    """An option of a verb: ``num_samples`` is ``--num-samples``, and a keyword argument of the verb's handler.
+
+    A name that Python reserves has an underscore at its end: ``continue_`` is ``--continue``.
+    """
 
     name: str
     help: str
     required: bool = False
     type: Callable[[str], Any] = str
     default: Any = None
+    metavar: str = "FOLDER"
+    is_flag: bool = False
 
 
 @dataclass(frozen=True)
 class Verb:
     """A subcommand.
 
-    ``handler`` is ``"module:function"``, called as ``function(config, **options)`` and imported only then; it returns
-    an exit code, or None for success.
+    ``handler`` is ``"module:function"``, called as ``function(config, **options)``. The module is imported when the
+    configuration has been read. The function returns an exit code, or None for success.
     """
 
     handler: str
@@ -52,54 +57,76 @@ class Verb:
     options: tuple[Option, ...] = ()
 
 
-_RESUME = Option("resume_from", "run folder or checkpoint to continue from")
-_GROUPS = {"policy": "the action model"}
-"""First words of verbs of two words, and what these are about."""
+_CHECKPOINT = Option("checkpoint", "run folder, checkpoint or model folder", required=True)
+_TRAINING = (
+    Option(
+        "continue_",
+        "continue the run in run.dir where it was stopped; begin it if there is none, and do nothing if it is complete",
+        is_flag=True,
+    ),
+    Option("resume_from", "run folder or checkpoint to continue from; later checkpoints are deleted"),
+)
+_GROUPS = {"policy": "train the robot policy, or try it in a simulator"}
+"""First words of verbs that have two words."""
 VERBS = {
-    "record": Verb("vampo_core.cli.commands:record", "record expert episodes from a simulator"),
-    "encode": Verb("vampo_core.cli.commands:encode", "turn recorded videos into latents"),
-    "pretrain": Verb("vampo_core.cli.commands:pretrain", "train a base predictor on expert videos", (_RESUME,)),
-    "train": Verb("vampo_core.cli.commands:train", "post-train a predictor with VAMPO", (_RESUME,)),
+    "record": Verb("vampo_core.cli.commands:record", "record expert episodes in a simulator"),
+    "encode": Verb("vampo_core.cli.commands:encode", "encode the videos of a dataset as latents"),
+    "pretrain": Verb("vampo_core.cli.commands:pretrain", "train a base video predictor on expert videos", _TRAINING),
+    "train": Verb("vampo_core.cli.commands:train", "post-train a video predictor with VAMPO", _TRAINING),
     "policy train": Verb(
-        "vampo_core.cli.commands:train_policy", "train a policy on a predictor's features", (_RESUME,)
+        "vampo_core.cli.commands:train_policy", "train a policy on the features of a video predictor", _TRAINING
     ),
     "policy eval": Verb(
         "vampo_core.cli.commands:evaluate_policy",
-        "let a policy act in the simulator and count what it gets done",
+        "let a policy act in a simulator and measure its success",
         (
-            Option("checkpoint", "run folder, checkpoint or policy folder; without it the simulator's expert acts"),
-            Option("against", "another policy, compared with it episode by episode"),
-            Option("output", "folder of episodes and videos (default: <run.dir>/closed_loop)"),
+            Option("checkpoint", "run folder, checkpoint or policy folder (default: the simulator's own expert acts)"),
+            Option("against", "another policy, which acts in the same episodes and is compared with the first"),
+            Option("output", "folder for episodes and videos (default: <run.dir>/closed_loop)"),
         ),
     ),
     "evaluate": Verb(
         "vampo_core.cli.commands:evaluate",
-        "measure a predictor on held-out clips",
+        "measure a video predictor on held-out clips",
         (
-            Option("checkpoint", "run folder, checkpoint or model folder", required=True),
-            Option("against", "another one, compared with it clip by clip"),
-            Option("output", "JSON file for the results"),
+            _CHECKPOINT,
+            Option("against", "another predictor, which predicts the same clips and is compared with the first"),
+            Option("output", "JSON file for the results", metavar="FILE"),
         ),
     ),
     "sample": Verb(
         "vampo_core.cli.commands:sample",
-        "predict videos from a first frame and an instruction, or of held-out clips",
+        "predict videos and write them as an mp4 file",
         (
-            Option("checkpoint", "run folder, checkpoint or model folder", required=True),
-            Option("output", "mp4 file to write", required=True),
-            Option("image", "picture of the first frame"),
-            Option("video", "video whose first frame is given, and which is shown beside the predictions"),
-            Option("instruction", "what the robot is told to do; held-out clips have their own"),
-            Option("num_samples", "videos of each first frame (default: 1)", type=int, default=1),
-            Option("num_clips", "held-out clips, without --image and --video (default: 4)", type=int, default=4),
+            _CHECKPOINT,
+            Option("output", "mp4 file to write", required=True, metavar="FILE"),
+            Option("image", "image to use as the first frame (default: held-out clips)", metavar="FILE"),
+            Option("video", "video to take the first frame from, and to show beside the predictions", metavar="FILE"),
+            Option(
+                "instruction", "what the robot should do; held-out clips have their own instructions", metavar="TEXT"
+            ),
+            Option("num_samples", "videos for each first frame (default: 1)", type=int, default=1, metavar="N"),
+            Option(
+                "num_clips",
+                "held-out clips, without --image and --video (default: 4)",
+                type=int,
+                default=4,
+                metavar="N",
+            ),
         ),
     ),
     "chain": Verb(
         "vampo_core.cli.commands:chain",
-        "record, pretrain, post-train, train policies and try them, on one page",
-        (Option("until", "last stage to run: data, base, vampo, features or policies (default: all)"),),
+        "do everything: record, pretrain, post-train, train policies, try them, and report",
+        (
+            Option(
+                "until",
+                "last stage to run: data, base, vampo, features or policies (default: all stages)",
+                metavar="STAGE",
+            ),
+        ),
     ),
-    "report": Verb("vampo_core.cli.commands:report", "write report.html of the run in run.dir"),
+    "report": Verb("vampo_core.cli.commands:report", "write the report of the run in run.dir as an HTML page"),
 }
 
 
@@ -138,31 +165,53 @@ def _handler(verb: Verb) -> Callable[..., Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vampo", description="Reinforcement-learning post-training of video action models.", allow_abbrev=False
+        prog="vampo",
+        description="Post-train video action models with reinforcement learning. `vampo VERB --help` shows the options "
+        "of a verb.",
+        epilog="A first run, in minutes on a CPU: vampo train --config pusht --continue",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vampo_core {version()}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs")
     groups = {"": verbs}
     for name, verb in VERBS.items():
         first, _, second = name.rpartition(" ")
         if first not in groups:
-            about = _GROUPS[first]
-            group = verbs.add_parser(first, help=about, description=f"{about[0].upper()}{about[1:]}.")
-            groups[first] = group.add_subparsers(required=True, metavar="VERB")
+            group = verbs.add_parser(first, help=_GROUPS[first], description=_sentence(_GROUPS[first]))
+            groups[first] = group.add_subparsers(required=True, metavar="VERB", title="verbs")
         sub = groups[first].add_parser(
-            second, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}.", allow_abbrev=False
-        )
+            second, help=verb.help, description=_sentence(verb.help), allow_abbrev=False,
+            usage=f"vampo {name} --config FILE|PRESET{_required(verb)} [options] [key=value ...]",
+        )  # fmt: skip
         sub.set_defaults(verb=name)
         sub.add_argument(
             "--config", required=True, metavar="FILE|PRESET",
             help=f"YAML file, run folder or preset ({', '.join(presets())})",
         )  # fmt: skip
         for option in verb.options:
-            flag = f"--{option.name.replace('_', '-')}"
-            sub.add_argument(
-                flag, dest=option.name, required=option.required, help=option.help, type=option.type,
-                default=option.default,
-            )  # fmt: skip
+            _add_option(sub, option)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as grpo.num_generations=8")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="key=value",
+            help="settings that replace those of the configuration, such as grpo.num_generations=8",
+        )  # fmt: skip
     return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    flag = f"--{option.name.strip('_').replace('_', '-')}"
+    if option.is_flag:
+        parser.add_argument(flag, dest=option.name, action="store_true", help=option.help)
+        return
+    parser.add_argument(
+        flag, dest=option.name, required=option.required, help=option.help, type=option.type,
+        default=option.default, metavar=option.metavar,
+    )  # fmt: skip
+
+
+def _required(verb: Verb) -> str:
+    return "".join(f" --{option.name} {option.metavar}" for option in verb.options if option.required)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

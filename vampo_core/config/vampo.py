@@ -19,7 +19,7 @@ from vampo_core.config.sections import (
     SamplerConfig,
 )
 from vampo_core.config.yaml_text import dump
-from vampo_core.files.atomic import write_text
+from vampo_core.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,6 +189,16 @@ def collate(items: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     return batch
 
 
+@dataclass(frozen=True)
+class Clips:
+    """Training and held-out clips of different episodes."""
+
+    train: tuple[ClipDataset, ...]
+    """Training clips, one dataset for each folder of ``data.root``."""
+    held_out: ClipDataset
+    """Clips that nothing is trained on."""
+
+
 def clip_loader(
     datasets: Sequence[ClipDataset],
     *,

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vampo_core.files.atomic import publish, temporary_beside
+from vampo_core.files import publish, temporary_beside
 
 _HEADER = "vampo_core"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from vampo_core.files.atomic import write_text
+from vampo_core.files import write_text
 
 Row = TypeVar("Row")
 

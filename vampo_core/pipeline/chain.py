@@ -1,25 +1,32 @@
-"""The whole chain: expert episodes, base predictor, VAMPO, policies on both, and what each gets done in the simulator.
+"""The whole chain: expert episodes, base predictor, VAMPO, policies on both, and their success in the simulator.
 
-Every stage has a folder beside ``run.dir`` that is named after all it depends on, its predictor's weights too. What
-is there and complete is found again, what is there in part is continued, and a change makes new folders from there on.
+Every stage has a folder beside ``run.dir``, whose name follows from everything that decides its result, including its
+predictor's weights. A complete stage is found again, an unfinished one is continued, and a change makes new folders
+from the stage that it concerns on.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from vampo_core import api, envs
+from vampo_core import envs
 from vampo_core.config import ConfigError, PolicyConfig, VampoConfig
 from vampo_core.evaluation.episodes import ClosedLoopResult
 from vampo_core.evaluation.predictor import EvalResult
-from vampo_core.pipeline.prepare import data_settings, digest, open_dataset, policy_predictor
+from vampo_core.pipeline.base import base_checkpoint
+from vampo_core.pipeline.clips import open_dataset
+from vampo_core.pipeline.closed_loop import simulator_of
+from vampo_core.pipeline.deciding import deciding
+from vampo_core.pipeline.names import beside_run, digest
+from vampo_core.pipeline.policy import cache_features, check_cacheable
+from vampo_core.pipeline.predictor import policy_predictor
+from vampo_core.pipeline.runs import POLICY, VAMPO, E, RunKind, completed, find_continue_or_begin
 from vampo_core.policy.vpp.evaluation import PolicyEvalResult
 from vampo_core.policy.vpp.settings import ARCHITECTURE
 from vampo_core.report.values import ChainResult
-from vampo_core.training.checkpoint import Checkpoints, read_counters, step_of
+from vampo_core.training.checkpoint import read_counters, step_of
 from vampo_core.training.loop import TrainResult
-from vampo_core.training.run_folder import continued
 
 CONTROL, EXPERT = "latents", "expert"
 POLICIES: dict[str, Literal["predictive", "latents"]] = {
@@ -27,79 +34,71 @@ POLICIES: dict[str, Literal["predictive", "latents"]] = {
     "vampo": "predictive",
     CONTROL: "latents",
 }
-"""Policies by name, each with what it sees: features of the base, of the post-trained predictor, or no prediction."""
+"""What each policy sees: features of the base, features of the post-trained predictor, or no prediction."""
 DESCRIPTIONS = {
     "base": "features of the base",
     "vampo": "features after VAMPO",
-    CONTROL: "the current frame's latents alone",
+    CONTROL: "only the current frame's latents",
     EXPERT: "the simulator's expert",
 }
-"""What acts in the closed loop, in words: policies by what they see, and the expert."""
+"""What acts in the closed loop, in words."""
 STAGES = ("data", "base", "vampo", "features", "policies", "closed_loop")
-"""In their order; each needs those before it."""
+"""Stages in their order; each needs those before it."""
 
 
-def run_chain(config: VampoConfig | str | Path, *overrides: str) -> ChainResult:
-    """Run what is missing of the chain.
+@dataclass(frozen=True)
+class Calls:
+    """The calls that the stages make; they live above this module, in :mod:`vampo_core.api`."""
 
-    Call it from under ``if __name__ == "__main__":``, as simulators run in processes of their own.
+    train: Callable[..., TrainResult[EvalResult]]
+    train_policy: Callable[..., TrainResult[PolicyEvalResult]]
+    evaluate_policy: Callable[..., ClosedLoopResult]
+
+
+class Chain:
+    """The stages of the chain: each is a method that needs those before it.
+
+    ``features`` is the exception: policies compute the features that are missing.
 
     Args:
-        config: a configuration, the path of one, or a preset's name, such as ``"pusht"``.
-        overrides: settings to change, such as ``"policy.num_steps=1000"``.
+        config: configuration of all stages.
+        calls: calls that train and evaluate.
 
     Raises:
-        ConfigError: a setting is wrong, or there is no simulator.
-        ImportError: a simulator is not installed or cannot render.
-        SimulatorError: a simulator cannot be made or reset.
-        KeyboardInterrupt: a stage was interrupted; the same call continues there.
+        ConfigError: a setting is wrong for a chain.
     """
-    chain = _Chain(api.configured(config, overrides))
-    chain.run("closed_loop")
-    best = chain.predictors["vampo"]
-    latest = {name: chain.folders[f"policy-{name}"] / "checkpoints" / "latest" for name in POLICIES}
-    return ChainResult(
-        folders=chain.folders,
-        base=EvalResult.from_dict(read_counters(best)["before"]),
-        vampo=EvalResult.from_dict(read_counters(best)["last"]),
-        best_iteration=step_of(best),
-        policies={name: PolicyEvalResult.from_dict(read_counters(latest[name])["last"]) for name in POLICIES},
-        closed_loop=chain.loops,
-    )
 
-
-def run_stages(config: VampoConfig | str | Path, *overrides: str, until: str) -> dict[str, Path]:
-    """Run what is missing of the chain up to one of :data:`STAGES`; the rest is as in :func:`run_chain`.
-
-    Returns:
-        Folders by stage, of policies and features one each.
-    """
-    if until not in STAGES:
-        raise ConfigError(f"until is {until!r}, expected one of {', '.join(STAGES)}")
-    chain = _Chain(api.configured(config, overrides))
-    chain.run(until)
-    return chain.folders
-
-
-class _Chain:
-    """The stages, each a method that needs those before it, but for ``features``: policies compute what they lack."""
-
-    def __init__(self, config: VampoConfig) -> None:
+    def __init__(self, config: VampoConfig, calls: Calls) -> None:
         _check(config)
-        self.config = config
+        self.config, self.calls = config, calls
         self.folders: dict[str, Path] = {}
         self.predictors: dict[str, Path] = {}  # by the names of the policies that stand on them
         self.loops: dict[str, ClosedLoopResult] = {}
         self._contents: dict[str, str] = {}  # fingerprints of predictors
-        evaluation = config.to_dict()["evaluation"]
-        self._common = {"data": data_settings(config), "evaluation": evaluation, "seed": config.run.seed}
-        digits = digest([config.data.env, config.data.resolution])
-        self._closed_loop = Path(config.run.dir).parent / f"closed_loop-{digits}"
+        digits = digest([simulator_of(config), config.data.resolution])
+        self._closed_loop = beside_run(config, f"closed_loop-{digits}")
+
+    def finish(self) -> ChainResult:
+        """Run what is missing of all stages."""
+        self.run("closed_loop")
+        best = self.predictors["vampo"]
+        latest = {name: self.folders[f"policy-{name}"] / "checkpoints" / "latest" for name in POLICIES}
+        return ChainResult(
+            folders=self.folders,
+            base=EvalResult.from_dict(read_counters(best)["before"]),
+            vampo=EvalResult.from_dict(read_counters(best)["last"]),
+            best_iteration=step_of(best),
+            policies={name: PolicyEvalResult.from_dict(read_counters(latest[name])["last"]) for name in POLICIES},
+            closed_loop=self.loops,
+        )
 
     def run(self, until: str) -> None:
+        """Run what is missing of the stages up to one of :data:`STAGES`."""
+        if until not in STAGES:
+            raise ConfigError(f"until is {until!r}, expected one of {', '.join(STAGES)}")
         if until == "features":
-            api.check_cacheable(self.config)
-        if until == "closed_loop" and not self._closed_loop.exists():  # else simulators have been there before
+            check_cacheable(self.config)
+        if until == "closed_loop" and not self._closed_loop.exists():  # otherwise the simulators have worked before
             _check_simulators(self.config)
         for stage in STAGES[: STAGES.index(until) + 1]:
             if stage != "features" or until == stage:  # caches may have been deleted since policies were trained
@@ -110,22 +109,19 @@ class _Chain:
         self._note("data", open_dataset(self.config).root)
 
     def base(self) -> None:
-        """The predictor that all starts from."""
-        path = Path(self.config.model.pretrained or api.base_checkpoint(self.config))
+        """The predictor that everything starts from."""
+        path = Path(self.config.model.pretrained or base_checkpoint(self.config))
         self._note("base", path)
         content = policy_predictor(self.config, path).fingerprint()
         for name in ("base", CONTROL):
             self.predictors[name], self._contents[name] = path, content
 
     def vampo(self) -> None:
-        """Its post-training, of which policies see the best checkpoint."""
-        config, settings = self.config, self.config.to_dict()
+        """The post-training of the base. Policies see its best checkpoint."""
+        config = self.config
         started = replace(config, model=replace(config.model, pretrained=str(self.predictors["base"])))
-        sections = {name: settings[name] for name in ("grpo", "sampler", "reward", "optim", "model")}
-        sections["model"]["pretrained"] = None  # what lies there counts, not where
-        # the interval of evaluations is among them: it decides which checkpoints can be the best
-        depends_on = [self._contents["base"], sections, self._common, config.run.eval_every]
-        folder = _stage("vampo", api.train, started, config.grpo.num_iterations, depends_on)
+        decided_by = [self._contents["base"], deciding(config, "vampo")]
+        folder = _stage("vampo", VAMPO, self.calls.train, started, decided_by)
         self.folders["vampo"] = folder
         best = (folder / "checkpoints" / "best").resolve()
         self.predictors["vampo"] = best
@@ -134,28 +130,27 @@ class _Chain:
             print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
 
     def features(self) -> None:
-        """What the predictors show of every recorded frame."""
+        """Features of every recorded frame, from both predictors."""
         for name in ("base", "vampo"):
-            self._note(f"features-{name}", api.cache_features(replace(self.config, policy=self._policy(name))))
+            self._note(f"features-{name}", cache_features(replace(self.config, policy=self._policy(name))))
 
     def policies(self) -> None:
-        """Policies that differ in what they see alone."""
+        """Policies that differ only in what they see."""
         made: dict[str, Path] = {}
         for name in POLICIES:
-            policy = self._policy(name)
-            depends_on = [ARCHITECTURE, self._contents[name], asdict(replace(policy, predictor=None)), self._common]
-            same = made.get(digest(depends_on))  # VAMPO's best checkpoint may be the base
-            call, config = api.train_policy, replace(self.config, policy=policy)
-            folder = same or _stage(f"policy-{name}", call, config, policy.num_steps, depends_on)
-            made[digest(depends_on)] = self.folders[f"policy-{name}"] = folder
+            config = replace(self.config, policy=self._policy(name))
+            decided_by = [ARCHITECTURE, self._contents[name], deciding(config, "policy")]
+            same = made.get(digest(decided_by))  # VAMPO's best checkpoint may be the base
+            folder = same or _stage(f"policy-{name}", POLICY, self.calls.train_policy, config, decided_by)
+            made[digest(decided_by)] = self.folders[f"policy-{name}"] = folder
 
     def closed_loop(self) -> None:
-        """What policies and expert get done, all in the same episodes."""
+        """Episodes of all policies and of the expert, which have the same seeds."""
         self._note("closed_loop", self._closed_loop)
         for name in (*POLICIES, EXPERT):
             print(f"closed loop: {name}")
             policy = self.folders.get(f"policy-{name}")
-            self.loops[name] = api.evaluate_policy(policy, self.config, output=self._closed_loop)
+            self.loops[name] = self.calls.evaluate_policy(policy, self.config, output=self._closed_loop)
 
     def _policy(self, name: str) -> PolicyConfig:
         policy, features = self.config.policy, POLICIES[name]
@@ -168,8 +163,8 @@ class _Chain:
 
 
 def _check(config: VampoConfig) -> None:
-    """Tell what is wrong before hours go into the stages before it."""
-    if config.data.env is None:
+    """Refuse settings before hours go into the stages before those that need them."""
+    if simulator_of(config) is None:
         raise ConfigError("data.env is None, expected the simulator that episodes are recorded and policies tried in")
     policy = config.policy
     if policy.predictor is not None:
@@ -190,10 +185,10 @@ def _check(config: VampoConfig) -> None:
 
 
 def _check_simulators(config: VampoConfig) -> None:
-    for name in envs.split_names(config.data.env or ""):
+    for name in envs.split_names(simulator_of(config) or ""):
         env = envs.make(name, image_size=config.data.resolution)
         try:
-            env.reset(seed=0)  # pictures need more than the simulator
+            env.reset(seed=0)  # images need more than the simulator
         except ImportError:  # says what to install
             raise
         except Exception as error:
@@ -203,23 +198,14 @@ def _check_simulators(config: VampoConfig) -> None:
 
 
 def _stage(
-    name: str, call: Callable[..., TrainResult[Any]], config: VampoConfig, num_steps: int, depends_on: object
+    name: str,
+    kind: RunKind[E],
+    train: Callable[..., TrainResult[E]],
+    config: VampoConfig,
+    decided_by: object,
 ) -> Path:
-    """The folder of a training run, which is begun, continued, or found complete."""
-    folder = Path(config.run.dir).parent / f"{name}-{digest(depends_on)}"
-    latest = Checkpoints(folder / "checkpoints").latest
-    if latest is not None and step_of(latest) >= num_steps:
-        print(f"{name}: {folder} (found)")
-        return folder
-    print(f"{name}: {folder}" + (" (continued)" if latest else ""))
-    run = replace(config.run, dir=str(folder), overwrite=folder.exists() and latest is None)
-    config = replace(config, run=run)
-    if latest is not None:  # what the stage does not depend on may have changed since, and its predictor been moved
-        own = continued(config, folder)
-        model = replace(own.model, pretrained=config.model.pretrained)
-        config = replace(own, model=model, policy=replace(own.policy, predictor=config.policy.predictor))
-        config.save(folder / "config.yaml")
-    result = call(config, resume_from=folder if latest else None)
-    if result.interrupted:
-        raise KeyboardInterrupt(f"interrupted in {folder}; the same call continues there")
+    """The folder of a training run, which is found complete, continued or begun."""
+    folder = beside_run(config, f"{name}-{digest(decided_by)}")
+    config = replace(config, run=replace(config.run, dir=str(folder)))
+    completed(find_continue_or_begin(kind, config, train, label=name, named=True))
     return folder

@@ -1,4 +1,4 @@
-"""Videos from a first frame and an instruction."""
+"""Videos predicted from a first frame and an instruction."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from vampo_core.data.video import count_frames, read_frames, resize_frames
 from vampo_core.evaluation.panels import save_video, side_by_side
 from vampo_core.evaluation.predictor import decode_video, held_out_batch, predict
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.pipeline.prepare import inference_predictor, prepare_clips
+from vampo_core.pipeline.clips import prepare_clips
+from vampo_core.pipeline.predictor import inference_predictor
 
 
 def sample_videos(
@@ -27,34 +28,35 @@ def sample_videos(
     num_samples: int = 1,
     num_clips: int = 4,
 ) -> Path:
-    """Predict videos and write them side by side, beside the expert's where there is one, as an mp4 file.
+    """Predict videos and write them as an mp4 file, side by side, with the expert's video if there is one.
 
     Args:
         checkpoint: model folder, checkpoint or run folder.
-        config: how videos are sampled; noise follows from ``evaluation.seed``.
-        output: the file, ``*.mp4``.
-        image: first frame, brought to ``data.resolution``.
-        video: its first frame is the given one; its frames are chosen as from an episode and shown as the expert's.
-        instruction: what the robot is told to do; by default the clip's own, which an image or a video has not.
-        num_samples: videos of each first frame.
-        num_clips: held-out clips, where neither an image nor a video is given.
+        config: configuration of the sampler; the noise follows from ``evaluation.seed``.
+        output: file to write, ``*.mp4``.
+        image: image to use as the first frame, resized to ``data.resolution``.
+        video: video to take the first frame from. Its frames are chosen as those of an episode and shown as the
+            expert's.
+        instruction: what the robot should do. Held-out clips have their own instruction, an image or a video needs one.
+        num_samples: number of videos for each first frame.
+        num_clips: number of held-out clips, used without ``image`` and ``video``.
 
     Raises:
-        ConfigError: arguments do not go together.
-        ValueError: there is no predictor, or it cannot decode what it predicts.
+        ConfigError: an argument is wrong, or two of them exclude each other.
+        ValueError: there is no predictor, or its codec cannot decode.
         OSError: a file cannot be read or written.
     """
     output = Path(output)
     if output.suffix != ".mp4":
         raise ConfigError(f"output is {str(output)!r}, expected a name that ends in .mp4")
     if image is not None and video is not None:
-        raise ConfigError(f"image is {str(image)!r} and video is {str(video)!r}, expected one of them at most")
+        raise ConfigError(f"image is {str(image)!r} and video is {str(video)!r}, expected at most one of them")
     for name, number in (("num_samples", num_samples), ("num_clips", num_clips)):
         if number < 1:
             raise ConfigError(f"{name} is {number}, expected at least 1")
     model = inference_predictor(config, checkpoint)
     if not model.codec.can_decode:
-        raise ValueError(f"{checkpoint} was trained on ready-made latents and has no codec to decode videos with")
+        raise ValueError(f"{checkpoint} was trained on ready-made latents and has no codec to decode videos")
     has_expert = image is None
     if image is None and video is None:
         batch = held_out_batch(prepare_clips(config, model.codec).held_out, num_clips)
@@ -62,7 +64,7 @@ def sample_videos(
             batch["instruction"] = [instruction] * len(batch["instruction"])
     else:
         if instruction is None and model.text_encoder is not None:
-            raise ConfigError("instruction is None, expected a text: an image or a video does not tell what to do")
+            raise ConfigError("instruction is None, expected a text: an image or a video does not say what to do")
         frames = _image_frames(image, config) if image is not None else _video_frames(Path(video or ""), config)
         batch = _batch(model, frames, instruction or "")
     latents = predict(
@@ -83,13 +85,13 @@ def sample_videos(
 
 
 def _batch(model: VideoPredictor, frames: Tensor, instruction: str) -> dict[str, Any]:
-    """One clip as the data loader would give it."""
+    """One clip, in the form in which the data loader gives it."""
     device = model.device
     latents = model.codec.encode(frames.to(device)).cpu()  # [F, C, h, w]
     return {"latents": latents.unsqueeze(0), "instruction": [instruction]}
 
 
-def _image_frames(path: str | Path, config: VampoConfig) -> Tensor:  # [F, 3, H, W], the same F times
+def _image_frames(path: str | Path, config: VampoConfig) -> Tensor:  # [F, 3, H, W], F copies
     with Image.open(path) as file:
         pixels = torch.from_numpy(np.array(file.convert("RGB")))
     return _resized(pixels.unsqueeze(0), config).expand(config.data.num_frames, -1, -1, -1)

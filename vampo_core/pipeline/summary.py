@@ -12,7 +12,9 @@ from vampo_core.config import VampoConfig
 from vampo_core.evaluation.panels import colour_map, frame_error
 from vampo_core.evaluation.predictor import EvalResult, decode_video, held_out_batch, predict, score
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.pipeline.prepare import find_base, inference_predictor, prepare_clips
+from vampo_core.pipeline.base import find_base
+from vampo_core.pipeline.clips import prepare_clips
+from vampo_core.pipeline.predictor import inference_predictor
 from vampo_core.policy.vpp.evaluation import PolicyEvalResult
 from vampo_core.policy.vpp.settings import SETTINGS_FILE, PolicySettings
 from vampo_core.report.values import BASE, EXPERT, ClipVideo, PolicySummary, RunSummary, result_name

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vampo_core.files.atomic import discard, point, publish, remove_leftovers, temporary_beside
+from vampo_core.files import discard, point, publish, remove_leftovers, temporary_beside
 
 TRAINER_STATE = "trainer_state"
 _STATE_FILE = "state.json"

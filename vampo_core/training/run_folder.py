@@ -8,6 +8,7 @@ import yaml
 from filelock import FileLock
 
 from vampo_core.config import ConfigError, VampoConfig, load_config
+from vampo_core.config.load import PATH_KEYS
 from vampo_core.files import LockedError, lock, remove_leftovers, temporary_beside
 from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, step_of
 from vampo_core.training.metrics import MetricsLog
@@ -164,6 +165,8 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
     for section, entries in now.items():
         for name, value in entries.items():
             key, old = f"{section}.{name}", before[section][name]
+            if (section, name) in PATH_KEYS and _is_same_place(value, old):
+                continue
             decay = _DECAYS.get(key)
             if value != old and decay is not None and (steps := now[decay.split(".")[0]]["decay_steps"]):
                 raise ConfigError(
@@ -176,6 +179,11 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
                     "settings; start a new one in another run.dir to change them (a predictor's from model.pretrained="
                     f"{checkpoint})"
                 )
+
+
+def _is_same_place(path: object, other: object) -> bool:
+    """Whether two paths, perhaps written differently, are the same file or folder."""
+    return isinstance(path, str) and isinstance(other, str) and Path(path).resolve() == Path(other).resolve()
 
 
 def _check_writable(path: Path) -> None:

@@ -39,7 +39,7 @@ from vampo_core.data.episode import (
 )
 from vampo_core.data.latent_files import latents_path, read_latents
 from vampo_core.data.video import read_frames, write_video
-from vampo_core.files.atomic import publish, temporary_beside
+from vampo_core.files import publish, temporary_beside
 
 FORMAT, VERSION = "vampo_core.recorded", 1
 INFO = "dataset.json"

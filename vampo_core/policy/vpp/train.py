@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vampo_core.config import PolicyConfig, VampoConfig
+from vampo_core.data.clips import Clips
 from vampo_core.diffusion.noise import stream_seed
 from vampo_core.evaluation.predictor import held_out_batch
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops.philox import philox_normal
-from vampo_core.pipeline.prepare import Clips
 from vampo_core.policy.data import ActionDataset, action_loader
 from vampo_core.policy.vpp.action_head import P_MEAN, P_STD, SIGMA_MAX, SIGMA_MIN, action_loss
 from vampo_core.policy.vpp.evaluation import PolicyEvalResult, evaluate_policy

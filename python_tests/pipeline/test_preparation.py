@@ -17,7 +17,10 @@ from vampo_core.data import EpisodeError, encode, record
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.codecs.codec import LatentCodec, PatchCodec, VAECodec
 from vampo_core.models.svd.folder import load_codec
-from vampo_core.pipeline.prepare import base_config, new_predictor, open_dataset, prepare_clips, prepare_codec
+from vampo_core.pipeline.base import base_config
+from vampo_core.pipeline.clips import open_dataset, prepare_clips
+from vampo_core.pipeline.codec import prepare_codec
+from vampo_core.pipeline.predictor import new_predictor
 
 NAMES = "123456"
 
@@ -111,7 +114,7 @@ def test_a_truncated_video_does_not_keep_the_codec_from_being_fitted(tmp_path):
 def test_the_codec_sees_every_second_frame_of_the_training_episodes(tmp_path, monkeypatch):
     tiny.write_dataset(tmp_path / "data")
     config = tiny.settings(tmp_path)
-    monkeypatch.setattr("vampo_core.pipeline.prepare._CODEC_FRAMES", 9)
+    monkeypatch.setattr("vampo_core.pipeline.codec._CODEC_FRAMES", 9)
     seen = []
     fit = PatchCodec.fit
     monkeypatch.setattr(PatchCodec, "fit", lambda frames, **options: seen.append(frames) or fit(frames, **options))
@@ -209,12 +212,8 @@ def test_videos_are_encoded_on_the_device_of_the_process(tmp_path, monkeypatch):
     config = tiny.settings(tmp_path)
     codec, moved = prepare_codec(config), []
     monkeypatch.setattr(codec, "to", moved.append)
-    monkeypatch.setattr(
-        "vampo_core.pipeline.prepare.new_accelerator", lambda: SimpleNamespace(device="the accelerator")
-    )
-    monkeypatch.setattr(
-        "vampo_core.pipeline.prepare.encode", lambda *a, **b: moved.append("encoded") or encode(*a, **b)
-    )
+    monkeypatch.setattr("vampo_core.pipeline.clips.new_accelerator", lambda: SimpleNamespace(device="the accelerator"))
+    monkeypatch.setattr("vampo_core.pipeline.clips.encode", lambda *a, **b: moved.append("encoded") or encode(*a, **b))
     prepare_clips(config, codec)
     assert moved == ["the accelerator", "encoded", torch.device("cpu")]
 
@@ -241,7 +240,7 @@ def test_a_base_is_named_after_all_it_depends_on(tmp_path):
 
 
 def several(root, *overrides):
-    """Two folders of made-up latents, whose episodes bear the same names."""
+    """Two folders of made-up latents, whose episodes have the same names."""
     for name, number in (("one", 4), ("two", 6)):
         if not (root / name).is_dir():
             tiny.write_latent_dataset(root / name, number)

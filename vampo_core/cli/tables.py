@@ -1,0 +1,94 @@
+"""Results as tables for people, with 95 % intervals."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from vampo_core.evaluation.episodes import ClosedLoopResult, Comparison
+from vampo_core.evaluation.metrics import share_of
+from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.evaluation.statistics import outcome, paired_difference
+from vampo_core.policy.vpp.evaluation import PolicyEvalResult
+
+
+def metrics_table(result: EvalResult) -> str:
+    """Means and 95 % intervals of one predictor."""
+    lines = [_clips(result), f"  {'':8} {'mean':>9}   95 % interval"]
+    for name, metric in result.metrics.items():
+        lines.append(f"  {name:8} {metric.mean:9.4f}{metric.interval('.4f', before='   ')}")
+    return "\n".join(lines)
+
+
+def comparison_table(before: EvalResult, after: EvalResult) -> str:
+    """Before, after and their paired difference, with 95 % intervals."""
+    lines = [
+        _clips(after),
+        f"  {'':8} {'before':>9} {'after':>9} {'change':>8}   paired difference, 95 % interval",
+    ]
+    for name in (name for name in after.metrics if name in before.metrics):
+        old, new = before.metrics[name].mean, after.metrics[name].mean
+        difference = paired_difference(before, after, name)
+        verdict, share = outcome(before, after, name), share_of(name, new - old, old)
+        change = "" if share is None else f"{share:+.1%}"
+        lines.append(
+            f"  {name:8} {old:9.4f} {new:9.4f} {change:>8}   "
+            f"{difference:+.4f}  {verdict if verdict != 'unclear' else ''}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def policy_table(before: PolicyEvalResult, after: PolicyEvalResult) -> str:
+    """Held-out action errors before and after a policy's training."""
+    lines = []
+    for name in ("action_l1", "action_mse"):
+        old, new = getattr(before, name), getattr(after, name)
+        lines.append(f"  {name:10} {old.mean:9.4f} -> {new.mean:.4f}{new.interval('.4f', before='   ')}")
+    return "\n".join(lines)
+
+
+def closed_loop_table(results: Mapping[str, ClosedLoopResult]) -> str:
+    """Success, coverage, length and control rate of each controller, by simulator."""
+    lines = []
+    for name, result in results.items():
+        lines.append(f"{name}: {len(result.episodes)} episodes")
+        rates = result.success_by_env
+        if len(rates) > 1:
+            rates = {"all": result.success} | rates
+        for env, rate in rates.items():
+            lines.append(f"  {env:32} success {rate.mean:6.1%}{rate.interval('.1%', before='   ')}")
+        if (coverage := result.max_coverage) is not None:
+            interval = coverage.interval(".3f", before="   ")
+            lines.append(f"  {'largest coverage':32} {coverage.mean:14.3f}{interval}")
+        lines.append(f"  {'control steps':32} {result.length.mean:14.1f}")
+        if (latency := result.latency) is not None:
+            times = f"p50 {latency.p50_ms:.1f} ms, p99 {latency.p99_ms:.1f} ms, {latency.hz:.0f} Hz"
+            lines.append(f"  {'one action for all slots':32} {times}")
+    return "\n".join(lines)
+
+
+def comparison_line(comparison: Comparison) -> str:
+    """A paired comparison in words."""
+    difference = comparison.max_coverage
+    coverage = "" if difference is None else f"; largest coverage {difference:+.3f}"
+    same = "" if comparison.num_only_before or comparison.num_only_after else ", none of which differs"
+    return (
+        f"success {comparison.success:+.1%} on the same {comparison.num_episodes} episodes{same}; "
+        f"{comparison.num_only_after} solved only by the first, {comparison.num_only_before} only by the second, "
+        f"McNemar p = {comparison.p_value:.2g}{coverage}"
+    )
+
+
+def evaluation_record(result: EvalResult, before: EvalResult | None) -> dict[str, Any]:
+    """What ``vampo evaluate`` writes as JSON: the result, and those of another predictor with the differences."""
+    if before is None:
+        return {"result": result.to_dict()}
+    names = [name for name in result.metrics if name in before.metrics]
+    differences = {name: asdict(paired_difference(before, result, name)) for name in names}
+    return {"result": result.to_dict(), "against": before.to_dict(), "difference": differences}
+
+
+def _clips(result: EvalResult) -> str:
+    episodes = len(set(result.episode_ids))
+    what = "episodes" if episodes > 1 else "clips"
+    samples = f"{result.num_samples} video{'s' if result.num_samples > 1 else ''} each"
+    return f"{result.num_clips} held-out clips of {episodes} episodes, {samples}; intervals over {what}"

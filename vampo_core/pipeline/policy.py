@@ -1,0 +1,70 @@
+"""What a policy is trained on: its predictor, and frames with actions and features."""
+
+from pathlib import Path
+
+from vampo_core.config import ConfigError, VampoConfig
+from vampo_core.models.predictor import VideoPredictor
+from vampo_core.pipeline.base import base_checkpoint
+from vampo_core.pipeline.clips import prepare_clips
+from vampo_core.pipeline.predictor import policy_predictor
+from vampo_core.policy.data import ActionDataset
+from vampo_core.policy.vpp.policy import PREDICTOR
+from vampo_core.policy.vpp.settings import PolicySettings
+from vampo_core.policy.vpp.train import action_datasets
+
+
+def policy_data(
+    config: VampoConfig, checkpoint: Path | None = None
+) -> tuple[VideoPredictor, ActionDataset, ActionDataset]:
+    """The predictor of a policy, and frames of training and held-out episodes.
+
+    Args:
+        config: configuration of the policy's run.
+        checkpoint: checkpoint from which the run continues, with the predictor that it began with: there may be
+            another one by now in the place where the configuration says.
+
+    Raises:
+        ConfigError: ``data.root`` is not one folder, or the predictor does not fit ``policy.feature_layers``.
+        ValueError: the checkpoint is of an older architecture.
+    """
+    if len(config.data.roots) > 1:
+        raise ConfigError(
+            f"data.root is {list(config.data.roots)}, expected one folder: a policy learns from one dataset"
+        )
+    source: str | Path | None = config.policy.predictor or config.model.pretrained
+    if checkpoint is not None:
+        PolicySettings.load(checkpoint)  # an older architecture is refused before features are computed
+        if not (config.policy.train_predictor and config.model.lora):  # adapters are merged into what is saved
+            source = checkpoint / PREDICTOR
+    predictor = policy_predictor(config, source or base_checkpoint(config))
+    clips = prepare_clips(config, predictor.codec)
+    return predictor, *action_datasets(config, predictor, clips, config.data.roots[0])
+
+
+def cache_features(config: VampoConfig) -> Path:
+    """Compute those features of a dataset's frames that are missing for a policy with this configuration.
+
+    :func:`vampo_core.train_policy` does so too, before it trains.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        ConfigError: such a policy uses no cache, or a setting is wrong.
+    """
+    check_cacheable(config)
+    _, dataset, _ = policy_data(config)
+    assert dataset.cache is not None
+    return dataset.cache.folder
+
+
+def check_cacheable(config: VampoConfig) -> None:
+    """Refuse a policy whose features cannot be computed in advance.
+
+    Raises:
+        ConfigError: it sees latents, or trains its predictor.
+    """
+    if config.policy.features != "predictive":
+        raise ConfigError(f"policy.features is {config.policy.features!r}, expected predictive: latents need no cache")
+    if config.policy.train_predictor:
+        raise ConfigError("policy.train_predictor is true, expected false: features change with the predictor")

@@ -1,0 +1,86 @@
+"""Predictors as a configuration asks for them: loaded, ready to predict, below a policy, or new."""
+
+from pathlib import Path
+
+import torch
+
+from vampo_core.config import ConfigError, VampoConfig
+from vampo_core.models.codecs.codec import LatentCodec, PatchCodec
+from vampo_core.models.predictor import VideoPredictor
+from vampo_core.models.svd.default import SIGMA_MAX
+from vampo_core.models.svd.folder import check_folder
+from vampo_core.training.checkpoint import find_checkpoint
+from vampo_core.training.processes import new_accelerator
+
+
+def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
+    """A predictor with the adapters and the precision of the configuration.
+
+    Args:
+        config: configuration of the run.
+        folder: model folder, checkpoint or run folder.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    path = predictor_folder(folder)
+    model = VideoPredictor.from_pretrained(path, text_encoder=config.model.text_encoder, dtype=config.model.dtype)
+    if config.model.lora:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.run.seed)
+            model.add_lora(rank=config.model.lora)
+    if config.model.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
+
+
+def predictor_folder(folder: str | Path) -> Path:
+    """The model folder that a model folder, a checkpoint or a run folder stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder)
+    if not (path / "unet").is_dir():
+        path = find_checkpoint(path)
+    check_folder(path)
+    return path
+
+
+def inference_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
+    """As :func:`load_predictor`, on the device of this process and in eval mode."""
+    return load_predictor(config, folder).to(new_accelerator().device).eval()
+
+
+def policy_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
+    """As :func:`inference_predictor`, for a policy: with the configuration's sampler, for which VAMPO trains it.
+
+    Raises:
+        ConfigError: the predictor has fewer feature layers than ``policy.feature_layers`` asks for.
+        ValueError: there is no such model.
+    """
+    model = inference_predictor(config, folder)
+    layers, num_blocks = list(config.policy.feature_layers), len(model.unet.up_blocks)
+    if config.policy.features == "predictive" and layers[-1] >= num_blocks:
+        raise ConfigError(
+            f"policy.feature_layers is {layers}, expected indices below {num_blocks}, the number of up blocks of the "
+            f"UNet at {str(folder)!r}"
+        )
+    model.set_sampler(model.sampler(**config.sampler.overrides()))
+    return model
+
+
+def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VideoPredictor:
+    """The embedded default, untrained; its weights follow from ``run.seed``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.run.seed)
+        model = VideoPredictor.create(
+            codec,
+            num_frames=config.data.num_frames,
+            sigma_max=config.sampler.sigma_max or SIGMA_MAX,
+            dtype=config.model.dtype,
+            **config.model.unet_options(),
+        )
+    if config.model.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model
