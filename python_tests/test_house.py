@@ -20,7 +20,7 @@ FLOORS = (
     ("models", "data", "config"),
     ("diffusion",),
     ("ops", "envs"),
-    ("files", "_extension"),
+    ("files", "progress", "_extension"),
 )
 """Rooms from the top down. A module may import from its own room and from those on lower floors; classes of higher
 rooms are reached by a dotted name in a registry."""

@@ -15,7 +15,7 @@ import tiny_run as tiny
 from vampo_core import api
 from vampo_core.cli.parser import main
 from vampo_core.config import ConfigError, load_config
-from vampo_core.files.atomic import locked
+from vampo_core.files import locked
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.pipeline import waiting
 from vampo_core.pipeline.base import base_config
@@ -226,7 +226,7 @@ def test_while_another_job_has_the_run_it_is_waited_for(made, monkeypatch, capsy
     """The other job is another process, because locks belong to processes."""
     place = Path(made.run.dir).parent / ".locks" / Path(made.run.dir).name
     script = (
-        "import sys, time; from vampo_core.files.atomic import locked; from pathlib import Path\n"
+        "import sys, time; from vampo_core.files import locked; from pathlib import Path\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(1.5)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(place)], stdout=subprocess.PIPE, text=True) as other:
