@@ -14,8 +14,8 @@ from rl_iteration import PRESETS
 
 from vampo_core import Policy, load_config
 from vampo_core.models import PatchCodec, VideoPredictor
-from vampo_core.models.codecs.codec import LatentCodec
-from vampo_core.models.svd.features import FeatureExtractor
+from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.predictor import FeatureExtractor
 from vampo_core.policy.controller import PolicyController
 from vampo_core.policy.vpp.policy import Ranges, feature_extractor
 from vampo_core.policy.vpp.settings import PolicySettings
@@ -35,8 +35,9 @@ def main() -> None:
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} threads"
     if arguments.svd:
         predictor = svd_predictor().to(DEVICE)
-        print(f"{where}, {millions(predictor.unet)} M parameters, {predictor.dtype}\nslots  features ms (p50, p99)")
-        extractor = FeatureExtractor(predictor, compiled=arguments.compiled)
+        size = millions(predictor.denoiser_network)
+        print(f"{where}, {size} M parameters, {predictor.dtype}\nslots  features ms (p50, p99)")
+        extractor = predictor.feature_extractor((0, 1), compiled=arguments.compiled)
         for slots in arguments.slots:
             latents = torch.zeros(slots, *PRESETS["svd"][0][1:], device=DEVICE)
             p50, p99 = median(lambda x=latents: run_features(predictor, extractor, x), arguments.num_predictions)

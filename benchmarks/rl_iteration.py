@@ -28,7 +28,7 @@ from torch import Tensor
 from vampo_core.config import OptimConfig
 from vampo_core.grpo.loss import clipped_surrogate
 from vampo_core.grpo.rollout import RolloutEngine
-from vampo_core.models.codecs.codec import LatentCodec
+from vampo_core.models.codecs.latent import LatentCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import group_advantages, latent_reward
 from vampo_core.ops.coefficients import euler_coefficients
@@ -102,7 +102,7 @@ def ours(optimizer: ModelOptimizer, batch: dict, sampler, num_generations: int, 
 
     model = cast(VideoPredictor, optimizer.model)
     engine = RolloutEngine(model, sampler, num_generations=num_generations, chunk_size=None, reuse_first_step=True)
-    hooks = watch(model.unet)
+    hooks = watch(model.denoiser_network)
     with phases.update():
         rollout = engine.rollout(batch, seed=seed)
         advantages = group_advantages(latent_reward(rollout.latents, batch["latents"]).reward, clip=2.0)

@@ -9,7 +9,8 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from vampo_core.diffusion import EulerHybridSampler, make_sigmas
-from vampo_core.diffusion.noise import antithetic_normal, stream_seed
+from vampo_core.diffusion.solvers import SOLVERS, euler
+from vampo_core.diffusion.streams import INITIAL_NOISE, STEP, STREAMS, Stream, check_distinct, stream_seed
 from vampo_core.ops import reference
 from vampo_core.ops.philox import philox_normal
 
@@ -93,7 +94,7 @@ def test_two_phases_are_the_hand_written_loop():
     latents = sampler.tail(step.prev_sample, denoise, chunk_size=5).latents
     assert torch.equal(step.prev_sample, kept)
 
-    draws = philox_normal((B, G, *FRAMES), seed=stream_seed(3, 1))
+    draws = philox_normal((B, G, *FRAMES), seed=stream_seed(3, STEP, 0))
     first = reference.hybrid_euler_step(
         noise, output, sigma=sampler.sigmas[0], sigma_next=sampler.sigmas[1], eta=1.0, noise=draws
     )
@@ -109,20 +110,15 @@ def test_two_phases_are_the_hand_written_loop():
 
 
 @pytest.mark.parametrize("stochastic_steps", [(0,), (2,), (0, 1, 2, 3), (1, 3)])
-@pytest.mark.parametrize("shared", [True, False])
-def test_rollout_is_prefix_first_step_and_tail(stochastic_steps, shared):
-    sampler = EulerHybridSampler(num_inference_steps=5, stochastic_steps=stochastic_steps, shared_initial_noise=shared)
-    denoise, noise = make_denoise(), noise_for(sampler, num_generations=G)
-    assert noise.shape == ((B, *FRAMES) if shared else (B, G, *FRAMES))
+def test_rollout_is_prefix_first_step_and_tail(stochastic_steps):
+    sampler = EulerHybridSampler(num_inference_steps=5, stochastic_steps=stochastic_steps)
+    denoise, noise = make_denoise(), noise_for(sampler)
+    assert noise.shape == (B, *FRAMES)
     rollout = sampler.rollout(noise, denoise, num_generations=G, seed=7, chunk_size=5)
     assert [step.step_index for step in rollout.steps] == list(stochastic_steps)
 
     sample = sampler.prefix(noise, denoise)
-    if shared:
-        output = denoise(sample, sampler.first_sigma, None)[0]
-    else:
-        clips = torch.arange(B).repeat_interleave(G)
-        output = denoise(sample.flatten(0, 1), sampler.first_sigma, clips)[0].unflatten(0, (B, G))
+    output = denoise(sample, sampler.first_sigma, None)[0]
     first = sampler.first_step(sample, output, num_generations=G, seed=7)
     tail = sampler.tail(first.prev_sample, denoise, seed=7)
     assert torch.equal(rollout.steps[0].sample, sample)
@@ -134,16 +130,14 @@ def test_rollout_is_prefix_first_step_and_tail(stochastic_steps, shared):
 
 
 @pytest.mark.parametrize("stochastic_steps", [(0,), (0, 1, 2), (1, 3)])
-@pytest.mark.parametrize("shared", [True, False])
-def test_recorded_log_probs_are_those_recomputed_from_the_record(stochastic_steps, shared):
+def test_recorded_log_probs_are_those_recomputed_from_the_record(stochastic_steps):
     sampler = EulerHybridSampler(
         num_inference_steps=5,
         stochastic_steps=stochastic_steps,
-        shared_initial_noise=shared,
         guidance_scale=3.0,
     )
     denoise = make_denoise(guided=True)
-    rollout = sampler.rollout(noise_for(sampler, num_generations=G), denoise, num_generations=G, seed=7)
+    rollout = sampler.rollout(noise_for(sampler), denoise, num_generations=G, seed=7)
     for step in rollout.steps:
         rows, clips = step.sample, None
         if step.sample.ndim == 6:
@@ -162,18 +156,12 @@ def test_recorded_log_probs_are_those_recomputed_from_the_record(stochastic_step
 
 
 @pytest.mark.parametrize("stochastic_steps", [(0,), (1, 2)])
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("antithetic", [True, False])
-def test_parts_of_a_batch_give_what_the_whole_gives(stochastic_steps, shared, antithetic):
-    if antithetic and not shared:
-        pytest.skip("antithetic noise needs a shared start")
-    sampler = EulerHybridSampler(
-        num_inference_steps=4, stochastic_steps=stochastic_steps, shared_initial_noise=shared, antithetic=antithetic
-    )
+def test_parts_of_a_batch_give_what_the_whole_gives(stochastic_steps):
+    sampler = EulerHybridSampler(num_inference_steps=4, stochastic_steps=stochastic_steps)
     denoise = make_denoise()
-    whole = sampler.rollout(noise_for(sampler, num_generations=G), denoise, num_generations=G, seed=7)
+    whole = sampler.rollout(noise_for(sampler), denoise, num_generations=G, seed=7)
     for clip in range(B):
-        noise = sampler.initial_noise((1, *FRAMES), seed=11, num_generations=G, first_clip=clip)
+        noise = sampler.initial_noise((1, *FRAMES), seed=11, first_clip=clip)
 
         def denoise_clip(sample, sigma, clip_index, clip=clip):
             return denoise(sample, sigma, clip_index + clip)
@@ -228,45 +216,15 @@ def test_gradient_is_that_of_the_gaussian():
     torch.testing.assert_close(output.grad, score, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_generations", [2, 5])
-def test_antithetic_pairs(num_generations):
-    sampler = EulerHybridSampler(num_inference_steps=4, antithetic=True)
-    noise = noise_for(sampler)
-    output = make_denoise()(noise, sampler.first_sigma, None)[0]
-    step = sampler.first_step(noise, output, num_generations=num_generations, seed=3)
-    a, b, _ = sampler.coefficients(0)
-    mean = a * noise + b * output
-    for pair in range(num_generations // 2):
-        first, second = step.prev_sample[:, 2 * pair], step.prev_sample[:, 2 * pair + 1]
-        torch.testing.assert_close((first + second) / 2, mean, rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(first, second)
-        assert torch.equal(step.log_prob[:, 2 * pair], step.log_prob[:, 2 * pair + 1])
-    plain = dataclasses.replace(sampler, antithetic=False)
-    independent = plain.first_step(noise, output, num_generations=num_generations, seed=3)
-    assert not torch.allclose(independent.prev_sample, step.prev_sample)
-
-
-def test_antithetic_normal_is_standard_normal_with_pairs():
-    noise = antithetic_normal((2, 3, 2, 4, 16, 16), seed=5)
-    assert torch.equal(noise[:, 0], -noise[:, 1])
-    assert noise[:, 2].std() == pytest.approx(1, abs=0.05)
-    assert not torch.equal(noise[:, 2], noise[:, 0])
-
-
 def test_initial_noise():
     sampler = EulerHybridSampler(num_inference_steps=4, sigma_max=80.0)
     shape = (2, 2, 4, 16, 16)
     noise = sampler.initial_noise(shape, seed=5)
     assert noise.std() == pytest.approx(math.sqrt(80**2 + 1), rel=0.05)
-    unit = philox_normal((2, 1, *shape[1:]), seed=stream_seed(5, 0))[:, 0]
+    unit = philox_normal((2, 1, *shape[1:]), seed=stream_seed(5, INITIAL_NOISE))[:, 0]
     torch.testing.assert_close(noise, math.sqrt(80**2 + 1) * unit, rtol=1e-6, atol=0)
     assert torch.equal(noise, sampler.initial_noise(shape, seed=5))
     assert not torch.equal(noise, sampler.initial_noise(shape, seed=6))
-    independent = dataclasses.replace(sampler, shared_initial_noise=False).initial_noise(
-        shape, seed=5, num_generations=3
-    )
-    assert independent.shape == (2, 3, *shape[1:])
-    assert not torch.equal(independent[:, 0], independent[:, 1])
     # the noise of the first step is another stream of the same seed
     step = sampler.first_step(noise, torch.zeros_like(noise), num_generations=1, seed=5)
     a, _, sigma_up = sampler.coefficients(0)
@@ -276,9 +234,43 @@ def test_initial_noise():
 
 
 def test_streams_of_a_seed_differ():
-    seeds = {stream_seed(seed, stream) for seed in range(50) for stream in range(50)}
+    seeds = {stream_seed(seed, STEP, index) for seed in range(50) for index in range(50)}
     assert len(seeds) == 2500
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_named_streams_share_no_number():
+    check_distinct(STREAMS)
+    with pytest.raises(ValueError, match="streams 'initial noise of a sampling run' and 'another' share numbers"):
+        check_distinct((*STREAMS, Stream("another", INITIAL_NOISE.first)))
+    with pytest.raises(ValueError, match="index is 1"):
+        stream_seed(0, INITIAL_NOISE, 1)
+
+
+def test_a_solver_keeps_its_history_for_each_chunk(monkeypatch):
+    """A solver joins by one line in the registry; each chunk of rows gets a solver of its own, from the split on."""
+    begun = []
+
+    def noting(settings):
+        indices = []
+        begun.append(indices)
+        step = euler(settings)
+
+        def solve(sample, output, uncond, index, *, out):
+            indices.append(index)
+            return step(sample, output, uncond, index, out=out)
+
+        return solve
+
+    monkeypatch.setitem(SOLVERS, "noting", noting)
+    sampler = EulerHybridSampler(num_inference_steps=5, stochastic_steps=(1,))
+    denoise, noise = make_denoise(), noise_for(sampler)
+    first = sampler.first_step(noise, torch.zeros_like(noise), num_generations=G, seed=3)
+    tail = dataclasses.replace(sampler, solver="noting").tail(first.prev_sample, denoise, chunk_size=5)
+    assert begun == [[2, 3, 4]] * math.ceil(B * G / 5)
+    assert torch.equal(tail.latents, sampler.tail(first.prev_sample, denoise, chunk_size=5).latents)
+    with pytest.raises(ValueError, match="solver is 'heun', expected one of euler"):
+        EulerHybridSampler(solver="heun")
 
 
 def test_guidance_is_linear_over_the_frames():
@@ -319,7 +311,6 @@ def test_sample_draws_with_a_seed_alone():
         ({"stochastic_steps": (-1,)}, "stochastic_steps is -1"),
         ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
-        ({"antithetic": True, "shared_initial_noise": False}, "antithetic is True"),
     ],
 )
 def test_bad_settings(arguments, message):
@@ -349,5 +340,5 @@ def test_bad_calls():
         sampler.sample(noise, make_denoise(guided=True))
     with pytest.raises(ValueError, match=r"no unconditional output with guidance_scale = 3.0"):
         dataclasses.replace(sampler, guidance_scale=3.0).sample(noise, denoise)
-    with pytest.raises(ValueError, match="expected num_generations = 3 in axis 1"):
+    with pytest.raises(ValueError, match=r"expected \[B, F, C, H, W\]"):
         sampler.first_step(torch.zeros(B, G, *FRAMES), torch.zeros(B, G, *FRAMES), num_generations=3, seed=1)

@@ -8,6 +8,7 @@ import torch
 from training_runs import make_clips, make_config, make_model, make_trainer
 
 from vampo_core.data.clips import collate
+from vampo_core.diffusion.streams import ROLLOUT, stream_seed
 from vampo_core.evaluation.predictor import EvalResult, evaluate_predictor, held_out_batch
 from vampo_core.evaluation.statistics import Metric, bootstrap, paired_difference
 
@@ -40,8 +41,8 @@ def test_metrics_are_those_of_predictions_made_one_by_one(tmp_path):
     config = make_config(tmp_path, "grpo.num_generations=2")
     batch = held_out_batch(make_clips(8, 9), 4)
     model = make_model(config)
-    seed = hand_written.NOISE_STREAM  # the hand-written rollout derives its seed from that of the run
-    result = evaluate(config, model, num_samples=2, seed=hand_written.stream_seed(config.run.seed, seed), batch_size=4)
+    seed = stream_seed(config.run.seed, ROLLOUT)  # the hand-written rollout derives its seed from that of the run
+    result = evaluate(config, model, num_samples=2, seed=seed, batch_size=4)
     rewards = torch.stack([group.rewards for group in hand_written.roll_out(model, config, batch)])  # [B, G, F]
     assert result.per_clip["reward"] == pytest.approx(rewards.mean((1, 2)).tolist(), rel=1e-4)
     assert result.per_frame["reward"] == pytest.approx(rewards.mean((0, 1)).tolist(), rel=1e-4)

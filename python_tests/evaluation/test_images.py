@@ -7,7 +7,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from vampo_core.data.clips import collate
 from vampo_core.evaluation.images import psnr, ssim
 from vampo_core.evaluation.predictor import EvalResult, score
-from vampo_core.models.codecs.codec import LatentCodec, PatchCodec
+from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.codecs.patch import PatchCodec
 
 
 def some_frames(*shape, noise=0.1):

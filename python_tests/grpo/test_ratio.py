@@ -16,8 +16,7 @@ MODELS = {
 SAMPLERS = {
     # a small step from much noise, sigma / sigma_up = 235, magnifies the rounding of the network's output
     "every step": ["sampler.stochastic_steps=[0,1,2]", "sampler.sigma_min=1.0"],
-    "independent noise": ["sampler.shared_noise=false"],
-    "antithetic, in chunks": ["sampler.antithetic=true", "sampler.tail_chunk_size=3"],
+    "in chunks": ["sampler.tail_chunk_size=3"],
     "guidance": ["sampler.guidance_scale=2.0"],
 }
 

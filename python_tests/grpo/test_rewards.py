@@ -12,7 +12,9 @@ import vampo_core
 from vampo_core import rewards
 from vampo_core.config import RewardConfig
 from vampo_core.grpo.rewards import configured_rewards, evaluate_rewards
-from vampo_core.models.codecs.codec import LatentCodec, PatchCodec, VAECodec
+from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.codecs.patch import PatchCodec
+from vampo_core.models.codecs.vae import VAECodec
 
 B, G, F, C, SIDE = 2, 3, 4, 4, 8
 

@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from vampo_core.config import VampoConfig
-from vampo_core.diffusion.noise import stream_seed
+from vampo_core.diffusion.streams import INITIAL_NOISE, ROLLOUT, STEP, stream_seed
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops.philox import philox_normal
-
-NOISE_STREAM = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -77,24 +75,21 @@ def reward_of(latents: Tensor, target: Tensor) -> Tensor:  # both [F, C, h, w] -
 def roll_out(model: VideoPredictor, config: VampoConfig, batch: Mapping[str, Any], iteration: int = 1) -> list[Group]:
     """The group of every clip, with the noise that design and seed prescribe."""
     s, num_generations = config.sampler, config.grpo.num_generations
-    seed = stream_seed(config.run.seed, NOISE_STREAM + iteration - 1)
+    seed = stream_seed(config.run.seed, ROLLOUT, iteration - 1)
     num_clips, *frame = batch["latents"].shape
-    own = 1 if s.shared_noise else num_generations
-    initial = philox_normal((num_clips, own, *frame), seed=stream_seed(seed, 0)) * (s.sigma_max**2 + 1) ** 0.5
+    initial = philox_normal((num_clips, 1, *frame), seed=stream_seed(seed, INITIAL_NOISE))
+    initial = initial * (s.sigma_max**2 + 1) ** 0.5
     groups = []
     for clip in range(num_clips):
         latents, actions = [], []
         for generation in range(num_generations):
-            sample = initial[clip, 0 if s.shared_noise else generation]
+            sample = initial[clip, 0]
             done = []
             for step in range(s.num_inference_steps):
                 mean, std = mean_and_std(model, config, batch, clip, step, sample)
                 if step in s.stochastic_steps:
-                    key = stream_seed(seed, 1 + step)
-                    if s.antithetic and step == s.stochastic_steps[0]:
-                        half = philox_normal((num_clips, num_generations // 2, *frame), seed=key)
-                        noise = half[clip, generation // 2] * (-1) ** generation
-                    elif s.shared_noise and step == s.stochastic_steps[0]:
+                    key = stream_seed(seed, STEP, step)
+                    if step == s.stochastic_steps[0]:
                         noise = philox_normal((num_clips, num_generations, *frame), seed=key)[clip, generation]
                     else:  # one draw per row: the group no longer shares its sample
                         row = clip * num_generations + generation

@@ -10,7 +10,7 @@ from training_runs import MadeUpEpisode, make_config, make_model
 from vampo_core.config import VampoConfig
 from vampo_core.data import ClipDataset
 from vampo_core.data.clips import Clips
-from vampo_core.models.codecs.codec import PatchCodec
+from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.policy.vpp.policy import Policy, Ranges
 from vampo_core.policy.vpp.settings import PolicySettings

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.data import ClipDataset
 from vampo_core.grpo.trainer import VampoTrainer
-from vampo_core.models.codecs.codec import LatentCodec
+from vampo_core.models.codecs.latent import LatentCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.training.pretrain import Pretrainer
 

@@ -7,7 +7,6 @@ import torch
 from torch.nn.functional import interpolate
 
 from vampo_core.models import VideoPredictor
-from vampo_core.models.svd.features import FeatureExtractor
 
 TEXTS = ["open the drawer", "close the drawer", "push the block"]
 
@@ -65,7 +64,7 @@ def test_odd_sizes_end_early_too(small):
     """The UNet tells its upsamplers the size of the skips, and would not know it of the last block it runs."""
     latents = torch.randn(2, 4, 7, 5)
     condition = small.condition(instructions=TEXTS[:2], first_latents=latents)
-    features = FeatureExtractor(small, layers=[0])(condition)
+    features = small.feature_extractor([0])(condition)
     assert torch.equal(features, hooked(small, condition, 3)[0]) and features.shape[-2:] == (7, 5)
 
 
@@ -114,9 +113,11 @@ def test_compiled(small, fresh_compiler, monkeypatch):
     """Traced as one graph; what a backend makes of it is torch's business and takes minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
     condition = small.condition(instructions=TEXTS, first_frames=some_frames())
-    extractor = FeatureExtractor(small, compiled=True)
+    extractor = small.feature_extractor((0, 1), compiled=True)
     for _ in range(2):
-        torch.testing.assert_close(extractor(condition), FeatureExtractor(small)(condition), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            extractor(condition), small.feature_extractor((0, 1))(condition), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("layers", [(), (1, 0), (0, 0), (2,), (-1,)])

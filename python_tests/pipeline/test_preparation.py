@@ -15,7 +15,9 @@ from vampo_core.cli.parser import main
 from vampo_core.config import ConfigError, load_config
 from vampo_core.data import EpisodeError, encode, record
 from vampo_core.grpo.trainer import VampoTrainer
-from vampo_core.models.codecs.codec import LatentCodec, PatchCodec, VAECodec
+from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.codecs.patch import PatchCodec
+from vampo_core.models.codecs.vae import VAECodec
 from vampo_core.models.svd.folder import load_codec
 from vampo_core.pipeline.base import base_config
 from vampo_core.pipeline.clips import open_dataset, prepare_clips

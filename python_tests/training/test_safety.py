@@ -26,7 +26,7 @@ from training_runs import (
 from vampo_core import api
 from vampo_core.cli.parser import main
 from vampo_core.config import ConfigError
-from vampo_core.models.codecs.codec import LatentCodec
+from vampo_core.models.codecs.latent import LatentCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline.base import base_config
 from vampo_core.pipeline.codec import prepare_codec

@@ -105,8 +105,6 @@ class SamplerConfig:
             "stochastic_steps": self.stochastic_steps,
             "guidance_scale": self.guidance_scale,
             "min_guidance_scale": None if self.guidance_scale is None else 1.0,
-            "antithetic": self.antithetic,
-            "shared_initial_noise": self.shared_noise,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

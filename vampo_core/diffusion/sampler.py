@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vampo_core.diffusion.noise import INITIAL_NOISE_STREAM, antithetic_normal, stream_seed
 from vampo_core.diffusion.rows import chunks, fold, fold_clips
 from vampo_core.diffusion.settings import EulerHybridSettings
+from vampo_core.diffusion.solvers import SOLVERS
+from vampo_core.diffusion.streams import INITIAL_NOISE, STEP, stream_seed
 from vampo_core.diffusion.trajectory import Denoise, Rollout, RolloutStep
 from vampo_core.ops import HybridEulerStep, gaussian_log_prob, hybrid_euler_step
-from vampo_core.ops._checks import check_int, check_tensor
+from vampo_core.ops._checks import check_tensor
 from vampo_core.ops.philox import philox_normal
 
 
@@ -19,8 +20,8 @@ class EulerHybridSampler(EulerHybridSettings):
     """Euler Hybrid sampling (VAMPO, arXiv 2603.19370) of latent videos.
 
     Up to the first stochastic step a group of G generations shares one path; there it splits into G draws from one
-    denoiser output, and every later step runs per generation. A trainer runs the three parts on its own, because
-    the denoiser output at the split carries its gradient::
+    denoiser output, and every later step runs per generation. A trainer runs the three parts itself, because the
+    denoiser output at the split carries its gradient::
 
         noise = sampler.initial_noise((B, F, C, H, W), seed=seed)
         sample = sampler.prefix(noise, denoise)                        # nothing to do with stochastic_steps=(0,)
@@ -32,42 +33,44 @@ class EulerHybridSampler(EulerHybridSettings):
     without gradient, reproducible from the seed whatever the chunk size or the split of a batch over processes.
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}, expected one of {', '.join(SOLVERS)}")
+
     def initial_noise(
         self,
         shape: tuple[int, ...],  # (B, F, C, H, W)
         *,
         seed: int,
-        num_generations: int = 1,
         first_clip: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-    ) -> Tensor:  # [B, F, C, H, W], or [B, G, F, C, H, W] with shared_initial_noise=False
-        """Starting latents, from their own noise stream of ``seed``.
+    ) -> Tensor:  # [B, F, C, H, W]
+        """Starting latents, one per clip and shared by its group.
 
         Args:
-            shape: of one generation per clip.
-            seed: ``0 <= seed < 2**63``.
-            num_generations: G, counts without ``shared_initial_noise`` alone.
+            shape: shape of the result.
+            seed: key of the noise, ``0 <= seed < 2**63``.
             first_clip: index of the first clip within a larger batch: parts of a batch start where the whole would.
-            dtype: of the result.
-            device: of the result.
+            dtype: dtype of the result.
+            device: device of the result.
         """
         if len(shape) != 5:
             raise ValueError(f"shape is {tuple(shape)}, expected (B, F, C, H, W)")
-        group = 1 if self.shared_initial_noise else check_int("num_generations", num_generations, minimum=1)
         noise = philox_normal(
-            (shape[0], group, *shape[1:]),
-            seed=stream_seed(seed, INITIAL_NOISE_STREAM),
+            (shape[0], 1, *shape[1:]),
+            seed=stream_seed(seed, INITIAL_NOISE),
             first_clip=first_clip,
             dtype=dtype,
             device=device,
         )
         noise *= self.init_noise_sigma
-        return noise[:, 0] if self.shared_initial_noise else noise
+        return noise[:, 0]
 
     def first_step(
         self,
-        sample: Tensor,  # [B, F, C, H, W], or [B, G, F, C, H, W] where each generation has its own
+        sample: Tensor,  # [B, F, C, H, W]
         model_output: Tensor,  # like sample
         *,
         num_generations: int,
@@ -86,19 +89,6 @@ class EulerHybridSampler(EulerHybridSettings):
             ValueError: no step is stochastic, or a shape does not fit.
         """
         index = self.first_stochastic_step
-        if sample.ndim == 6:
-            if sample.shape[1] != num_generations:
-                raise ValueError(
-                    f"sample has shape {tuple(sample.shape)}, expected num_generations = {num_generations} in axis 1"
-                )
-            out = torch.empty_like(sample, memory_format=torch.contiguous_format) if out is None else out
-            uncond = None if model_output_uncond is None else fold(model_output_uncond)
-            first_row = first_clip * num_generations
-            step = self._draw(
-                fold(sample), fold(model_output), uncond, index, 1, seed, first_row, fold(out).unsqueeze(1)
-            )
-            assert step.log_prob is not None
-            return HybridEulerStep(out, step.log_prob.view(sample.shape[:3]))
         return self._draw(sample, model_output, model_output_uncond, index, num_generations, seed, first_clip, out)
 
     def log_prob(
@@ -138,7 +128,7 @@ class EulerHybridSampler(EulerHybridSettings):
 
     def prefix(
         self,
-        noise: Tensor,  # [B, F, C, H, W], or [B, G, F, C, H, W]
+        noise: Tensor,  # [B, F, C, H, W]
         denoise: Denoise,
         *,
         chunk_size: int | None = None,
@@ -158,10 +148,10 @@ class EulerHybridSampler(EulerHybridSettings):
         """All steps after the first stochastic one, under inference mode; ``prev_sample`` is left as it is.
 
         Args:
-            prev_sample: what :meth:`first_step` drew.
+            prev_sample: draws of :meth:`first_step`.
             denoise: called on rows ``[N, F, C, H, W]`` folded from B and G, with the clip index of each row.
-            chunk_size: rows at once, which bounds memory; None for all.
-            seed: needed where later steps are stochastic as well.
+            chunk_size: number of rows at once, which bounds memory; None for all.
+            seed: key of later stochastic steps; needed where there are any.
             first_clip: as in :meth:`initial_noise`.
 
         Raises:
@@ -178,7 +168,7 @@ class EulerHybridSampler(EulerHybridSettings):
 
     def rollout(
         self,
-        noise: Tensor,  # [B, F, C, H, W], or [B, G, F, C, H, W]
+        noise: Tensor,  # [B, F, C, H, W]
         denoise: Denoise,
         *,
         num_generations: int,
@@ -189,30 +179,25 @@ class EulerHybridSampler(EulerHybridSettings):
         """Prefix, first stochastic step and tail in one, without gradient; records every stochastic step.
 
         Args:
-            noise: from :meth:`initial_noise`.
+            noise: starting latents from :meth:`initial_noise`.
             denoise: as in :meth:`tail`.
-            num_generations: G.
-            seed: of every draw.
+            num_generations: number of generations per clip (G).
+            seed: key of every draw.
             chunk_size: as in :meth:`tail`.
             first_clip: as in :meth:`initial_noise`.
         """
         index = self.first_stochastic_step
         sample = self.prefix(noise, denoise, chunk_size=chunk_size)
-        shape = (sample.shape[0], num_generations, *sample.shape[-4:])
-        rows, clip_index = fold_clips(sample)
-        prev_sample, log_prob = sample.new_empty(shape), sample.new_empty(shape[:3])
-        draws = num_generations if sample.ndim == 5 else 1
-        row_prev = prev_sample.view(rows.shape[0], draws, *rows.shape[1:])
-        row_log_prob = log_prob.view(rows.shape[0], draws, rows.shape[1])
-        first_row = first_clip * (num_generations // draws)
+        clips = torch.arange(sample.shape[0], device=sample.device)
+        prev_sample = sample.new_empty((sample.shape[0], num_generations, *sample.shape[1:]))
+        log_prob = sample.new_empty(prev_sample.shape[:3])
         with torch.inference_mode():
-            for part in chunks(rows.shape[0], chunk_size):
-                output, uncond = denoise(rows[part], self.sigmas[index], clip_index[part])
-                step = self._draw(
-                    rows[part], output, uncond, index, draws, seed, first_row + part.start, row_prev[part]
-                )
+            for part in chunks(sample.shape[0], chunk_size):
+                output, uncond = denoise(sample[part], self.sigmas[index], clips[part])
+                first = first_clip + part.start
+                step = self._draw(sample[part], output, uncond, index, num_generations, seed, first, prev_sample[part])
                 assert step.log_prob is not None
-                row_log_prob[part] = step.log_prob
+                log_prob[part] = step.log_prob
         tail = self.tail(prev_sample, denoise, chunk_size=chunk_size, seed=seed, first_clip=first_clip)
         first = RolloutStep(index, self.sigmas[index], self.sigmas[index + 1], sample, prev_sample, log_prob)
         return Rollout(tail.latents, (first, *tail.steps))
@@ -246,11 +231,6 @@ class EulerHybridSampler(EulerHybridSettings):
         first_row: int,
         out: Tensor | None,  # [N, num_draws, F, C, H, W]
     ) -> HybridEulerStep:
-        key = stream_seed(seed, 1 + index)
-        noise = None
-        if self.antithetic and num_draws > 1:
-            shape = (sample.shape[0], num_draws, *sample.shape[1:])
-            noise = antithetic_normal(shape, seed=key, first_clip=first_row, dtype=sample.dtype, device=sample.device)
         return hybrid_euler_step(
             sample,
             model_output,
@@ -261,8 +241,7 @@ class EulerHybridSampler(EulerHybridSettings):
             model_output_uncond=uncond,
             guidance_scale=self.guidance(sample, uncond),
             num_generations=num_draws,
-            noise=noise,
-            seed=key if noise is None else None,
+            seed=stream_seed(seed, STEP, index),
             first_clip=first_row,
             out=out,
         )
@@ -298,7 +277,7 @@ class EulerHybridSampler(EulerHybridSettings):
         first_row = first_clip * (rows.shape[0] // shape[0])
         with torch.inference_mode():
             for part in chunks(rows.shape[0], chunk_size):
-                x = rows[part]
+                x, solve = rows[part], SOLVERS[self.solver](self)
                 for i in range(start, stop):
                     output, uncond = denoise(x, self.sigmas[i], clip_index[part])
                     if i in steps:
@@ -310,17 +289,5 @@ class EulerHybridSampler(EulerHybridSettings):
                         fold(steps[i].log_prob)[part] = drawn_step.log_prob[:, 0]  # type: ignore[index]
                         x = prev_sample
                     else:
-                        x = self._ode_step(x, output, uncond, i, row_latents[part])
+                        x = solve(x, output, uncond, i, out=row_latents[part])
         return latents, tuple(steps.values())
-
-    def _ode_step(self, sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, out: Tensor) -> Tensor:
-        return hybrid_euler_step(
-            sample,
-            output,
-            sigma=self.sigmas[index],
-            sigma_next=self.sigmas[index + 1],
-            prediction_type=self.prediction_type,
-            model_output_uncond=uncond,
-            guidance_scale=self.guidance(sample, uncond),
-            out=out,
-        ).prev_sample

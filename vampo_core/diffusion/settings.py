@@ -1,14 +1,15 @@
-"""What defines an Euler Hybrid sampling run, and the scalars that follow from it."""
+"""Settings of an Euler Hybrid sampling run, and the scalars that follow from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from vampo_core.diffusion.process import EDM, Process
 from vampo_core.diffusion.sigmas import SigmaSchedule, make_sigmas
 from vampo_core.ops._checks import check_float, check_int
-from vampo_core.ops.coefficients import EulerCoefficients, PredictionType, denoiser_scalings, euler_coefficients
+from vampo_core.ops.coefficients import EulerCoefficients, PredictionType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +30,16 @@ class EulerHybridSettings:
     """Noise of the stochastic steps: 1 is the full ancestral step, 0 makes every step deterministic."""
     stochastic_steps: tuple[int, ...] = (0,)
     """Indices of the steps that draw noise; the last step, to noise level 0, cannot."""
-    antithetic: bool = False
-    """Draw the noise of the first stochastic step in pairs z, -z within a group."""
-    shared_initial_noise: bool = True
-    """One initial noise per clip, shared by its group; otherwise one per generation."""
     prediction_type: PredictionType = "v_prediction"
     """What the denoiser outputs: ``"v_prediction"``, ``"epsilon"`` or ``"sample"``."""
     guidance_scale: float = 1.0
     """Classifier-free guidance of the last frame; 1 with ``min_guidance_scale`` 1 is none."""
     min_guidance_scale: float = 1.0
     """Guidance of the first frame; linear over the frames in between (SVD). Equal to the other for a constant."""
+    solver: str = "euler"
+    """Solver of the deterministic steps, a key of ``vampo_core.diffusion.solvers.SOLVERS``."""
+    process: Process = field(default_factory=EDM)
+    """Noising process of the model."""
     unit_variance_start: bool = True
     """Initial noise of standard deviation sqrt(sigma_max^2 + 1), data included (SVD), instead of sigma_max."""
 
@@ -49,16 +50,11 @@ class EulerHybridSettings:
         steps = tuple(sorted({check_int("stochastic_steps", i, minimum=0) for i in self.stochastic_steps}))
         object.__setattr__(self, "stochastic_steps", steps)
         assert self.sigmas  # checks the schedule's own arguments
-        denoiser_scalings(self.sigma_max, self.prediction_type)
+        self.process.scalings(self.sigma_max, self.prediction_type)  # checks the prediction type
         if steps and steps[-1] > self.num_inference_steps - 2:
             raise ValueError(
                 f"stochastic_steps is {steps}, expected indices of at most num_inference_steps - 2 = "
                 f"{self.num_inference_steps - 2}: the last step, to noise level 0, has no density"
-            )
-        if self.antithetic and not self.shared_initial_noise:
-            raise ValueError(
-                "antithetic is True with shared_initial_noise = False, expected shared noise: "
-                "pairs z, -z need one starting point"
             )
 
     @cached_property
@@ -75,7 +71,7 @@ class EulerHybridSettings:
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise."""
-        return (self.sigmas[0] ** 2 + self.unit_variance_start) ** 0.5
+        return self.process.start_std(self.sigmas[0], unit_variance=self.unit_variance_start)
 
     @property
     def uses_guidance(self) -> bool:
@@ -103,7 +99,7 @@ class EulerHybridSettings:
 
     def coefficients(self, step_index: int) -> EulerCoefficients:
         """The scalars (a, b, sigma_up) of one step."""
-        return euler_coefficients(
+        return self.process.coefficients(
             self.sigmas[step_index], self.sigmas[step_index + 1], self.eta_at(step_index), self.prediction_type
         )
 

@@ -15,7 +15,7 @@ from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.evaluation.images import psnr, ssim
 from vampo_core.evaluation.metrics import METRICS
 from vampo_core.evaluation.statistics import Metric, bootstrap, metrics_of
-from vampo_core.models.codecs.codec import AnyCodec
+from vampo_core.models.codecs.base import Codec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import latent_reward
 
@@ -96,9 +96,7 @@ def predict(
     for start in range(0, len(batch["instruction"]), batch_size):
         latents = batch["latents"][start : start + batch_size].to(device)
         condition = model.observed_condition(latents[:, 0], batch["instruction"][start : start + batch_size])
-        noise = sampler.initial_noise(
-            tuple(latents.shape), seed=seed, num_generations=num_samples, first_clip=first_clip + start, device=device
-        )
+        noise = sampler.initial_noise(tuple(latents.shape), seed=seed, first_clip=first_clip + start, device=device)
         rollout = sampler.rollout(
             noise,
             model.denoiser(condition, guidance=sampler.uses_guidance),
@@ -136,7 +134,7 @@ def score(
     videos: Tensor,  # [B, num_samples, F, C, h, w]
     batch: Mapping[str, Any],  # collated clips
     *,
-    codec: AnyCodec | None = None,
+    codec: Codec | None = None,
 ) -> EvalResult:
     """Metrics of predictions, with PSNR and SSIM if a codec is given that can decode."""
     return summarize(frame_metrics(videos, batch, codec=codec), list(batch["episode_id"]))
@@ -146,7 +144,7 @@ def frame_metrics(
     videos: Tensor,  # [B, num_samples, F, C, h, w]
     batch: Mapping[str, Any],  # collated clips
     *,
-    codec: AnyCodec | None = None,
+    codec: Codec | None = None,
 ) -> dict[str, Tensor]:  # each [B, num_samples, F]
     """Metrics of every predicted frame, by name."""
     result = latent_reward(videos, batch["latents"].float())
@@ -173,7 +171,7 @@ def summarize(
 
 
 def decode_video(
-    codec: AnyCodec,
+    codec: Codec,
     latents: Tensor,  # [..., F, C, h, w]
 ) -> Tensor:  # [..., F, 3, H, W] in [0, 1], on the CPU
     """Frames of latent videos.
@@ -187,7 +185,7 @@ def decode_video(
 def _decoded_metrics(
     videos: Tensor,  # [B, num_samples, F, C, h, w]
     target: Tensor,  # [B, F, C, h, w]
-    codec: AnyCodec,
+    codec: Codec,
 ) -> dict[str, Tensor]:  # each [B, num_samples, F]
     """PSNR and SSIM, one clip at a time, as decoded videos are much larger than latents."""
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}

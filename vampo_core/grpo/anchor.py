@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from vampo_core.diffusion.noise import stream_seed
 from vampo_core.diffusion.sampler import EulerHybridSampler
-from vampo_core.grpo.reference import Reference
+from vampo_core.diffusion.streams import ANCHOR, stream_seed
 from vampo_core.grpo.rollout import GroupRollout
+from vampo_core.models.predictor import Reference
 from vampo_core.ops.philox import philox_normal
-
-_NOISE_STREAM = 1 << 45  # of the rollout's seed
 
 
 def deterministic_sigmas(sampler: EulerHybridSampler) -> list[float]:
@@ -22,23 +20,23 @@ def anchor_loss(
 ) -> Tensor:  # []
     """Mean squared distance of the policy's raw output from the base's, on the policy's predictions with noise added.
 
-    The policy gradient sees the stochastic steps alone, but all noise levels share the weights: without an anchor the
+    The policy gradient sees only the stochastic steps, but all noise levels share the weights: without an anchor the
     ODE tail loses the precision that likelihood training gave it. Unlike a likelihood term (PPO-ptx, Ouyang et al.
     2022) its gradient is 0 at the base, so that it adds no noise of its own.
 
     Args:
-        policy: the predictor, wrapped for distributed training.
+        policy: the predictor under training.
         reference: the frozen base.
-        sampler: each clip gets one of its deterministic noise levels, in turn.
-        rollout: of which the first generation of each clip counts.
+        sampler: sampler whose deterministic noise levels the clips get, in turn.
+        rollout: predictions, of which the first generation of each clip is used.
     """
     latents, levels = rollout.latents[:, 0], deterministic_sigmas(sampler)
     rows = range(rollout.first_clip, rollout.first_clip + latents.shape[0])
     sigma = latents.new_tensor([levels[(rollout.seed + row) % len(levels)] for row in rows])
     shape = (latents.shape[0], 1, *latents.shape[1:])
-    seed = stream_seed(rollout.seed, _NOISE_STREAM)
+    seed = stream_seed(rollout.seed, ANCHOR)
     noise = philox_normal(shape, seed=seed, first_clip=rollout.first_clip, device=latents.device)[:, 0]
-    noisy = latents + sigma.view(-1, 1, 1, 1, 1) * noise
+    noisy = sampler.process.noisy(latents, noise, sigma)
     with torch.no_grad():
         target = reference(noisy, sigma, rollout.condition)
     return (policy(noisy, sigma, rollout.condition).float() - target.float()).square().mean()

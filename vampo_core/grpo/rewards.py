@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vampo_core.config import RewardConfig
-from vampo_core.models.codecs.codec import AnyCodec
+from vampo_core.models.codecs.base import Codec
 from vampo_core.ops import LatentReward, latent_reward
 
 RewardFunction = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor | LatentReward]
@@ -141,7 +141,7 @@ def _versions(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> list[in
     return [tensor._version for tensor in (pred, target, *batch.values()) if isinstance(tensor, Tensor)]
 
 
-def configured_rewards(config: RewardConfig, codec: AnyCodec) -> list[tuple[RewardFunction, float]]:
+def configured_rewards(config: RewardConfig, codec: Codec) -> list[tuple[RewardFunction, float]]:
     """The built-in rewards with a weight above 0."""
     functions: list[tuple[RewardFunction, float]] = []
     if config.l1_weight or config.cosine_weight:

@@ -65,7 +65,7 @@ class RolloutEngine:
     ) -> None:
         self.model, self.sampler = model, sampler
         self.num_generations, self.chunk_size = num_generations, chunk_size
-        self.reuse_first_step = reuse_first_step and sampler.shared_initial_noise
+        self.reuse_first_step = reuse_first_step
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """The clips' condition. The text encoder is part of the environment here, not of the policy."""
@@ -86,7 +86,6 @@ class RolloutEngine:
         noise = sampler.initial_noise(
             shape,
             seed=seed,
-            num_generations=self.num_generations,
             first_clip=first_clip,
             device=condition.image_latents.device,
         )

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
-from vampo_core.diffusion.noise import stream_seed
+from vampo_core.diffusion.streams import ROLLOUT, stream_seed
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
-from vampo_core.grpo.reference import frozen_base
 from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.predictor import VideoPredictor
@@ -27,8 +26,6 @@ from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
 from vampo_core.training.predictor_clips import PredictorClips
 from vampo_core.training.processes import new_accelerator, reduced
-
-_NOISE_STREAM = 1 << 40  # of the run's seed; iteration n draws from stream _NOISE_STREAM + n - 1
 
 
 class VampoTrainer:
@@ -82,7 +79,7 @@ class VampoTrainer:
         check_names(self.rewards)
         self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset)
         compares = grpo.kl_coef > 0 or grpo.anchor_coef > 0
-        self.reference = frozen_base(model.to(self.accelerator.device)) if compares else None
+        self.reference = model.to(self.accelerator.device).frozen_reference() if compares else None
         if isinstance(model.text_encoder, nn.Module):
             model.text_encoder.requires_grad_(False)  # not part of the policy
         self.optimizer = ModelOptimizer(
@@ -132,7 +129,7 @@ class VampoTrainer:
                 number = part * self.accelerator.num_processes + self.accelerator.process_index
                 rollout = self.engine.rollout(
                     next(batches),
-                    seed=stream_seed(self.config.run.seed, _NOISE_STREAM + iteration - 1),
+                    seed=stream_seed(self.config.run.seed, ROLLOUT, iteration - 1),
                     first_clip=number * self.part_size,
                 )
             with clock("reward_s"):

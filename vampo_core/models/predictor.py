@@ -1,6 +1,338 @@
-"""What a backbone is to the rest of the library."""
+"""What a backbone is to the rest of the library: a process, a denoiser, a condition, a codec, features, a folder."""
 
-from vampo_core.models.svd.condition import Condition
-from vampo_core.models.svd.predictor import VideoPredictor
+import contextlib
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
-__all__ = ["Condition", "VideoPredictor"]
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from vampo_core.diffusion.process import Process
+from vampo_core.diffusion.sampler import EulerHybridSampler
+from vampo_core.diffusion.trajectory import Denoise
+from vampo_core.models import lora
+from vampo_core.models.codecs.base import Codec
+from vampo_core.models.condition import Condition
+from vampo_core.models.registry import DEFAULT, backbone, backbone_of
+from vampo_core.models.settings import PredictorSettings, as_dtype
+
+__all__ = ["Condition", "FeatureExtractor", "Reference", "VideoPredictor"]
+
+Reference = Callable[[Tensor, float | Tensor, Condition], Tensor]
+"""``reference(sample, sigma, condition)``: the raw output of a frozen model, see :meth:`VideoPredictor.forward`."""
+
+
+class FeatureExtractor(Protocol):
+    """Predictive features from one forward pass of the denoiser; see :meth:`VideoPredictor.feature_extractor`."""
+
+    seed: int
+
+    def __call__(self, condition: Condition) -> Tensor:  # [B, F, D, h, w], in the autocast dtype
+        """Features of B clips."""
+        ...
+
+
+class VideoPredictor(nn.Module, ABC):
+    """Predicts latent videos from a first frame and an instruction.
+
+    Weights are float32; ``dtype`` is the precision of autocast around the denoiser. Codec, CLIP encoders and, with
+    LoRA, the denoiser's own weights are frozen. Dropout is never active, because a policy must score its actions with
+    the network that drew them.
+
+    A backbone implements the abstract methods and sets ``process``, ``codec``, ``text_encoder`` and ``settings``.
+    """
+
+    process: Process
+    codec: Codec
+    text_encoder: Any
+    settings: PredictorSettings
+    dtype: torch.dtype
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._adapter: tuple[Any, ...] = ()  # in a tuple, or the denoiser would be registered twice
+
+    @staticmethod
+    def create(
+        codec: Codec,
+        *,
+        num_frames: int = 8,
+        sample_size: int | None = None,
+        sigma_max: float = 80.0,
+        dtype: str | torch.dtype = "float32",
+        **network_overrides: Any,
+    ) -> "VideoPredictor":
+        """An untrained small predictor, the embedded default; its weights follow torch's global seed.
+
+        Args:
+            codec: a fitted patch codec, or the stand-in for the codec that made the data's latents.
+            num_frames: number of frames of a clip (F).
+            sample_size: latents along each side, noted in the config.
+            sigma_max: largest noise level.
+            dtype: precision of autocast.
+            network_overrides: arguments of the denoiser network.
+        """
+        options = {"num_frames": num_frames, "sample_size": sample_size, "sigma_max": sigma_max, "dtype": dtype}
+        return backbone(DEFAULT).create(codec, **options, **network_overrides)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        text_encoder: str | Path | None = None,
+        settings: PredictorSettings | None = None,
+        dtype: str | torch.dtype = "float32",
+        variant: str | None = None,
+    ) -> "VideoPredictor":
+        """Load a model folder: one of ours, an SVD folder, or an SVD folder with CLIP text (VPP, VAMPO).
+
+        Args:
+            folder: folder of the model.
+            text_encoder: folder of a CLIP text model, for models that were published without it.
+            settings: settings that replace the folder's ``vampo.json``, or the defaults where it has none.
+            dtype: precision of autocast: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            variant: variant of the weight files, such as ``"fp16"``; by default the one that the folder holds.
+
+        Raises:
+            ValueError: no backbone knows the folder; the message says what is missing.
+        """
+        options = {"text_encoder": text_encoder, "settings": settings, "dtype": dtype, "variant": variant}
+        return backbone_of(Path(folder)).load(Path(folder), **options)
+
+    @staticmethod
+    @abstractmethod
+    def recognizes(folder: Path) -> bool:
+        """Whether a folder holds a model of this backbone, or tries to."""
+
+    @staticmethod
+    @abstractmethod
+    def check_folder(folder: Path) -> None:
+        """Raise a ValueError that says why a folder holds no model of this backbone."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a model folder; adapters are merged into it, and also written to ``adapter/``."""
+
+    @property
+    @abstractmethod
+    def denoiser_network(self) -> nn.Module:
+        """The network that predicts; LoRA's adapters go into it."""
+
+    @abstractmethod
+    def forward(
+        self,
+        sample: Tensor,  # [N, F, C, h, w], noisy latents
+        sigma: float | Tensor,  # one noise level, or [N]
+        condition: Condition,  # of N clips
+    ) -> Tensor:  # [N, F, C, h, w]
+        """The denoiser's raw output at noise level ``sigma``, in the parameterization of the model's sampler."""
+
+    @abstractmethod
+    def condition(
+        self,
+        *,
+        instructions: Sequence[str] | None = None,
+        first_frames: Tensor | None = None,  # [B, 3, H, W] in [0, 1]
+        first_latents: Tensor | None = None,  # [B, C, h, w], as codec.encode gives them
+    ) -> Condition:
+        """What the clips' predictions depend on, from first frames or their latents.
+
+        Carries gradient to a trainable text encoder; :meth:`Condition.detach` cuts it.
+
+        Raises:
+            ValueError: something that the model's condition needs is missing.
+        """
+
+    @abstractmethod
+    def observed_condition(
+        self,
+        latents: Tensor,  # [B, C, h, w] of the clips' first frames, as codec.encode gives them
+        instructions: Sequence[str],
+    ) -> Condition:
+        """The condition of clips whose first frames are given as latents, on the model's device."""
+
+    @abstractmethod
+    def sampler(self, **overrides: Any) -> EulerHybridSampler:
+        """A sampler with this model's noise schedule, prediction type and guidance; ``overrides`` are its fields."""
+
+    @abstractmethod
+    def set_sampler(self, sampler: EulerHybridSampler) -> None:
+        """Make the schedule and guidance of a sampler this model's own, in the folders it is saved to as well."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of everything that predictions depend on: weights, settings, noise schedule, precision, codec."""
+
+    @property
+    @abstractmethod
+    def num_feature_layers(self) -> int:
+        """Number of layers that :meth:`feature_extractor` can read."""
+
+    @abstractmethod
+    def feature_extractor(self, layers: Sequence[int], *, seed: int = 0, compiled: bool = False) -> FeatureExtractor:
+        """Reads predictive features at the sampler's first noise level, for a policy.
+
+        Args:
+            layers: indices of the layers whose outputs are the features, in ascending order.
+            seed: seed of the noise, which is the same for every clip.
+            compiled: True runs the denoiser through ``torch.compile``; the first call of each batch size is slow.
+
+        Raises:
+            ValueError: there is no such layer, or ``layers`` is empty or not in ascending order.
+        """
+
+    @abstractmethod
+    def feature_parameters(self, layers: Sequence[int]) -> Iterable[nn.Parameter]:
+        """Weights that the features of these layers depend on; with LoRA those of the adapters too."""
+
+    @abstractmethod
+    def frozen_network(self, network: nn.Module) -> "VideoPredictor":
+        """The same predictor around another, frozen denoiser network; all other parts are shared."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the denoiser's weights."""
+        return next(self.denoiser_network.parameters()).device
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of the denoiser's weights."""
+        return sum(parameter.numel() for parameter in self.denoiser_network.parameters())
+
+    def features(
+        self,
+        first_frames: Tensor | None = None,  # [B, 3, H, W] in [0, 1]
+        instructions: Sequence[str] | None = None,
+        *,
+        first_latents: Tensor | None = None,  # [B, C, h, w], as codec.encode gives them
+        layers: Sequence[int] = (0, 1),
+        seed: int = 0,
+    ) -> Tensor:  # [B, F, D, h, w], in the autocast dtype
+        """Predictive features for a policy from one denoiser forward; see :meth:`feature_extractor`.
+
+        Differentiable with respect to weights that require grad; nothing is decoded. Errors are those of
+        :meth:`condition` and :meth:`feature_extractor`.
+        """
+        condition = self.condition(instructions=instructions, first_frames=first_frames, first_latents=first_latents)
+        return self.feature_extractor(layers, seed=seed)(condition)
+
+    def denoiser(self, condition: Condition, *, guidance: bool = False, model: Callable | None = None) -> Denoise:
+        """The callable that :class:`EulerHybridSampler` wants, for these clips.
+
+        Args:
+            condition: conditions of all B clips; the sampler's rows pick theirs.
+            guidance: True also runs the unconditional half (:attr:`EulerHybridSampler.uses_guidance`).
+            model: callable used in place of this predictor, such as its frozen reference.
+        """
+        model = self if model is None else model
+
+        def denoise(sample: Tensor, sigma: float, clip_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            rows = condition if clip_index is None else condition.index_select(clip_index)
+            if not guidance:
+                return model(sample, sigma, rows), None
+            both = Condition.cat([rows.unconditional(), rows])
+            uncond, cond = model(torch.cat([sample, sample]), sigma, both).chunk(2)
+            return cond, uncond
+
+        return denoise
+
+    def frozen_reference(self) -> Reference:
+        """The predictor as it is now, whatever training makes of it.
+
+        With adapters that is the model under them, run with the adapters switched off: nothing is copied. Without, it
+        is a copy of the denoiser network, with the same codec and encoders.
+        """
+        if not lora.has_adapter(self.denoiser_network):
+            return self.frozen_network(copy.deepcopy(self.denoiser_network).requires_grad_(False))
+
+        def base(sample: Tensor, sigma: float | Tensor, condition: Condition) -> Tensor:
+            with torch.no_grad(), lora.adapter_off(self.denoiser_network):
+                return self(sample, sigma, condition)
+
+        return base
+
+    def autocast(self, device: torch.device):
+        """Autocast in the predictor's ``dtype``; nothing for float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.dtype)
+
+    def train(self, mode: bool = True) -> "VideoPredictor":
+        """As ``nn.Module.train``, but frozen parts stay in eval mode, and so does dropout."""
+        super().train(mode)
+        for frozen in self._frozen_parts():
+            frozen.eval()
+        for module in self.denoiser_network.modules():
+            if isinstance(module, _DropoutNd):
+                module.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        """Parts that no training changes."""
+        return [self.codec] if isinstance(self.codec, nn.Module) else []
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        network: Any = self.denoiser_network
+        network.enable_gradient_checkpointing()
+
+    def add_lora(
+        self,
+        *,
+        rank: int = 16,
+        alpha: float | None = None,
+        target_modules: Sequence[str] = lora.DEFAULT_TARGETS,
+        dropout: float = 0.0,
+        base_dtype: str | torch.dtype | None = None,
+    ) -> None:
+        """Freeze the denoiser and train low-rank adapters, which are float32 whatever the base is.
+
+        Args:
+            rank: rank of the adapters.
+            alpha: weight of the adapters, in units of ``rank``: they count ``alpha / rank``; ``rank`` by default.
+            target_modules: suffixes of the layers' names; the attention projections by default.
+            dropout: dropout noted in the adapter's configuration; it is never active here.
+            base_dtype: dtype that the frozen weights are cast to, such as ``"bfloat16"``, to halve their memory.
+
+        Raises:
+            ValueError: this model already has an adapter.
+        """
+        self._check_no_adapter()
+        scale = rank if alpha is None else alpha
+        self._set_adapter(lora.add_adapter(self.denoiser_network, rank, scale, target_modules, dropout), base_dtype)
+
+    def load_adapter(self, folder: str | Path, *, trainable: bool = True) -> None:
+        """Put a saved adapter on this base model.
+
+        Raises:
+            ValueError: the folder holds no adapter, or one that is not plain LoRA, or this model already has one.
+        """
+        self._check_no_adapter()
+        self._set_adapter(lora.load_adapter(self.denoiser_network, folder, trainable), None)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write only the adapter, as PEFT does: ``PeftModel.from_pretrained(unet, folder)`` loads it.
+
+        Raises:
+            ValueError: this model has no adapter.
+        """
+        if not self._adapter:
+            raise ValueError("this model has no adapter, expected add_lora or load_adapter before")
+        self._adapter[0].save_pretrained(str(folder))
+
+    def _check_no_adapter(self) -> None:
+        if self._adapter:
+            raise ValueError("this model already has an adapter, expected a model without")
+
+    def _set_adapter(self, model: Any, base_dtype: str | torch.dtype | None) -> None:
+        if base_dtype is not None:
+            for name, parameter in self.denoiser_network.named_parameters():
+                if "lora_" not in name:
+                    parameter.data = parameter.data.to(as_dtype(base_dtype))
+        self._adapter = (model,)
+        self.train(self.training)

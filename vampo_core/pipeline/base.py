@@ -5,8 +5,9 @@ from pathlib import Path
 
 from vampo_core.config import VampoConfig
 from vampo_core.evaluation.predictor import EvalResult
-from vampo_core.models.codecs.codec import AnyCodec, LatentCodec, PatchCodec
+from vampo_core.models.codecs.base import Codec
 from vampo_core.models.predictor import VideoPredictor
+from vampo_core.models.registry import is_model_folder
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.codec import prepare_codec
 from vampo_core.pipeline.deciding import deciding
@@ -48,7 +49,7 @@ def pretrain_model(
     return trainer.train(resume_from)
 
 
-def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoConfig:
+def base_config(config: VampoConfig, codec: Codec) -> VampoConfig:
     """The pretraining run behind a configuration without ``model.pretrained``.
 
     Its folder lies beside ``run.dir``; its name follows from everything that decides the base.
@@ -58,13 +59,8 @@ def base_config(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VampoCo
     return replace(config, model=plain, run=replace(config.run, dir=str(beside_run(config, name)), overwrite=False))
 
 
-def find_base(config: VampoConfig, codec: AnyCodec) -> Path | None:
+def find_base(config: VampoConfig, codec: Codec) -> Path | None:
     """The model that a run started from; None if it is no longer there, or if the run is the base's own."""
-    if config.model.pretrained is not None:
-        path = Path(config.model.pretrained)
-    elif isinstance(codec, PatchCodec | LatentCodec):
-        path = Path(base_config(config, codec).run.dir)
-    else:
-        return None
-    is_there = (path / "unet").is_dir() or (path / "checkpoints" / "latest").is_dir()
+    path = Path(config.model.pretrained or base_config(config, codec).run.dir)
+    is_there = is_model_folder(path) or (path / "checkpoints" / "latest").is_dir()
     return path if is_there and path.resolve() != Path(config.run.dir).resolve() else None

@@ -19,11 +19,11 @@ from vampo_core.data.formats.recorded import RecordedDataset
 from vampo_core.data.formats.vpp import VppDataset, VppEpisode
 from vampo_core.data.record import OtherSettingsError, record
 from vampo_core.data.split import split_episodes
-from vampo_core.models.codecs.codec import AnyCodec, VAECodec
+from vampo_core.models.codecs.base import Codec
 from vampo_core.training.processes import new_accelerator
 
 
-def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
+def prepare_clips(config: VampoConfig, codec: Codec) -> Clips:
     """Clips with the codec's latents, which came with the data or are encoded first if they are missing.
 
     Raises:
@@ -34,7 +34,7 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
     return Clips(tuple(_clips(config, train) for train, _ in parts), _clips(config, held_out))
 
 
-def _encoded(config: VampoConfig, codec: AnyCodec, root: str) -> Sequence[Episode]:
+def _encoded(config: VampoConfig, codec: Codec, root: str) -> Sequence[Episode]:
     """Episodes of a folder with latents of the codec."""
     dataset = open_dataset(config, root)
     if not codec.can_decode:
@@ -52,9 +52,9 @@ def _encoded(config: VampoConfig, codec: AnyCodec, root: str) -> Sequence[Episod
     return open_dataset(config, root, latents=encoded.latents).episodes
 
 
-def _came_with_latents(dataset: EpisodeSource, codec: AnyCodec) -> bool:
+def _came_with_latents(dataset: EpisodeSource, codec: Codec) -> bool:
     """Whether every episode came with latents that can be the codec's: it is a VAE with as many channels."""
-    if not isinstance(dataset, VppDataset) or not isinstance(codec, VAECodec):
+    if not isinstance(dataset, VppDataset) or not codec.takes_published_latents:
         return False
     if any(episode.latents_file is None for episode in dataset.episodes):
         return False

@@ -10,7 +10,8 @@ from vampo_core.data.episode import Episode
 from vampo_core.data.formats.vpp import VppEpisode
 from vampo_core.data.spread_frames import spread_frames
 from vampo_core.files import publish, temporary_beside
-from vampo_core.models.codecs.codec import LatentCodec, PatchCodec
+from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.pipeline.clips import image_size, open_dataset, split
 from vampo_core.pipeline.names import beside_run, digest
 from vampo_core.pipeline.waiting import made_by_one_process

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from vampo_core.config import ConfigError, VampoConfig
-from vampo_core.models.codecs.codec import LatentCodec, PatchCodec
+from vampo_core.models.codecs.base import Codec
 from vampo_core.models.predictor import VideoPredictor
+from vampo_core.models.registry import backbone_of, is_model_folder
 from vampo_core.models.svd.default import SIGMA_MAX
-from vampo_core.models.svd.folder import check_folder
 from vampo_core.training.checkpoint import find_checkpoint
 from vampo_core.training.processes import new_accelerator
 
@@ -41,9 +41,9 @@ def predictor_folder(folder: str | Path) -> Path:
         ValueError: there is none.
     """
     path = Path(folder)
-    if not (path / "unet").is_dir():
+    if not is_model_folder(path):
         path = find_checkpoint(path)
-    check_folder(path)
+    backbone_of(path)  # says what is wrong with the folder
     return path
 
 
@@ -60,17 +60,17 @@ def policy_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
         ValueError: there is no such model.
     """
     model = inference_predictor(config, folder)
-    layers, num_blocks = list(config.policy.feature_layers), len(model.unet.up_blocks)
-    if config.policy.features == "predictive" and layers[-1] >= num_blocks:
+    layers, num_layers = list(config.policy.feature_layers), model.num_feature_layers
+    if config.policy.features == "predictive" and layers[-1] >= num_layers:
         raise ConfigError(
-            f"policy.feature_layers is {layers}, expected indices below {num_blocks}, the number of up blocks of the "
-            f"UNet at {str(folder)!r}"
+            f"policy.feature_layers is {layers}, expected indices below {num_layers}, the number of feature layers "
+            f"of the model at {str(folder)!r}"
         )
     model.set_sampler(model.sampler(**config.sampler.overrides()))
     return model
 
 
-def new_predictor(config: VampoConfig, codec: PatchCodec | LatentCodec) -> VideoPredictor:
+def new_predictor(config: VampoConfig, codec: Codec) -> VideoPredictor:
     """The embedded default, untrained; its weights follow from ``run.seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)

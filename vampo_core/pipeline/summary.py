@@ -33,7 +33,7 @@ def gather(config: VampoConfig) -> RunSummary:
     folder = Path(config.run.dir)
     checkpoint = find_checkpoint(folder)
     model = inference_predictor(config, checkpoint)
-    codec, num_parameters = model.codec, sum(p.numel() for p in model.unet.parameters())
+    codec, num_parameters = model.codec, model.num_parameters
     batch = held_out_batch(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
     rows = read_metrics(folder / "metrics.jsonl")
     result = result_name(rows)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vampo_core.diffusion.noise import stream_seed
+from vampo_core.diffusion.streams import CONTROL, stream_seed
 from vampo_core.ops._checks import check_int
 from vampo_core.ops.philox import philox_normal
 
@@ -103,7 +103,7 @@ class PolicyController:
 
     def _noise(self, slot: _Slot) -> Tensor:  # [1, H, A]
         shape = self.policy.head.chunk_shape
-        return philox_normal((1, 1, 1, 1, *shape), seed=stream_seed(slot.seed, slot.step))[0, 0, 0]
+        return philox_normal((1, 1, 1, 1, *shape), seed=stream_seed(slot.seed, CONTROL, slot.step))[0, 0, 0]
 
     def _next_action(self, slot: _Slot) -> np.ndarray:  # [A]
         horizon = self.policy.settings.action_horizon

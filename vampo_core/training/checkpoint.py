@@ -154,7 +154,8 @@ def find_checkpoint(path: str | Path) -> Path:
     checkpoints = Checkpoints(folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder)
     found = checkpoints.best if name == "best" else checkpoints.latest
     if found is None:
-        what = "a model without trainer state" if (folder / "unet").is_dir() else "no checkpoint"
+        is_model = (folder / "vampo.json").is_file() or (folder / "model_index.json").is_file()
+        what = "a model without trainer state" if is_model else "no checkpoint"
         raise ValueError(
             f"checkpoint is {str(given)!r}, which holds {what}, expected a run folder or a checkpoint of one"
         )

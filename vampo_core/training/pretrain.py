@@ -9,18 +9,17 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
-from vampo_core.diffusion.noise import stream_seed
+from vampo_core.diffusion.process import Process
+from vampo_core.diffusion.streams import PRETRAIN_NOISE, PRETRAIN_SIGMA, stream_seed
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.models.predictor import Condition, VideoPredictor
-from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
+from vampo_core.ops.coefficients import PredictionType
 from vampo_core.ops.philox import philox_normal
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.predictor_clips import PredictorClips
 from vampo_core.training.processes import new_accelerator
-
-_SIGMA_STREAM, _NOISE_STREAM = 1 << 41, 1 << 42  # of the run's seed; step n draws from stream _STREAM + n
 
 
 def edm_loss(
@@ -31,15 +30,15 @@ def edm_loss(
     sigma: Tensor,  # [B]
     noise: Tensor,  # like latents
     prediction_type: PredictionType,
+    process: Process,
 ) -> Tensor:  # []
     """Weighted denoising loss of EDM (Karras et al. 2022, equations 2 and 8, table 1): in units of the raw output.
 
     ``lambda(sigma) |D(x + sigma n; sigma) - x|^2`` with ``lambda = 1 / c_out^2`` is the plain squared error of the
     network's output against ``(x - c_skip (x + sigma n)) / c_out``.
     """
-    scale = sigma.view(-1, 1, 1, 1, 1)
-    noisy = latents + scale * noise
-    scalings = torch.tensor([denoiser_scalings(float(s), prediction_type) for s in sigma]).to(latents)  # [B, 2]
+    noisy = process.noisy(latents, noise, sigma)
+    scalings = torch.tensor([process.scalings(float(s), prediction_type) for s in sigma]).to(latents)  # [B, 2]
     c_skip, c_out = (part.view(-1, 1, 1, 1, 1) for part in scalings.unbind(1))
     output = model(noisy, sigma, condition)
     return (output.float() - (latents - c_skip * noisy) / c_out).square().mean()
@@ -104,19 +103,20 @@ class Pretrainer:
         draws = [
             philox_normal(
                 (shape[0], 1, *shape[1:]),
-                seed=stream_seed(self.config.run.seed, stream + iteration),
+                seed=stream_seed(self.config.run.seed, stream, iteration),
                 first_clip=first_clip,
                 device=device,
             )[:, 0]
-            for stream, shape in ((_SIGMA_STREAM, (latents.shape[0], 1, 1, 1, 1)), (_NOISE_STREAM, latents.shape))
+            for stream, shape in ((PRETRAIN_SIGMA, (latents.shape[0], 1, 1, 1, 1)), (PRETRAIN_NOISE, latents.shape))
         ]
-        log_sigma = settings.p_mean + settings.p_std * draws[0].flatten()
+        sigma = self.model.process.training_sigmas(draws[0].flatten(), settings.p_mean, settings.p_std)
         condition = self.model.observed_condition(latents[:, 0], batch["instruction"])
         return edm_loss(
             self.model,
             latents,
             condition,
-            sigma=log_sigma.exp(),
+            sigma=sigma,
             noise=draws[1],
             prediction_type=self.clips.sampler.prediction_type,
+            process=self.model.process,
         )

@@ -7,21 +7,22 @@ scheduler/ model_index.json``. VPP's is SVD's and a CLIP text model, which we ke
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from safetensors import SafetensorError
+from torch import nn
 
-from vampo_core.models.codecs.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
+from vampo_core.models.codecs.base import Codec
+from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.codecs.patch import PatchCodec
+from vampo_core.models.codecs.vae import VAECodec
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text.clip import import_transformers
 from vampo_core.models.text.text import ClipTextEncoder, InstructionEncoder
-
-if TYPE_CHECKING:
-    from vampo_core.models.svd.image_encoder import ClipImageEncoder
 
 SVD_ONLY_PARTS = ("image_encoder", "feature_extractor")
 _PIPELINE_PARTS = {
@@ -76,7 +77,7 @@ def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionM
     return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant=variant)
 
 
-def load_codec(folder: Path, variant: str | None) -> AnyCodec:
+def load_codec(folder: Path, variant: str | None) -> Codec:
     """Our patch codec, what stands for a missing one, or SVD's VAE."""
     if (folder / "codec").is_dir():
         description = json.loads((folder / "codec" / "config.json").read_text())
@@ -114,7 +115,7 @@ def load_text_encoder(
     return ClipTextEncoder.from_pretrained(own, folder / "tokenizer", **arguments)
 
 
-def load_image_encoder(folder: Path, variant: str | None) -> "ClipImageEncoder":
+def load_image_encoder(folder: Path, variant: str | None) -> nn.Module:
     """SVD's CLIP image encoder."""
     # here, because these modules are slow to import and complain about a missing torchvision
     transformers = import_transformers()

@@ -1,59 +1,60 @@
-"""The video predictor: UNet, codec, text encoder and noise schedule as one checkpoint folder."""
+"""Stable Video Diffusion's backbone: UNet, codec, text encoder and noise schedule as one model folder."""
 
-import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
+from vampo_core.diffusion.process import EDM
 from vampo_core.diffusion.sampler import EulerHybridSampler
-from vampo_core.diffusion.trajectory import Denoise
 from vampo_core.models import lora
-from vampo_core.models.codecs.codec import AnyCodec, LatentCodec, PatchCodec, VAECodec
+from vampo_core.models.codecs.base import Codec
+from vampo_core.models.codecs.vae import VAECodec
+from vampo_core.models.condition import Condition
 from vampo_core.models.fingerprint import fingerprint
+from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.settings import PredictorSettings, as_dtype
 from vampo_core.models.svd import folder as parts
 from vampo_core.models.svd.change import first_frame_share, input_scale
-from vampo_core.models.svd.condition import Condition
+from vampo_core.models.svd.condition import SVDCondition
 from vampo_core.models.svd.default import SIGMA_MAX, default_scheduler, default_unet
-from vampo_core.models.svd.features import DEFAULT_LAYERS, FeatureExtractor
+from vampo_core.models.svd.features import UpBlockFeatures, feature_unet
 from vampo_core.models.text.text import ClipTextEncoder, InstructionEncoder
 
-if TYPE_CHECKING:
-    from vampo_core.models.svd.image_encoder import ClipImageEncoder
 
-
-class VideoPredictor(nn.Module):
-    """Predicts latent videos from a first frame and an instruction.
-
-    Weights are float32; ``dtype`` is the precision of autocast around the UNet. Codec, CLIP encoders and, with LoRA,
-    the UNet's own weights are frozen. Dropout stays inactive in ``train()`` mode too, because a policy must score
-    its actions with the network that drew them, unless ``dropout_active`` is set.
+class SVDPredictor(VideoPredictor):
+    """A predictor on SVD's UNet; see :class:`VideoPredictor`.
 
     Args:
         unet: denoiser; takes noisy latents and the first frame's, side by side on channels.
-        codec: frames to latents and back.
-        text_encoder: instructions to cross-attention tokens; None for SVD's own image condition.
-        image_encoder: SVD's image condition, where there is no text encoder.
+        codec: codec between frames and latents.
+        text_encoder: encoder of instructions to cross-attention tokens; None for SVD's own image condition.
+        image_encoder: encoder of SVD's image condition, where there is no text encoder.
         scheduler: noise range and prediction type; EDM's range by default.
-        settings: the rest of what defines the model.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        settings: everything else that defines the model.
+        dtype: precision of autocast: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+
+    Raises:
+        ValueError: the parts do not fit each other.
     """
+
+    process = EDM()
+    text_encoder: InstructionEncoder | ClipTextEncoder | None
+    image_encoder: Any  # a ClipImageEncoder, whose module is slow to import
 
     def __init__(
         self,
         unet: UNetSpatioTemporalConditionModel,
-        codec: AnyCodec,
+        codec: Codec,
         *,
         text_encoder: InstructionEncoder | ClipTextEncoder | None = None,
-        image_encoder: "ClipImageEncoder | None" = None,
+        image_encoder: Any = None,
         scheduler: EulerDiscreteScheduler | None = None,
         settings: PredictorSettings | None = None,
         dtype: str | torch.dtype = "float32",
@@ -64,8 +65,6 @@ class VideoPredictor(nn.Module):
         self.scheduler = default_scheduler() if scheduler is None else scheduler
         self.settings = PredictorSettings(num_frames=unet.config["num_frames"]) if settings is None else settings
         self.dtype = as_dtype(dtype)
-        self.dropout_active = False
-        self._adapter: tuple[Any, ...] = ()  # in a tuple, or the UNet would be registered twice
         self._source: Path | None = None
         channels = codec.latent_channels
         if (unet.config["in_channels"], unet.config["out_channels"]) != (2 * channels, channels):
@@ -82,27 +81,22 @@ class VideoPredictor(nn.Module):
             )
         self.eval()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.unet.parameters()).device
-
     @classmethod
     def create(
         cls,
-        codec: PatchCodec | LatentCodec,
+        codec: Codec,
         *,
         num_frames: int = 8,
         sample_size: int | None = None,
         sigma_max: float = SIGMA_MAX,
         dtype: str | torch.dtype = "float32",
         **unet_overrides: Any,
-    ) -> "VideoPredictor":
+    ) -> "SVDPredictor":
         """An untrained small predictor, the embedded default; its weights follow torch's global seed.
 
         Args:
-            codec: a fitted patch codec, or what stands for the one that made the data's latents.
-            num_frames: F.
+            codec: a fitted patch codec, or the stand-in for the codec that made the data's latents.
+            num_frames: number of frames of a clip (F).
             sample_size: latents along each side, noted in the config.
             sigma_max: largest noise level.
             dtype: as in the constructor.
@@ -115,29 +109,16 @@ class VideoPredictor(nn.Module):
         return cls(unet, codec, text_encoder=text_encoder, scheduler=scheduler, settings=settings, dtype=dtype)
 
     @classmethod
-    def from_pretrained(
+    def load(
         cls,
-        folder: str | Path,
+        folder: Path,
         *,
-        text_encoder: str | Path | None = None,
-        settings: PredictorSettings | None = None,
-        dtype: str | torch.dtype = "float32",
-        variant: str | None = None,
-    ) -> "VideoPredictor":
-        """Load a checkpoint folder: one of ours, an SVD folder, or an SVD folder with CLIP text (VPP, VAMPO).
-
-        Args:
-            folder: the checkpoint.
-            text_encoder: folder of a CLIP text model, for checkpoints published without it.
-            settings: instead of the folder's ``vampo.json``, or of defaults where it has none.
-            dtype: as in the constructor.
-            variant: of the weight files, e.g. ``"fp16"``.
-
-        Raises:
-            ValueError: the folder is no checkpoint of a video predictor; the message says which part is amiss.
-        """
-        folder = Path(folder)
-        parts.check_folder(folder)
+        text_encoder: str | Path | None,
+        settings: PredictorSettings | None,
+        dtype: str | torch.dtype,
+        variant: str | None,
+    ) -> "SVDPredictor":
+        """Load a model folder; see :meth:`VideoPredictor.from_pretrained`."""
         unet = parts.load_unet(folder, variant)
         settings = settings or PredictorSettings.load(folder) or parts.published_settings(folder, unet, text_encoder)
         clip_folder = None if text_encoder is None else Path(text_encoder)
@@ -154,8 +135,23 @@ class VideoPredictor(nn.Module):
         predictor._source = folder.resolve()
         return predictor
 
+    @staticmethod
+    def recognizes(folder: Path) -> bool:
+        """Whether the folder holds a UNet."""
+        return (folder / "unet").is_dir()
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """Raise a ValueError that says why a folder holds no SVD, VPP or default model."""
+        parts.check_folder(folder)
+
+    @property
+    def denoiser_network(self) -> nn.Module:
+        """The UNet."""
+        return self.unet
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint folder; adapters are merged into what is written, and written to ``adapter/`` alone too.
+        """Write a model folder; adapters are merged into it, and also written to ``adapter/``.
 
         What came from an SVD folder opens in ``StableVideoDiffusionPipeline.from_pretrained``.
 
@@ -190,7 +186,7 @@ class VideoPredictor(nn.Module):
         self,
         sample: Tensor,  # [N, F, C, h, w], noisy latents
         sigma: float | Tensor,  # one noise level, or [N]
-        condition: Condition,  # of N clips
+        condition: Condition,  # of N clips, an SVDCondition
     ) -> Tensor:  # [N, F, C, h, w], in the autocast dtype, or float32 with predict_change
         """The denoiser's raw output at noise level ``sigma``, in the parameterisation of the scheduler.
 
@@ -202,6 +198,7 @@ class VideoPredictor(nn.Module):
         Raises:
             ValueError: shapes of sample, sigma and condition do not belong together.
         """
+        assert isinstance(condition, SVDCondition)
         inputs = self.unet_inputs(sample, sigma, condition)
         with self.autocast(sample.device):
             output = self.unet(*inputs, return_dict=False)[0]
@@ -216,10 +213,8 @@ class VideoPredictor(nn.Module):
         instructions: Sequence[str] | None = None,
         first_frames: Tensor | None = None,  # [B, 3, H, W] in [0, 1]
         first_latents: Tensor | None = None,  # [B, C, h, w], as codec.encode gives them
-    ) -> Condition:
-        """What the clips' predictions depend on, from first frames or their latents.
-
-        Carries gradient to a trainable text encoder; :meth:`Condition.detach` cuts it.
+    ) -> SVDCondition:
+        """What the clips' predictions depend on; see :meth:`VideoPredictor.condition`.
 
         Raises:
             ValueError: instructions, or first frames for SVD's image encoder, are missing.
@@ -240,7 +235,7 @@ class VideoPredictor(nn.Module):
                 raise ValueError("first_frames is None, expected frames: this checkpoint's condition is a CLIP image")
             states = self.image_encoder(first_frames.to(device))
         ids = [float(self.settings.fps), float(self.settings.motion_bucket_id), self.settings.noise_aug_strength]
-        return Condition(
+        return SVDCondition(
             image_latents=first_latents.to(device) / self.codec.scaling_factor,
             encoder_hidden_states=states.to(device),
             added_time_ids=torch.tensor(ids, device=device).repeat(first_latents.shape[0], 1),
@@ -250,7 +245,7 @@ class VideoPredictor(nn.Module):
         self,
         latents: Tensor,  # [B, C, h, w] of the clips' first frames, as codec.encode gives them
         instructions: Sequence[str],
-    ) -> Condition:
+    ) -> SVDCondition:
         """The condition of clips given as latents; a predictor whose condition is a CLIP image gets them decoded.
 
         Raises:
@@ -259,43 +254,6 @@ class VideoPredictor(nn.Module):
         latents = latents.to(self.device)
         frames = None if self.image_encoder is None else self.codec.decode(latents.unsqueeze(1))[:, 0]
         return self.condition(instructions=instructions, first_latents=latents, first_frames=frames)
-
-    def features(
-        self,
-        first_frames: Tensor | None = None,  # [B, 3, H, W] in [0, 1]
-        instructions: Sequence[str] | None = None,
-        *,
-        first_latents: Tensor | None = None,  # [B, C, h, w], as codec.encode gives them
-        layers: Sequence[int] = DEFAULT_LAYERS,
-        seed: int = 0,
-    ) -> Tensor:  # [B, F, D, h, w], in the autocast dtype
-        """Predictive features for a policy from one denoiser forward; see :class:`FeatureExtractor`.
-
-        Differentiable in what is trainable; nothing is decoded. Errors are those of :meth:`condition` and of the
-        extractor.
-        """
-        condition = self.condition(instructions=instructions, first_frames=first_frames, first_latents=first_latents)
-        return FeatureExtractor(self, layers=layers, seed=seed)(condition)
-
-    def denoiser(self, condition: Condition, *, guidance: bool = False, model: Callable | None = None) -> Denoise:
-        """The callable that :class:`EulerHybridSampler` wants, for these clips.
-
-        Args:
-            condition: of all B clips; the sampler's rows pick theirs.
-            guidance: run the unconditional half too (:attr:`EulerHybridSampler.uses_guidance`).
-            model: called in place of this predictor, e.g. the same one wrapped for distributed training, or its base.
-        """
-        model = self if model is None else model
-
-        def denoise(sample: Tensor, sigma: float, clip_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            rows = condition if clip_index is None else condition.index_select(clip_index)
-            if not guidance:
-                return model(sample, sigma, rows), None
-            both = Condition.cat([rows.unconditional(), rows])
-            uncond, cond = model(torch.cat([sample, sample]), sigma, both).chunk(2)
-            return cond, uncond
-
-        return denoise
 
     def sampler(self, **overrides: Any) -> EulerHybridSampler:
         """A sampler with this model's noise schedule, prediction type and guidance; ``overrides`` are its fields."""
@@ -335,80 +293,51 @@ class VideoPredictor(nn.Module):
         )
         self.scheduler.register_to_config(sigma_min=sampler.sigma_min, sigma_max=sampler.sigma_max)
 
-    def train(self, mode: bool = True) -> "VideoPredictor":
-        """As ``nn.Module.train``, but frozen parts stay in eval mode, and dropout unless ``dropout_active``."""
-        super().train(mode)
-        for frozen in (self.codec, self.image_encoder, self.text_encoder):
-            if isinstance(frozen, nn.Module) and not isinstance(frozen, InstructionEncoder):
-                frozen.eval()
-        if not self.dropout_active:
-            for module in self.unet.modules():
-                if isinstance(module, _DropoutNd):
-                    module.eval()
-        return self
+    @property
+    def num_feature_layers(self) -> int:
+        """Number of the UNet's up blocks."""
+        blocks: Any = self.unet.up_blocks
+        return len(blocks)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time."""
-        self.unet.enable_gradient_checkpointing()
+    def feature_extractor(self, layers: Sequence[int], *, seed: int = 0, compiled: bool = False) -> UpBlockFeatures:
+        """Reads outputs of the UNet's up blocks; see :class:`UpBlockFeatures`."""
 
-    def add_lora(
-        self,
-        *,
-        rank: int = 16,
-        alpha: float | None = None,
-        target_modules: Sequence[str] = lora.DEFAULT_TARGETS,
-        dropout: float = 0.0,
-        base_dtype: str | torch.dtype | None = None,
-    ) -> None:
-        """Freeze the UNet and train low-rank adapters, which are float32 whatever the base is.
+        def inputs(sample: Tensor, sigma: float, condition: Condition) -> tuple[Tensor, ...]:
+            assert isinstance(condition, SVDCondition)
+            return self.unet_inputs(sample, sigma, condition)
 
-        Args:
-            rank: of the adapters.
-            alpha: adapters count ``alpha / rank``; ``rank`` by default.
-            target_modules: suffixes of the layers' names; the attention projections by default.
-            dropout: of the adapters, inactive unless ``dropout_active``.
-            base_dtype: cast the frozen weights, e.g. to ``"bfloat16"``, to halve their memory.
-        """
-        self._check_no_adapter()
-        model = lora.add_adapter(self.unet, rank, rank if alpha is None else alpha, target_modules, dropout)
-        self._set_adapter(model, base_dtype)
+        def start(shape: torch.Size, device: torch.device) -> tuple[Tensor, float]:
+            sampler, num_frames = self.sampler(), self.settings.num_frames
+            return sampler.initial_noise((1, num_frames, *shape), seed=seed, device=device), sampler.sigmas[0]
 
-    def load_adapter(self, folder: str | Path, *, trainable: bool = True) -> None:
-        """Put a saved adapter on this base model.
+        return UpBlockFeatures(
+            self.unet, layers, inputs=inputs, start=start, autocast=self.autocast, seed=seed, compiled=compiled
+        )
 
-        Raises:
-            ValueError: the folder is no adapter, or this model has one already.
-        """
-        self._check_no_adapter()
-        self._set_adapter(lora.load_adapter(self.unet, folder, trainable), None)
+    def feature_parameters(self, layers: Sequence[int]) -> Iterable[nn.Parameter]:
+        """Weights of the UNet up to the last chosen up block."""
+        return feature_unet(self.unet, layers, []).parameters()
 
-    def save_adapter(self, folder: str | Path) -> None:
-        """Write the adapter alone, as PEFT does: ``PeftModel.from_pretrained(unet, folder)`` loads it."""
-        if not self._adapter:
-            raise ValueError("this model has no adapter, expected add_lora or load_adapter before")
-        self._adapter[0].save_pretrained(str(folder))
+    def frozen_network(self, network: nn.Module) -> "SVDPredictor":
+        """The same predictor around another UNet."""
+        assert isinstance(network, UNetSpatioTemporalConditionModel)
+        return SVDPredictor(
+            network,
+            self.codec,
+            text_encoder=self.text_encoder,
+            image_encoder=self.image_encoder,
+            scheduler=self.scheduler,
+            settings=self.settings,
+            dtype=self.dtype,
+        )
 
-    def merge_adapter(self) -> None:
-        """Add the adapter to the UNet's weights and remove it."""
-        if not self._adapter:
-            raise ValueError("this model has no adapter, expected add_lora or load_adapter before")
-        self.unet = self._adapter[0].merge_and_unload()
-        self._adapter = ()
-
-    def _check_no_adapter(self) -> None:
-        if self._adapter:
-            raise ValueError("this model has an adapter already, expected merge_adapter before another")
-
-    def _set_adapter(self, model: Any, base_dtype: str | torch.dtype | None) -> None:
-        if base_dtype is not None:
-            for name, parameter in self.unet.named_parameters():
-                if "lora_" not in name:
-                    parameter.data = parameter.data.to(as_dtype(base_dtype))
-        self._adapter = (model,)
-        self.train(self.training)
+    def _frozen_parts(self) -> list[nn.Module]:
+        encoders = (self.image_encoder, self.text_encoder)
+        frozen = [part for part in encoders if part is not None and not isinstance(part, InstructionEncoder)]
+        return [*super()._frozen_parts(), *frozen]
 
     def unet_inputs(
-        self, sample: Tensor, sigma: float | Tensor, condition: Condition
+        self, sample: Tensor, sigma: float | Tensor, condition: SVDCondition
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Arguments of the UNet: input, model time, cross-attention states, added time ids."""
         rows, latents = sample.shape[0], condition.image_latents
@@ -423,16 +352,10 @@ class VideoPredictor(nn.Module):
                 raise ValueError(f"sigma has shape {tuple(sigma.shape)}, expected a float or [{rows}]")
             scale, time = (sigma.square() + 1).rsqrt().view(-1, 1, 1, 1, 1), sigma.log() / 4
         else:
-            scale, time = 1 / math.sqrt(sigma * sigma + 1), sample.new_full((rows,), math.log(sigma) / 4)
+            scale, time = 1 / math.sqrt(sigma * sigma + 1), sample.new_full((rows,), self.process.model_time(sigma))
         first = latents.unsqueeze(1).expand_as(sample).to(sample.dtype)
         if self.settings.predict_change:
             sample, scale = sample - first * self.codec.scaling_factor, input_scale(sigma)
         stacked = torch.cat([sample * scale, first], dim=2)
         dtype = self.unet.conv_in.weight.dtype
         return stacked.to(dtype), time, condition.encoder_hidden_states.to(dtype), condition.added_time_ids
-
-    def autocast(self, device: torch.device):
-        """Autocast in the predictor's ``dtype``; nothing for float32."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, self.dtype)

@@ -20,7 +20,6 @@ from vampo_core.data.episode import Episode, reading
 from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.models.svd.features import FeatureExtractor
 from vampo_core.policy.vpp.policy import observed_features
 
 _HEADER = "vampo_core"
@@ -38,7 +37,7 @@ class FeatureCache:
 
     def __init__(self, root: str | Path, predictor: VideoPredictor, layers: Sequence[int]) -> None:
         self.predictor = predictor
-        self.extractor = FeatureExtractor(predictor, layers=layers)
+        self.extractor = predictor.feature_extractor(layers)
         key = fingerprint([predictor.fingerprint(), list(layers), self.extractor.seed], {})
         self.folder = Path(root) / "features" / key
 

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vampo_core.models.fingerprint import fingerprint
-from vampo_core.models.predictor import Condition, VideoPredictor
-from vampo_core.models.svd.features import FeatureExtractor
+from vampo_core.models.predictor import Condition, FeatureExtractor, VideoPredictor
 from vampo_core.policy.controller import Observation, PolicyController
 from vampo_core.policy.vpp.action_head import ActionCondition, ActionHead
 from vampo_core.policy.vpp.frame_encoder import FrameEncoder
@@ -238,7 +237,7 @@ def feature_extractor(
     predictor: VideoPredictor, features: str, layers: Sequence[int], *, compiled: bool = False
 ) -> FeatureExtractor | None:
     """What gives a policy its features; None for the control on latents."""
-    return None if features == "latents" else FeatureExtractor(predictor, layers=layers, compiled=compiled)
+    return None if features == "latents" else predictor.feature_extractor(layers, compiled=compiled)
 
 
 def observed_features(

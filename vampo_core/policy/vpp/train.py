@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vampo_core.config import PolicyConfig, VampoConfig
 from vampo_core.data.clips import Clips
-from vampo_core.diffusion.noise import stream_seed
+from vampo_core.diffusion.streams import POLICY_NOISE, POLICY_SIGMA, stream_seed
 from vampo_core.evaluation.predictor import held_out_batch
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops.philox import philox_normal
@@ -24,9 +24,6 @@ from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.processes import new_accelerator
-
-_SIGMA_STREAM, _NOISE_STREAM = 1 << 43, 1 << 44  # of the run's seed; step n draws from stream _STREAM + n
-
 
 _COPIED = {field.name for field in fields(PolicySettings)} & {field.name for field in fields(PolicyConfig)}
 
@@ -91,11 +88,11 @@ class PolicyTrainer:
         draws = [
             philox_normal(
                 (num_clips, 1, 1, 1, *shape),
-                seed=stream_seed(self.config.run.seed, stream + iteration),
+                seed=stream_seed(self.config.run.seed, stream, iteration),
                 first_clip=first_clip,
                 device=device,
             )[:, 0, 0, 0]
-            for stream, shape in ((_SIGMA_STREAM, (1, 1)), (_NOISE_STREAM, actions.shape[1:]))
+            for stream, shape in ((POLICY_SIGMA, (1, 1)), (POLICY_NOISE, actions.shape[1:]))
         ]
         sigma = (P_MEAN + P_STD * draws[0].flatten()).exp().clamp(SIGMA_MIN, SIGMA_MAX)
         features = batch["features"].to(device).float() if "features" in batch else None
@@ -166,7 +163,7 @@ def new_policy(config: VampoConfig, predictor: VideoPredictor, dataset: ActionDa
     )
     trained = []
     if extractor is not None and options.train_predictor:
-        trained = [p for p in extractor.unet.parameters() if p.requires_grad]  # of an adapted UNet the adapters alone
+        trained = [p for p in predictor.feature_parameters(options.feature_layers) if p.requires_grad]  # or adapters
     predictor.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)

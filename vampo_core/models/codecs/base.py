@@ -1,0 +1,88 @@
+"""What a codec between video frames and latents is."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from vampo_core.models.fingerprint import fingerprint
+
+
+class Codec(Protocol):
+    """What a predictor needs of its codec. Frames are in [0, 1], RGB; leading axes may be ``[N]`` or ``[B, F]``."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents (C)."""
+        ...
+
+    @property
+    def spatial_ratio(self) -> int:
+        """Pixels per latent along each side."""
+        ...
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether frames can be encoded and latents decoded; False for a stand-in."""
+        ...
+
+    @property
+    def takes_published_latents(self) -> bool:
+        """Whether latents that came with a dataset may be this codec's, if they have as many channels."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU for a codec without any."""
+        ...
+
+    @property
+    def scaling_factor(self) -> float:
+        """Factor that latents are multiplied by; the latents of a first-frame condition are not (SVD)."""
+        ...
+
+    def encode(self, frames: Tensor, /) -> Tensor:
+        """``[..., 3, H, W]`` to latents ``[..., C, H / ratio, W / ratio]`` of about unit variance."""
+        ...
+
+    def decode(self, latents: Tensor, /) -> Tensor:
+        """``[..., C, h, w]`` to frames ``[..., 3, h * ratio, w * ratio]`` in [0, 1]."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes with any weight or setting: latents of equal fingerprints may be mixed."""
+        ...
+
+    def save_pretrained(self, folder: str | Path, /) -> None:
+        """Write the codec as a diffusers model folder."""
+        ...
+
+
+def unit_float(frames: Tensor) -> Tensor:
+    """Frames in [0, 1], from uint8 or float."""
+    return frames.float() / 255 if frames.dtype == torch.uint8 else frames
+
+
+def check_frames(frames: Tensor, ratio: int) -> None:
+    """Refuse frames that do not divide into latents."""
+    if not isinstance(frames, Tensor) or not (frames.is_floating_point() or frames.dtype == torch.uint8):
+        kind = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
+        raise TypeError(f"frames is of {kind}, expected a float tensor in [0, 1] or uint8")
+    if frames.ndim < 4 or frames.shape[-3] != 3 or frames.shape[-2] % ratio or frames.shape[-1] % ratio:
+        raise ValueError(
+            f"frames has shape {tuple(frames.shape)}, expected [..., 3, H, W] with H and W multiples of {ratio}"
+        )
+
+
+def check_latents(latents: Tensor, channels: int) -> None:
+    """Refuse latents of another number of channels."""
+    if latents.ndim < 4 or latents.shape[-3] != channels:
+        raise ValueError(f"latents has shape {tuple(latents.shape)}, expected [..., {channels}, h, w]")
+
+
+def model_fingerprint(model: ModelMixin) -> str:
+    """A hash of a model's class, settings and weights."""
+    settings = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
+    return fingerprint([type(model).__name__, settings], model.state_dict())
