@@ -8,7 +8,7 @@ import pytest
 from vampo_core import envs
 from vampo_core.data import RecordedDataset, record
 from vampo_core.data.formats.recorded import episode_folder, read_header
-from vampo_core.envs.pool import MAX_ENVS, borrow_env, borrowed_env, close_envs, return_env
+from vampo_core.envs.idle import MAX_ENVS, borrow_env, borrowed_env, close_envs, return_env
 
 gymnasium = pytest.importorskip("gymnasium", reason="these tests need `pip install gymnasium`")
 simulators = pytest.importorskip("simulators")

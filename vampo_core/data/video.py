@@ -99,16 +99,6 @@ def resize_frames(
     return functional.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def resize_images(
-    frames: Tensor,  # [N, 3, H, W] uint8
-    size: tuple[int, int] | None,
-) -> Tensor:  # [N, 3, *size] uint8
-    """As :func:`resize_frames` for whole numbers; None leaves them as they are."""
-    if size is None or frames.shape[-2:] == torch.Size(size):
-        return frames
-    return (resize_frames(frames / 255, size) * 255).round().to(torch.uint8)
-
-
 def image_hw(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Read an image size, one number for a square or (height, width)."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from vampo_core import envs
 from vampo_core.data.video import write_video
-from vampo_core.envs.workers import InProcess, Lost, Reply, Reset, Step, Workers
+from vampo_core.envs.slots import Lost, Reply, Reset, Step
+from vampo_core.envs.workers import MAX_ATTEMPTS, InProcess, Workers
 from vampo_core.evaluation.episodes import (
     EPISODES,
     ClosedLoopResult,
@@ -25,9 +26,6 @@ from vampo_core.evaluation.episodes import (
 )
 from vampo_core.evaluation.panels import side_by_side
 from vampo_core.files.atomic import locked, publish, remove_leftovers, temporary_beside
-
-MAX_ATTEMPTS = 3
-"""How often an episode is begun before the loss of its worker is taken to be its own doing."""
 
 
 class Controller(Protocol):

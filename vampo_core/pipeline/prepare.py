@@ -19,9 +19,9 @@ from torch import Tensor
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.data.encode import encode
-from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, report_skipped
-from vampo_core.data.formats.recorded import RecordedDataset
-from vampo_core.data.formats.vpp import VppDataset, VppEpisode
+from vampo_core.data.episode import Episode, EpisodeSource
+from vampo_core.data.formats import open_dataset_of
+from vampo_core.data.published import published_episodes
 from vampo_core.data.record import OtherSettingsError, record
 from vampo_core.data.split import split_episodes
 from vampo_core.data.spread_frames import spread_frames
@@ -35,7 +35,7 @@ from vampo_core.training.processes import new_accelerator
 
 SVD_SCALING_FACTOR = 0.18215
 _DATA_KEYS = (
-    *("format", "root", "weights", "env", "num_episodes", "action_noise", "steps_after_success", "resolution"),
+    *("format", "root", "weights", "env", "num_episodes", "action_noise", "resolution"),
     *("held_out_fraction", "num_frames", "stride", "sampling"),
 )
 _CODEC_FRAMES = 2000
@@ -137,10 +137,15 @@ def prepare_clips(config: VampoConfig, codec: AnyCodec) -> Clips:
 def _encoded(config: VampoConfig, codec: AnyCodec, root: str) -> Sequence[Episode]:
     """Episodes of a folder with latents of the codec."""
     dataset = open_dataset(config, root)
-    if not codec.can_decode:
-        return _with_latents(dataset, config.data.strict)
-    if _came_with_latents(dataset, codec):
-        return dataset.episodes
+    if not codec.can_decode or isinstance(codec, VAECodec):
+        published = published_episodes(
+            dataset,
+            latent_channels=codec.latent_channels,
+            can_encode=codec.can_decode,
+            strict=config.data.strict,
+        )
+        if published is not None:
+            return published
     with _on_device(codec, new_accelerator().device):
         encoded = encode(
             dataset,
@@ -150,23 +155,6 @@ def _encoded(config: VampoConfig, codec: AnyCodec, root: str) -> Sequence[Episod
             strict=config.data.strict,
         )
     return open_dataset(config, root, latents=encoded.latents).episodes
-
-
-def _came_with_latents(dataset: EpisodeSource, codec: AnyCodec) -> bool:
-    """Whether every episode came with latents that may be the codec's: a VAE's, with as many channels."""
-    if not isinstance(dataset, VppDataset) or not isinstance(codec, VAECodec):
-        return False
-    if any(episode.latents_file is None for episode in dataset.episodes):
-        return False
-    return {_channels(episode) for episode in dataset.episodes} <= {codec.latent_channels, None}
-
-
-def _channels(episode: Episode) -> int | None:
-    """C of an episode's latents; None where they are damaged, as will be said when a clip is read."""
-    try:
-        return episode.latents([0]).shape[1]
-    except EpisodeError:
-        return None
 
 
 def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
@@ -180,8 +168,7 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     """
     datasets = [open_dataset(config, root) for root in config.data.roots]
     episodes = [episode for dataset in datasets for episode in dataset.episodes]
-    files = {f"{e.dataset}/{e.episode_id}": e.latents_file for e in episodes if isinstance(e, VppEpisode)}
-    sizes = {name: file.stat().st_size for name, file in files.items() if file is not None}
+    sizes = {f"{e.dataset}/{e.episode_id}": e.latents_fingerprint for e in episodes if e.has_latents}
     if sizes:
         return LatentCodec(
             latent_channels=config.model.latent_channels,
@@ -190,7 +177,7 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
         )
     config.check_resolution()
     parts = [_split(config, dataset.episodes)[0] for dataset in datasets]
-    names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for train in parts for episode in train]
+    names = [[episode.episode_id, episode.fingerprint] for train in parts for episode in train]
     settings = [config.model.patch_size, config.model.latent_channels, config.data.resolution, _CODEC_FRAMES]
     folder = Path(config.run.dir).parent / f"codec-{digest([names, settings])}"
     if not folder.is_dir():
@@ -265,9 +252,6 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
     folder = Path(os.path.expandvars(root)).expanduser()
     if "$" in str(folder):
         raise ConfigError(f"data.root is {root!r}, expected its environment variable to be set")
-    if data.format == "vpp":
-        split = "train" if (folder / "annotation" / "train").is_dir() else "val"
-        return VppDataset(folder, split, latents=latents, strict=data.strict)
     if data.env is not None and latents is None:
         try:
             record(
@@ -277,7 +261,6 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
                 num_workers=max(1, data.num_workers),
                 env_kwargs={"image_size": data.resolution},
                 action_noise=data.action_noise,
-                steps_after_success=data.steps_after_success,
             )
         except OtherSettingsError as error:
             key = "resolution" if error.name == "env_kwargs" else error.name
@@ -288,7 +271,7 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
                 "another data.root, or delete that folder"
             ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
-    return RecordedDataset(folder, latents=latents, num_episodes=num_episodes, strict=data.strict)
+    return open_dataset_of(data.format, folder, latents=latents, num_episodes=num_episodes, strict=data.strict)
 
 
 @contextlib.contextmanager
@@ -305,15 +288,7 @@ def _on_device(codec: object, device: torch.device) -> Iterator[None]:
 
 def _image_size(config: VampoConfig) -> tuple[int, int] | None:
     """What videos are brought to; recorded ones have their size already."""
-    return config.data.image_size if config.data.format == "vpp" else None
-
-
-def _with_latents(dataset: EpisodeSource, strict: bool) -> list[Episode]:
-    """Episodes that came with latents; without a codec nothing can be done with the others' videos."""
-    reason = "it has no latents, and there is no codec to encode its video"
-    without = {e.episode_id for e in dataset.episodes if isinstance(e, VppEpisode) and e.latents_file is None}
-    report_skipped(dataset.name, [Skipped(name, reason) for name in sorted(without)], len(dataset.episodes), strict)
-    return [episode for episode in dataset.episodes if episode.episode_id not in without]
+    return None if config.data.format == "recorded" else config.data.image_size
 
 
 def _split(config: VampoConfig, episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:

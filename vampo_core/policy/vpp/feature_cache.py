@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vampo_core.data.episode import Episode, reading
+from vampo_core.data.folder import safe_name
 from vampo_core.files.atomic import locked, publish, remove_leftovers, temporary_beside
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.predictor import VideoPredictor
@@ -94,7 +95,7 @@ class FeatureCache:
         return features
 
     def _path(self, episode: Episode) -> Path:
-        return self.folder / f"{episode.episode_id}.safetensors"
+        return self.folder / f"{safe_name(episode.episode_id)}.safetensors"
 
 
 def _header(path: Path) -> dict[str, object] | None:
