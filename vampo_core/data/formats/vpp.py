@@ -11,6 +11,7 @@ Published data names ``latent_videos`` in the annotations but stores ``latent_vi
 splits ``train`` and ``val`` exist, the episodes of ``val`` are the held-out ones.
 """
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -88,14 +89,18 @@ class VppEpisode:
         if self.latents_file is None:
             raise ValueError(f"dataset {self.dataset!r} has no latents here, expected some; `vampo encode` makes them")
         with reading(self.dataset, self.episode_id):
-            if self.latents_file.suffix == ".pt":
-                return _load_pt(self.latents_file, self.length)[indices].to(torch.float32)
-            return read_latents(self.latents_file, indices)
+            if self.latents_file.suffix != ".pt":
+                return read_latents(self.latents_file, indices)
+            state = self.latents_file.stat()
+            _check_finite(self.latents_file, self.length, state.st_mtime_ns, state.st_size)
+            return _load_pt(self.latents_file, self.length)[indices].to(torch.float32)
 
     def _rows(self, *keys: str) -> Tensor:
         with reading(self.dataset, self.episode_id):
-            rows = _first(_read_annotation(self.annotation), keys, [])
-            return per_frame(torch.tensor(rows, dtype=torch.float32), self.length, keys[0])
+            key, rows = _first(_read_annotation(self.annotation), keys)
+            if rows and not all(isinstance(row, list) and all(map(_is_number, row)) for row in rows):
+                raise ValueError(f"{key} holds something else than rows of numbers")
+            return per_frame(torch.tensor(rows, dtype=torch.float32), self.length, key)
 
 
 class VppDataset:
@@ -149,7 +154,7 @@ class VppDataset:
         self, annotation: Path, episode_id: str, camera: int, latents: str | None, *, knows_split: bool
     ) -> VppEpisode:
         entries = _read_annotation(annotation)
-        video_name = _of_camera(entries, "videos", camera)["video_path"]
+        video_name = _of_camera(entries, "videos", "video_path", camera)
         video = self._inside(video_name)
         if latents is None:
             file = self._published_latents(entries, camera)
@@ -174,7 +179,7 @@ class VppDataset:
     def _published_latents(self, entries: dict[str, Any], camera: int) -> Path | None:
         if not entries.get("latent_videos"):
             return None
-        path = PurePosixPath(_of_camera(entries, "latent_videos", camera)["latent_video_path"])
+        path = PurePosixPath(_of_camera(entries, "latent_videos", "latent_video_path", camera))
         candidates = [path, *(PurePosixPath(folder, *path.parts[1:]) for folder in _LATENT_FOLDERS)]
         return next((file for p in candidates if (file := self._inside(str(p))).is_file()), None)
 
@@ -203,43 +208,76 @@ def _read_annotation(path: Path) -> dict[str, Any]:
     return entries
 
 
-def _of_camera(entries: dict[str, Any], key: str, camera: int) -> dict[str, str]:
+def _of_camera(entries: dict[str, Any], key: str, path_key: str, camera: int) -> str:
+    """Path of one camera's video or latents."""
     videos = entries[key]
+    if not isinstance(videos, list) or not all(
+        isinstance(v, dict) and isinstance(v.get(path_key), str) for v in videos
+    ):
+        raise ValueError(f"{key} is {_shown(videos)}, expected a list of objects that each have a {path_key!r}")
     if not 0 <= camera < len(videos):
         raise ValueError(f"camera is {camera}, expected 0 to {len(videos) - 1} of {key!r}")
-    return videos[camera]
+    return videos[camera][path_key]
 
 
 def _instruction(entries: dict[str, Any]) -> str:
     texts = entries["texts"]
-    if not texts or not isinstance(texts[0], str):
-        raise ValueError(f"texts is {texts!r}, expected a list that begins with an instruction")
+    if isinstance(texts, str):
+        return texts
+    if not isinstance(texts, list) or not texts or not isinstance(texts[0], str):
+        raise ValueError(f"texts is {_shown(texts)}, expected an instruction or a list that begins with one")
     return texts[0]
 
 
 def _length(entries: dict[str, Any], video: Path, latents_file: Path | None) -> int:
-    length = entries.get("video_length") or len(_first(entries, ("state", "states"), []))
+    length = entries.get("video_length") or len(_first(entries, ("state", "states"))[1])
     if not length and latents_file is not None and latents_file.suffix == ".pt":
         length = len(_load_pt(latents_file, 0))
-    length = int(length or count_frames(video))
-    if length < 1:
-        raise ValueError(f"its length is {length}, expected at least 1")
+    length = length or count_frames(video)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise ValueError(f"its length is {_shown(length)}, expected a whole number of at least 1")
     return length
 
 
 def _load_pt(path: Path, length: int) -> Tensor:  # [T, C, h, w]
     """Map the file instead of reading it: only the pages of the requested frames are touched."""
     latents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(latents, Tensor) or latents.ndim != 4:
-        kind = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise ValueError(f"{path.name} holds {kind}, expected a tensor [T, C, h, w]")
+    if not isinstance(latents, Tensor) or latents.ndim != 4 or not latents.is_floating_point():
+        kind = f"{latents.dtype} {tuple(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
+        raise ValueError(f"{path.name} holds {kind}, expected a tensor [T, C, h, w] of floating-point numbers")
     if len(latents) < length:
         raise ValueError(f"{path.name} holds {len(latents)} latents, expected {length}")
-    return latents
+    return latents.detach()  # one that requires a gradient cannot be sent from a data loader's worker
 
 
-def _first(entries: dict[str, Any], keys: Sequence[str], default: Any) -> Any:
-    return next((entries[key] for key in keys if entries.get(key)), default)
+@functools.lru_cache(maxsize=100_000)
+def _check_finite(path: Path, length: int, mtime_ns: int, num_bytes: int) -> None:
+    """Check all latents of an episode before the first is used, so that its clips are all used or all skipped.
+
+    Raises:
+        ValueError: some are not finite.
+    """
+    wrong = (~_load_pt(path, length)[:length].isfinite()).flatten(1).any(1).nonzero()
+    if len(wrong):
+        raise ValueError(f"{path.name} holds latents that are not finite, first at frame {int(wrong[0])}")
+
+
+def _first(entries: dict[str, Any], keys: Sequence[str]) -> tuple[str, list[Any]]:
+    """The first of these entries that is not empty, with its name; an empty list if there is none."""
+    key = next((key for key in keys if entries.get(key)), keys[0])
+    rows = entries.get(key) or []
+    if not isinstance(rows, list):
+        raise ValueError(f"{key} is {_shown(rows)}, expected a list with a row of numbers for each frame")
+    return key, rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
