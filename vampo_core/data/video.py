@@ -129,7 +129,7 @@ class _Display:
 
     def __init__(self, frame: av.VideoFrame, aspect_ratio: Fraction | None) -> None:
         self._width = round(frame.width * aspect_ratio) if aspect_ratio else frame.width
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         # (a, b, u, c, d, v, x, y, w) of libavutil/display.h: column p and row q go to column a·p + c·q, row b·p + d·q
         a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist() if matrix is not None else (1, 0, 0, 0, 1)
         self._is_transposed = abs(b) > abs(a)

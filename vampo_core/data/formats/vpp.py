@@ -211,9 +211,8 @@ def _read_annotation(path: Path) -> dict[str, Any]:
 def _of_camera(entries: dict[str, Any], key: str, path_key: str, camera: int) -> str:
     """Path of one camera's video or latents."""
     videos = entries[key]
-    if not isinstance(videos, list) or not all(
-        isinstance(v, dict) and isinstance(v.get(path_key), str) for v in videos
-    ):
+    is_list = isinstance(videos, list) and all(isinstance(video, dict) for video in videos)
+    if not is_list or not all(isinstance(video.get(path_key), str) for video in videos):
         raise ValueError(f"{key} is {_shown(videos)}, expected a list of objects that each have a {path_key!r}")
     if not 0 <= camera < len(videos):
         raise ValueError(f"camera is {camera}, expected 0 to {len(videos) - 1} of {key!r}")
@@ -234,9 +233,9 @@ def _length(entries: dict[str, Any], video: Path, latents_file: Path | None) -> 
     if not length and latents_file is not None and latents_file.suffix == ".pt":
         length = len(_load_pt(latents_file, 0))
     length = length or count_frames(video)
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+    if not _is_number(length) or length < 1 or length != int(length):
         raise ValueError(f"its length is {_shown(length)}, expected a whole number of at least 1")
-    return length
+    return int(length)
 
 
 def _load_pt(path: Path, length: int) -> Tensor:  # [T, C, h, w]
