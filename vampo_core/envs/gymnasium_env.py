@@ -76,13 +76,14 @@ class GymnasiumTask(gymnasium.Env):
         self.action_space: gymnasium.spaces.Box = space
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self._state, self._success, self._expert = state, success or _reported_success, expert
-        self._num_steps = 0
+        self._num_steps, self._is_checked = 0, False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:  # [H, W, 3] uint8, info
         observation, _ = self.env.reset(seed=seed, options=options)
         self._num_steps = 0
+        self._warn_if_squeezed()
         return self.render(), self._info(observation, success=False)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -99,18 +100,26 @@ class GymnasiumTask(gymnasium.Env):
         return self.render(), float(reward), terminated, truncated, self._info(observation, success)
 
     def render(self) -> np.ndarray:  # [H, W, 3] uint8
+        frame, size = self._frame(), (self.image_size, self.image_size)
+        return frame if frame.shape[:2] == size else np.array(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
+
+    def _frame(self) -> np.ndarray:  # [H, W, 3] uint8
         frame = np.asarray(self.env.render())
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"env renders {frame.dtype} {frame.shape}, expected uint8 [H, W, 3]")
-        size = (self.image_size, self.image_size)
-        height, width, _ = frame.shape
+        return frame
+
+    def _warn_if_squeezed(self) -> None:
+        if self._is_checked:
+            return
+        self._is_checked = True
+        height, width, _ = self._frame().shape
         if height != width:
             message = (
-                f"env renders {height}x{width} frames, which are squeezed to {size[0]}x{size[1]}: let it render "
-                "squares to keep the proportions"
+                f"env renders {height}x{width} frames, which are squeezed to {self.image_size}x{self.image_size}: let "
+                "it render squares to keep the proportions"
             )
             warnings.warn(message, SimulatorWarning, stacklevel=3)
-        return frame if frame.shape[:2] == size else np.array(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
 
     def expert(self) -> Callable[[], np.ndarray]:
         if self._expert is None:
