@@ -27,7 +27,8 @@ MAX_SILENCE_S = 300.0
 """Time after which a worker that owes a reply is taken to hang; making a simulator and resetting it takes seconds."""
 MAX_ATTEMPTS = 3
 """Number of times that work is begun before the loss of its worker is taken to be its own fault."""
-_HEARTBEAT_S = 5.0
+HEARTBEAT_S = 5.0
+"""Time between the signs of life of a command that takes long."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Workers:
 
     def _start(self) -> tuple[connection.Connection, Any]:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self._env_kwargs), daemon=True)
+        process = self._context.Process(target=_work, args=(theirs, self._env_kwargs, HEARTBEAT_S), daemon=True)
         process.start()
         theirs.close()  # else the end of the pipe would never be noticed
         return ours, process
@@ -219,7 +220,7 @@ def _called(run: Run, heartbeat: Callable[[], None]) -> Any:
         return Failure.of(error)
 
 
-def _work(pipe: connection.Connection, env_kwargs: dict[str, Any]) -> None:
+def _work(pipe: connection.Connection, env_kwargs: dict[str, Any], heartbeat_s: float) -> None:
     """Body of a worker process."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent stops handing out work
@@ -230,18 +231,18 @@ def _work(pipe: connection.Connection, env_kwargs: dict[str, Any]) -> None:
         while True:
             slot, command = pipe.recv()
             is_run = isinstance(command, Run)
-            reply = _called(command, _heartbeat(pipe, slot)) if is_run else slots.obey(slot, command)
+            reply = _called(command, _heartbeat(pipe, slot, heartbeat_s)) if is_run else slots.obey(slot, command)
             pipe.send((slot, reply, tuple(warned)))
             warned.clear()
     close_envs()
 
 
-def _heartbeat(pipe: connection.Connection, slot: int) -> Callable[[], None]:
+def _heartbeat(pipe: connection.Connection, slot: int, period_s: float) -> Callable[[], None]:
     last = time.monotonic()
 
     def heartbeat() -> None:
         nonlocal last
-        if time.monotonic() >= last + _HEARTBEAT_S:
+        if time.monotonic() >= last + period_s:
             last = time.monotonic()
             pipe.send((slot, _Alive(), ()))
 
