@@ -261,5 +261,5 @@ def test_success_that_is_no_bool_is_refused(tmp_path, monkeypatch, success):
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_frames_that_are_squeezed_are_said_once(tmp_path, num_workers):
     with pytest.warns(SimulatorWarning, match="renders 32x64 frames, which are squeezed to 32x32") as warned:
-        record(LINE, tmp_path, num_episodes=4, num_workers=num_workers, progress=False)
+        record(LINE, tmp_path, num_episodes=4, num_workers=num_workers, env_kwargs={"height": 32}, progress=False)
     assert len([w for w in warned if issubclass(w.category, SimulatorWarning)]) == 1

@@ -80,7 +80,7 @@ def test_a_worker_that_hangs_is_replaced(hanging, monkeypatch):
 
 
 def test_warnings_of_simulators_are_passed_on_once():
-    pool = workers.Workers(2, 2, {})
+    pool = workers.Workers(2, 2, {"height": 32})
     try:
         with pytest.warns(SimulatorWarning, match="renders 32x64 frames, which are squeezed to 32x32") as warned:
             for seed in range(2):

@@ -8,7 +8,6 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from vampo_core.training.checkpoint import CheckpointError
 
 EXPECTED_ERRORS = (
     *(ValueError, OSError, ImportError, ArithmeticError, CheckpointError, EpisodeError),
-    *(SimulatorError, BrokenProcessPool, torch.OutOfMemoryError),
+    *(SimulatorError, torch.OutOfMemoryError),
 )
 """What wrong data, a full disk or device, a killed worker or a diverged run raise: told in one line. Anything else is a
 bug, with traceback."""

@@ -85,7 +85,6 @@ class MetaWorld(gymnasium.Env):
         self._pixels: np.ndarray = np.zeros((image_size, image_size, 3), np.uint8)
         self._observation: np.ndarray = np.zeros(39)
         self._num_steps: int | None = None
-        self._has_succeeded = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -98,7 +97,7 @@ class MetaWorld(gymnasium.Env):
         mujoco.mj_forward(self._env.model, self._env.data)
         self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
         self._observation = self._env._get_obs()
-        self._num_steps, self._has_succeeded = 0, False
+        self._num_steps = 0
         return self._look(), self._info(success=False)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -112,9 +111,8 @@ class MetaWorld(gymnasium.Env):
             self._observation, step_reward, _, _, info = self._env.step(np.clip(action, -1, 1))
             reward += float(step_reward)
             success = bool(info["success"])
-            if success and not self._has_succeeded:
+            if success:
                 break
-        self._has_succeeded = self._has_succeeded or success
         self._num_steps += 1
         truncated = not success and self._num_steps >= self.max_steps
         return self._look(), reward, success, truncated, self._info(success)
