@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import types
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -118,7 +117,6 @@ def test_a_wrong_configuration_is_one_line_and_ends_with_2(calls, capsys, argume
         (FloatingPointError("loss is nan in iteration 7"), 1, "iteration 7"),
         (CheckpointError("checkpoint step-8"), 1, "step-8"),
         (SimulatorError("episode 3 of 'pusht' (seed 7)"), 1, "episode 3"),
-        (BrokenProcessPool("A process in the process pool was terminated abruptly"), 1, "terminated abruptly"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), 1, "out of memory"),
         (ValueError(), 1, "ValueError"),
         (KeyboardInterrupt(), 130, "interrupted"),

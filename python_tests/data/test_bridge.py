@@ -1,19 +1,17 @@
 """Real robot video end to end: BridgeData latents from pretraining to VAMPO, in a short version of the preset."""
 
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
+from real_data import ROOT, needs
 
 import vampo_core
 from vampo_core.config import load_config
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.training.run_folder import RunFolder
 
-ROOT = Path(os.environ.get("VAMPO_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
-pytestmark = pytest.mark.skipif(not (ROOT / "bridge").is_dir(), reason=f"no real data at {ROOT} (VAMPO_REAL_DATA)")
+pytestmark = needs("bridge")
 
 
 def test_bridge_from_pretraining_to_vampo(tmp_path):

@@ -1,8 +1,7 @@
-"""Clips: windows, identity, split, skipping, and an order that is a pure function of the seed."""
+"""Clips: windows, identity, skipping, and an order that is a pure function of the seed."""
 
 import itertools
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from vampo_core.data import ClipDataset, ClipSampler, EpisodeError, clip_loader, collate, split_episodes
+from vampo_core.data import ClipDataset, ClipSampler, EpisodeError, clip_loader, collate
 
 
 @dataclass
 class FakeEpisode:
-    """Latents, actions and states tell episode and frame; a broken one raises as a reader does."""
+    """Latents, actions and states show episode and frame; a broken one raises like a reader."""
 
     number: int
     length: int = 10
@@ -23,7 +22,6 @@ class FakeEpisode:
     broken: bool = False
     width: int = 2
     instruction: str = "the same text for all"
-    video_path: Path = field(default_factory=Path)
 
     @property
     def episode_id(self):
@@ -41,9 +39,6 @@ class FakeEpisode:
         if self.broken:
             raise EpisodeError(f"episode {self.episode_id!r} of {self.dataset!r}: cut short")
         return 100.0 * self.number + torch.tensor(list(indices)).view(-1, 1, 1, 1) * torch.ones(1, 4, 2, 2)
-
-    def frames(self, indices):
-        return torch.tensor(list(indices), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 6, 8, 3)
 
 
 def frame_numbers(item):
@@ -67,13 +62,6 @@ def test_default_is_sixteen_frames_from_every_start_but_the_last():
 def test_episode_windows_span_the_episode():
     dataset = ClipDataset([FakeEpisode(0, length=31), FakeEpisode(1, length=2)], num_frames=4, mode="episode")
     assert [dataset.clip(i).indices for i in range(len(dataset))] == [(0, 10, 20, 30), (0, 0, 1, 1)]
-
-
-def test_frames_are_channels_first_and_resized():
-    dataset = ClipDataset([FakeEpisode(0)], num_frames=2, content="frames")
-    assert dataset[3]["frames"].shape == (2, 3, 6, 8) and dataset[3]["frames"].dtype == torch.uint8
-    resized = ClipDataset([FakeEpisode(0)], num_frames=2, content="frames", image_size=(3, 4))[3]["frames"]
-    assert resized.shape == (2, 3, 3, 4) and resized[:, 0, 0, 0].tolist() == [3, 4]
 
 
 @given(
@@ -136,35 +124,6 @@ def test_strict_and_hopeless_datasets_raise():
         ClipDataset(broken)[0]
 
 
-def test_split_is_by_episode_and_independent_of_order():
-    episodes = [FakeEpisode(i) for i in range(40)]
-    train, held_out = split_episodes(episodes, held_out=0.25)
-    assert len(train) == 30 and len(held_out) == 10
-    assert {e.episode_id for e in train}.isdisjoint(e.episode_id for e in held_out)
-    again = split_episodes(episodes[::-1], held_out=0.25)[1]
-    assert {e.number for e in again} == {e.number for e in held_out}
-    assert {e.number for e in split_episodes(episodes, held_out=10, seed=1)[1]} != {e.number for e in held_out}
-
-
-def test_growing_dataset_keeps_most_of_its_split():
-    before = {e.number for e in split_episodes([FakeEpisode(i) for i in range(100)], held_out=0.2)[1]}
-    after = {e.number for e in split_episodes([FakeEpisode(i) for i in range(110)], held_out=0.2)[1]}
-    assert len(before - after) <= 5
-
-
-@pytest.mark.parametrize(
-    ("num_episodes", "held_out", "numbers"),
-    [
-        (3, 0.1, "of 3 episodes 0 would be held out and 3"),
-        (2, 2, "of 2 episodes 2 .* and 0"),
-        (0, 0.5, "of 0 episodes"),
-    ],
-)
-def test_empty_side_of_a_split_is_an_error(num_episodes, held_out, numbers):
-    with pytest.raises(ValueError, match=rf"held_out is {held_out}: {numbers}"):
-        split_episodes([FakeEpisode(i) for i in range(num_episodes)], held_out=held_out)
-
-
 def take(sampler, count):
     return list(itertools.islice(sampler, count))
 
@@ -221,11 +180,6 @@ def test_loader_resumes_and_shards(num_workers):
         (lambda: ClipDataset([]), "episodes is empty"),
         (lambda: ClipDataset([FakeEpisode(0)], num_frames=0), "num_frames is 0, expected at least 1"),
         (lambda: ClipDataset([FakeEpisode(0)], mode="strides"), "mode is 'strides', expected 'stride' or 'episode'"),
-        (
-            lambda: ClipDataset([FakeEpisode(0)], content="pixels"),
-            "content is 'pixels', expected 'latents' or 'frames'",
-        ),
-        (lambda: ClipDataset([FakeEpisode(0)], image_size=0), "image_size is 0, expected a positive integer or a pair"),
         (lambda: ClipSampler([3], batch_size=3, world_size=2), "batch_size is 3, expected a positive multiple of"),
         (lambda: ClipSampler([3], batch_size=2, world_size=2, rank=2), "rank is 2, expected 0 to 1"),
         (lambda: ClipSampler([3, 0], batch_size=2), r"sizes is \[3, 0\], expected"),

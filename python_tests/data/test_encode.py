@@ -1,6 +1,10 @@
-"""Encoding: right values, kept while valid, redone when the video or the file changed."""
+"""Encoding: correct values, kept while valid, repeated when the video or the file changed."""
 
+import errno
+import importlib
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from torch.nn import functional
 
 from vampo_core.data import EpisodeError, RecordedDataset, encode
 from vampo_core.data.formats.recorded import FORMAT, VERSION, EpisodeHeader, episode_folder, write_episode
-from vampo_core.data.latent_files import latents_path
+from vampo_core.data.latent_files import latents_path, write_latents
 
 
 class PoolCodec:
@@ -120,7 +124,7 @@ def test_a_module_gets_its_frames_where_it_is(tmp_path):
 
 def test_unreadable_video_is_skipped_by_name(tmp_path):
     dataset = make_dataset(tmp_path)
-    video = dataset.episodes[1].video_path
+    video = dataset.episodes[1].folder / "video.mp4"
     video.write_bytes(video.read_bytes()[:-300])
     with pytest.warns(RuntimeWarning, match="1 of 3 episodes of .* cannot be read: 000001"):
         result = encode(dataset, PoolCodec(), progress=False)
@@ -146,3 +150,45 @@ def test_bad_codecs(tmp_path, codec, message):
     with pytest.raises(ValueError, match=message):
         encode(make_dataset(tmp_path), codec, progress=False)
     assert {p.name for p in tmp_path.glob("latents/*/*")} <= {".lock"}
+
+
+@pytest.mark.parametrize("episode_id", ["../../x", "/tmp/x", "a/../b", "a//b", "", ".hidden", "a\\b"])
+def test_ids_that_lead_out_of_the_dataset_are_refused(tmp_path, episode_id):
+    frames = torch.zeros(2, 16, 24, 3, dtype=torch.uint8)
+    episode = SimpleNamespace(
+        dataset="odd", episode_id=episode_id, length=2, fingerprint={"video_bytes": 1}, frames=lambda indices: frames
+    )
+    root = tmp_path / "a" / "b" / "data"
+    source = SimpleNamespace(name="odd", root=root, episodes=[episode], skipped=[])
+    with pytest.raises(EpisodeError, match=r"episode_id is .*, expected a name without"):
+        encode(source, PoolCodec(), progress=False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    episode.episode_id = "val/7"
+    assert encode(source, PoolCodec(), progress=False).num_encoded == 1
+    assert (root / "latents" / "pool" / "val" / "7.safetensors").is_file()
+
+
+def test_latents_of_an_earlier_version_stay_valid(tmp_path):
+    episode = make_dataset(tmp_path, lengths=(5,)).episodes[0]
+    video = episode.folder / "video.mp4"
+    header = {"length": 5, "video_bytes": video.stat().st_size}
+    write_latents(latents_path(tmp_path, "pool", "000000"), torch.zeros(5, 3, 2, 3), header)
+    assert encode(RecordedDataset(tmp_path), PoolCodec(), progress=False).num_reused == 1
+
+
+def test_a_read_only_dataset_is_one_clear_line(tmp_path, monkeypatch):
+    @contextmanager
+    def read_only(folder):
+        raise OSError(errno.EROFS, "Read-only file system", str(folder))
+        yield
+
+    dataset = make_dataset(tmp_path)
+    encode(dataset, PoolCodec(), progress=False)
+    monkeypatch.setattr(importlib.import_module("vampo_core.data.encode"), "locked", read_only)
+    assert encode(dataset, PoolCodec(), progress=False).num_reused == 3
+    with pytest.raises(PermissionError) as error:
+        encode(dataset, PoolCodec("other"), progress=False)
+    assert str(error.value) == (
+        f"dataset {str(tmp_path)!r} cannot be written to (Read-only file system), but its latents are kept there: "
+        "make it writable, or use a copy of it"
+    )

@@ -1,6 +1,7 @@
 """Environments by name, gymnasium environments that were not made for us, and datasets of several tasks."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from vampo_core import envs
 from vampo_core.data import RecordedDataset, record
 from vampo_core.data.formats.recorded import episode_folder, read_header
-from vampo_core.envs.pool import MAX_ENVS, borrow_env, borrowed_env, close_envs, return_env
+from vampo_core.envs.idle import MAX_ENVS, borrow_env, borrowed_env, close_envs, return_env
 
 gymnasium = pytest.importorskip("gymnasium", reason="these tests need `pip install gymnasium`")
 simulators = pytest.importorskip("simulators")
@@ -74,7 +75,7 @@ class Odd(Line):
     [
         (lambda: adapt(Odd(action_space=gymnasium.spaces.Discrete(2))), r"action space Discrete\(2\), expected a Box"),
         (lambda: adapt(Line(render_mode=None)), "render_mode None, expected it made with render_mode='rgb_array'"),
-        (lambda: adapt(Odd(metadata={})), "fps is None, expected the control steps a second"),
+        (lambda: adapt(Odd(metadata={})), "fps is None, expected the control steps per second"),
         (lambda: adapt(max_steps=0), "max_steps is 0, expected at least 1"),
         (lambda: adapt().expert(), "expert is None, expected a function"),
         (lambda: adapt(Odd(_observe=lambda: {"a": 1})).reset(seed=0), "observation is a dict .* give state"),
@@ -134,7 +135,7 @@ def test_tasks_of_one_dataset_are_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(
         simulators, "slow", lambda **kwargs: setattr(env := line(**kwargs), "fps", 5) or env, raising=False
     )
-    with pytest.raises(ValueError, match=r"env 'simulators:slow' has 5 frames a second .* expected 10.0 and \(1,\)"):
+    with pytest.raises(ValueError, match=r"env 'simulators:slow' has 5 frames per second .* expected 10.0 and \(1,\)"):
         record(f"{LINE},simulators:slow", tmp_path, num_episodes=2, progress=False)
     assert not list(tmp_path.iterdir())
 
@@ -167,3 +168,33 @@ def test_environments_are_kept_for_the_next_episode_but_not_too_many():
         raise KeyError
     assert closed == [0, 1, 2]
     close_envs()
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1, 1.0, np.array([1.0]), np.float32(1)])
+def test_success_as_a_bool_or_a_number(value):
+    assert envs.is_success(value) is True and envs.is_success(np.logical_not(value)) is False
+
+
+@pytest.mark.parametrize("value", ["False", "", None, 2, 0.5, np.nan, [0, 1], {}, b"1"])
+def test_success_as_anything_else_is_refused(value):
+    with pytest.raises(ValueError, match=r"success is .*, expected True or False"):
+        envs.is_success(value)
+
+
+def test_a_success_function_may_not_answer_in_words():
+    env = adapt(success=lambda reward, terminated, info: "False")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"success is 'False', expected True or False"):
+        env.step([0.0])
+
+
+def test_squeezed_frames_are_said_in_one_line():
+    env = adapt(Line(height=48), image_size=32)
+    with pytest.warns(envs.SimulatorWarning, match="renders 48x64 frames, which are squeezed to 32x32") as warned:
+        for seed in range(3):
+            env.reset(seed=seed)
+    assert len(warned) == 1
+    square = adapt(image_size=32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        square.reset(seed=0)

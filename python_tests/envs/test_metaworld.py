@@ -138,22 +138,6 @@ def test_state_is_hand_and_gripper(make):
     assert info["state"][0] < x - 0.1 and info["state"][3] > gripper  # metres; -1 opens
 
 
-def test_what_goes_on_after_success_goes_on_at_the_same_rate(make):
-    twice, once = make("reach", action_repeat=2), make("reach", action_repeat=1)
-    for env in (twice, once):
-        env.reset(seed=0)
-    expert, num_after = twice.expert(), 0
-    while num_after < 5:
-        action = expert()
-        _, _, success, _, expected = twice.step(action)
-        for _ in range(2):
-            _, _, stops, _, found = once.step(action)
-            if stops and num_after == 0:
-                break  # an episode ends in the middle of an action
-        assert np.array_equal(found["privileged_state"], expected["privileged_state"])
-        num_after += success
-
-
 def test_horizon_and_action_repeat(make):
     env = make("reach", max_steps=3, action_repeat=4)
     env.reset(seed=0)

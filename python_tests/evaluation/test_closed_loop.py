@@ -2,12 +2,9 @@
 
 import importlib.util
 import json
-import multiprocessing
 import os
-import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from scipy import stats
 
 from vampo_core.cli.tables import closed_loop_table, comparison_line
 from vampo_core.data.video import count_frames
-from vampo_core.envs import SimulatorError, workers
+from vampo_core.envs import SimulatorError
 from vampo_core.evaluation import closed_loop
 from vampo_core.evaluation.closed_loop import evaluate_closed_loop, evaluation_seeds
 from vampo_core.evaluation.episodes import (
@@ -138,66 +135,6 @@ def test_all_episodes_of_the_worker_are_named_as_any_may_be_at_fault(monkeypatch
     names = " or ".join(f"'{LINE}' with seed {seed}" for seed in evaluation_seeds(0, 2))
     with pytest.raises(SimulatorError, match=f"episode of {names}: its worker was lost 1 times"):
         evaluate(num_episodes=2, num_workers=1, num_envs=2, env_kwargs={"kill_always": True})
-
-
-def test_a_worker_that_dies_in_the_middle_of_a_message_is_replaced():
-    pool = workers.Workers(1, 1, {})
-    try:
-        pool.send(0, workers.Reset(LINE, seed=0))
-        pool.receive(every=True)
-        pool._processes[0].kill()
-        pool._pipes[0].close()
-        pool._pipes[0], theirs = multiprocessing.Pipe()
-        os.write(theirs.fileno(), struct.pack("!i", 100) + b"the first bytes of a hundred")
-        pool.send(0, workers.Step(None))
-        theirs.recv()  # else closing resets the connection
-        theirs.close()
-        assert pool.receive(every=True) == {0: workers.Lost("it died: exit code -9")}
-        pool.send(0, workers.Reset(LINE, seed=1))
-        assert isinstance(pool.receive(every=True)[0], workers.Reply)
-    finally:
-        pool.close()
-
-
-@pytest.fixture
-def hanging(monkeypatch):
-    """Make workers with two slots, of which slot 0 hangs, silent for longer than they may be."""
-    made = []
-
-    def hanging(num_workers, max_silence_s):
-        pool = workers.Workers(num_workers, 2, {"hang": True})
-        made.append(pool)
-        for slot in (0, 1):
-            pool.send(slot, workers.Reset(LINE, seed=slot))
-        assert all(isinstance(reply, workers.Reply) for reply in pool.receive(every=True).values())
-        for _ in range(2):
-            pool.send(0, workers.Step(None))
-            assert isinstance(pool.receive(every=True)[0], workers.Reply)
-        monkeypatch.setattr(workers, "MAX_SILENCE_S", max_silence_s)
-        pool.send(0, workers.Step(None))
-        return pool
-
-    yield hanging
-    for pool in made:
-        pool.close()
-
-
-def test_a_worker_that_hangs_is_noticed_while_others_reply(hanging):
-    pool = hanging(2, 5.0)
-    replies, deadline = {}, time.monotonic() + 60
-    while 0 not in replies and time.monotonic() < deadline:
-        pool.send(1, workers.Reset(LINE, seed=1))
-        replies = pool.receive(every=False)
-        time.sleep(0.01)
-    assert replies[0] == workers.Lost("it hung: no reply in 5 s")
-
-
-def test_a_worker_that_hangs_is_replaced(hanging, monkeypatch):
-    pool = hanging(1, 1.0)
-    assert pool.receive(every=True) == dict.fromkeys((0, 1), workers.Lost("it hung: no reply in 1 s"))
-    monkeypatch.undo()
-    pool.send(1, workers.Reset(LINE, seed=1))
-    assert isinstance(pool.receive(every=True)[1], workers.Reply)
 
 
 def test_resumes_after_the_episodes_that_are_there(tmp_path, monkeypatch):

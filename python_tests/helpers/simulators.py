@@ -1,4 +1,4 @@
-"""A simulator made for tests: a point that moves on a line, in any gymnasium's form, with faults on demand."""
+"""A simulator for tests: a point that moves on a line, as a plain gymnasium environment, with faults on demand."""
 
 import os
 import signal
@@ -11,12 +11,14 @@ from vampo_core.envs.gymnasium_env import GymnasiumTask
 
 
 class Line(gymnasium.Env):
-    """The point is to come within 0.1 of 0; an action moves it by at most 0.2."""
+    """The point has to come within 0.1 of 0; an action moves it by at most 0.2."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    success = ...
+    """What ``is_success`` is instead of the truth; for tests of simulators that say something else than a bool."""
 
-    def __init__(self, render_mode="rgb_array"):
-        self.render_mode = render_mode
+    def __init__(self, render_mode="rgb_array", height=64):
+        self.render_mode, self.height = render_mode, height
         self.observation_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
         self.action_space = gymnasium.spaces.Box(-0.2, 0.2, (1,), np.float32)
 
@@ -27,10 +29,11 @@ class Line(gymnasium.Env):
 
     def step(self, action):
         self.position += float(action[0])
-        return self._observe(), -abs(self.position), False, False, {"is_success": abs(self.position) < 0.1}
+        success = abs(self.position) < 0.1 if self.success is ... else self.success
+        return self._observe(), -abs(self.position), False, False, {"is_success": success}
 
     def render(self):
-        frame = np.zeros((32, 64, 3), np.uint8)
+        frame = np.zeros((self.height, 64, 3), np.uint8)
         column = int(np.clip((self.position + 2) * 16, 0, 63))
         frame[:, max(0, column - 2) : column + 3] = 255
         return frame
@@ -39,9 +42,20 @@ class Line(gymnasium.Env):
         return np.array([self.position], np.float32)
 
 
-def line(task="", *, image_size=32, max_steps=30, kill_once="", kill_always=False, fail=False, hang=False, nan=False):
-    """The environment ``simulators:line``; the faults strike in an episode's third step."""
-    env = _Faulty(Line(), Path(kill_once) if kill_once else None, kill_always, fail, hang, nan)
+def line(
+    task="",
+    *,
+    image_size=32,
+    max_steps=30,
+    height=64,
+    kill_once="",
+    kill_always=False,
+    fail=False,
+    hang=False,
+    nan=False,
+):
+    """The environment ``simulators:line``; faults strike in an episode's third step."""
+    env = _Faulty(Line(height=height), Path(kill_once) if kill_once else None, kill_always, fail, hang, nan)
     return GymnasiumTask(
         env,
         instruction=f"move the point to the middle {task}".strip(),

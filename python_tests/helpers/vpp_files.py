@@ -9,7 +9,7 @@ from vampo_core.data.video import write_video
 
 
 def make_episode(root, name, *, length=6, latent_folder="latent_videos", **entries):
-    """Write an annotation, a video and latents whose values tell the frame."""
+    """Write an annotation, a video, and latents whose values are the number of the frame."""
     (root / "annotation" / "train").mkdir(parents=True, exist_ok=True)
     video = root / "videos" / "train" / name / "rgb.mp4"
     latents = root / latent_folder / "train" / name / "0.pt"
@@ -26,3 +26,9 @@ def make_episode(root, name, *, length=6, latent_folder="latent_videos", **entri
     }
     (root / "annotation" / "train" / f"{name}.json").write_text(json.dumps(annotation | entries))
     return video, latents
+
+
+def edit_annotation(root, name, split="train", **entries):
+    """Replace entries of an annotation."""
+    path = root / "annotation" / split / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))

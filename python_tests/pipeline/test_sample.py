@@ -85,7 +85,7 @@ def test_another_instruction_for_held_out_clips(sampled):
 def test_a_video_is_shown_beside_its_prediction(tiny_run, tmp_path):
     episode = open_dataset(tiny_run).episodes[2]
     path = vampo_core.sample(
-        tiny_run.run.dir, tiny_run, video=episode.video_path, instruction="go", output=tmp_path / "out.mp4"
+        tiny_run.run.dir, tiny_run, video=episode.folder / "video.mp4", instruction="go", output=tmp_path / "out.mp4"
     )
     codec = load_predictor(tiny_run, tiny_run.run.dir).codec
     frames = episode.frames([0, 3, 6, 9]).permute(0, 3, 1, 2)  # data.stride = 3

@@ -8,7 +8,6 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from vampo_core.training.checkpoint import CheckpointError
 
 EXPECTED_ERRORS = (
     *(ValueError, OSError, ImportError, ArithmeticError, CheckpointError, EpisodeError),
-    *(SimulatorError, BrokenProcessPool, torch.OutOfMemoryError),
+    *(SimulatorError, torch.OutOfMemoryError),
 )
 """Errors from wrong data, a full disk or device, a killed worker or a diverged run: reported in one line. Any other
 error is a bug and keeps its traceback."""

@@ -12,16 +12,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reason_of
 from vampo_core.data.sampler import ClipSampler
-from vampo_core.data.video import image_hw, resize_images
 
 
-class ClipItem(TypedDict, total=False):
-    """What a ClipDataset gives: ``latents`` or ``frames``, and the rest."""
+class ClipItem(TypedDict):
+    """What a ClipDataset gives."""
 
     latents: Tensor  # [F, C, h, w] float32
-    frames: Tensor  # [F, 3, H, W] uint8
-    actions: Tensor  # [F, A] float32, A = 0 where the data has none
-    states: Tensor  # [F, S] float32, S = 0 where the data has none
+    actions: Tensor  # [F, A] float32, A = 0 if the data has none
+    states: Tensor  # [F, S] float32, S = 0 if the data has none
     instruction: str
     clip_id: str
     episode_id: str
@@ -29,7 +27,7 @@ class ClipItem(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames ``indices`` of an episode; ``clip_id`` tells clips apart where instructions repeat."""
+    """Frames ``indices`` of an episode; ``clip_id`` distinguishes clips that share an instruction."""
 
     episode: Episode
     indices: tuple[int, ...]
@@ -42,19 +40,18 @@ class Clip:
 class ClipDataset(Dataset[ClipItem]):
     """All clips of some episodes.
 
-    An episode that turns out unreadable is reported by name once, listed in :attr:`skipped`, and replaced by the first
-    clip of the next readable episode: what an index gives depends on the files alone, with any number of workers.
+    An episode that turns out to be unreadable is reported by name once, listed in :attr:`skipped`, and replaced by the
+    first clip of the next readable episode. So what an index gives depends only on the files, for any number of
+    workers.
 
     Args:
-        episodes: of one dataset, or for evaluation of several.
-        num_frames: frames per clip (F).
+        episodes: episodes of one dataset, or for evaluation of several.
+        num_frames: number of frames per clip (F).
         mode: ``"stride"``: every ``stride``-th frame from a start, the last frame repeated past the end (robot data);
             ``"episode"``: one clip per episode, evenly spaced from its first frame to its last (internet-style data).
-        stride: frames from one frame of a clip to the next, in ``"stride"`` mode.
-        hop: frames from one clip's start to the next's, in ``"stride"`` mode.
-        content: ``"latents"`` or ``"frames"``.
-        image_size: size frames are brought to (one number for a square, or height and width); None as they are.
-        strict: an episode that cannot be read is an error instead of being skipped.
+        stride: distance between neighboring frames of a clip, in ``"stride"`` mode.
+        hop: distance between the starts of neighboring clips, in ``"stride"`` mode.
+        strict: whether an episode that cannot be read is an error instead of being skipped.
 
     Raises:
         ValueError: an argument is wrong.
@@ -69,8 +66,6 @@ class ClipDataset(Dataset[ClipItem]):
         mode: Literal["stride", "episode"] = "stride",
         stride: int = 1,
         hop: int = 1,
-        content: Literal["latents", "frames"] = "latents",
-        image_size: int | tuple[int, int] | None = None,
         strict: bool = False,
     ) -> None:
         for name, value in (("num_frames", num_frames), ("stride", stride), ("hop", hop)):
@@ -78,19 +73,16 @@ class ClipDataset(Dataset[ClipItem]):
                 raise ValueError(f"{name} is {value}, expected at least 1")
         if mode not in ("stride", "episode"):
             raise ValueError(f"mode is {mode!r}, expected 'stride' or 'episode'")
-        if content not in ("latents", "frames"):
-            raise ValueError(f"content is {content!r}, expected 'latents' or 'frames'")
         if not episodes:
             raise ValueError("episodes is empty, expected at least 1")
         self.episodes = list(episodes)
-        self._is_mixed = len({episode.dataset for episode in episodes}) > 1  # only then may ids be the same
+        self._is_mixed = len({episode.dataset for episode in episodes}) > 1  # only then can two ids be equal
         self.num_frames, self.mode, self.stride, self.hop = num_frames, mode, stride, hop
-        self.content, self.strict = content, strict
-        self.image_size = None if image_size is None else image_hw(image_size)
+        self.strict = strict
         counts = [1 if mode == "episode" else len(self._starts(e.length)) for e in self.episodes]
         self._first_clips = np.cumsum([0, *counts])  # [E + 1]
         self._reasons: dict[int, str] = {}
-        # in shared memory, so that what one worker finds unreadable the others and this process know
+        # in shared memory, so that all workers and this process know what one of them found unreadable
         self._unreadable = torch.zeros(len(self.episodes), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -116,17 +108,15 @@ class ClipDataset(Dataset[ClipItem]):
 
     @property
     def skipped(self) -> list[Skipped]:
-        """Episodes found unreadable so far, by any worker."""
+        """Episodes that any worker has found unreadable so far."""
         numbers = self._unreadable.nonzero().flatten().tolist()
         return [
-            Skipped(
-                self.episodes[n].episode_id, self._reasons.get(n, "the worker that found it says why in its warning")
-            )
+            Skipped(self.episodes[n].episode_id, self._reasons.get(n, "see the warning of the worker that found it"))
             for n in numbers
         ]
 
     def clip(self, index: int) -> Clip:
-        """Which frames of which episode clip ``index`` is, without reading them."""
+        """Episode and frames of clip ``index``, without reading them."""
         number = self._episode_number(index)
         episode = self.episodes[number]
         if self.mode == "episode":
@@ -138,25 +128,21 @@ class ClipDataset(Dataset[ClipItem]):
         return Clip(episode, tuple(min(start + i * self.stride, last) for i in range(self.num_frames)))
 
     def _starts(self, length: int) -> range:
-        return range(0, max(length - 1, 1), self.hop)  # from the very last frame nothing would move
+        return range(0, max(length - 1, 1), self.hop)  # a clip that starts at the very last frame would show no motion
 
     def _episode_number(self, index: int) -> int:
         return int(np.searchsorted(self._first_clips, index, side="right")) - 1
 
     def _read(self, clip: Clip) -> ClipItem:
         episode, indices = clip.episode, list(clip.indices)
-        item = ClipItem(
+        return ClipItem(
+            latents=episode.latents(indices),
             actions=episode.actions[indices],
             states=episode.states[indices],
             instruction=episode.instruction,
             clip_id=clip.clip_id,
             episode_id=f"{episode.dataset}/{episode.episode_id}" if self._is_mixed else episode.episode_id,
         )
-        if self.content == "latents":
-            item["latents"] = episode.latents(indices)
-        else:
-            item["frames"] = resize_images(episode.frames(indices).permute(0, 3, 1, 2), self.image_size).contiguous()
-        return item
 
     def _skip(self, number: int, error: EpisodeError) -> None:
         self._unreadable[number] = True
@@ -166,12 +152,12 @@ class ClipDataset(Dataset[ClipItem]):
 
 
 def collate(items: Sequence[Mapping[str, object]]) -> dict[str, Any]:
-    """Stack clips into a batch: tensors get an axis B in front, texts become lists.
+    """Stack clips into a batch: tensors get a leading axis B, texts become lists.
 
-    Actions and states stay lists of tensors where their widths differ, as when robots are mixed.
+    Actions and states stay lists of tensors if their widths differ, as when robots are mixed.
 
     Raises:
-        ValueError: latents or frames differ in shape; the message names two such clips.
+        ValueError: latents differ in shape; the message names two such clips.
     """
     batch: dict[str, Any] = {}
     for key in items[0]:
@@ -180,7 +166,7 @@ def collate(items: Sequence[Mapping[str, object]]) -> dict[str, Any]:
             odd = next((i for i, value in enumerate(values) if value.shape != values[0].shape), None)
             if odd is None:
                 values = torch.stack(values)
-            elif key in ("latents", "frames"):
+            elif key == "latents":
                 raise ValueError(
                     f"{key} of clip {items[odd]['clip_id']!r} has shape {tuple(values[odd].shape)}, "
                     f"expected {tuple(values[0].shape)} as in {items[0]['clip_id']!r}"
@@ -213,7 +199,7 @@ def clip_loader(
     """Endless loader of training batches from one dataset or a weighted mix; arguments as in :class:`ClipSampler`.
 
     Raises:
-        ValueError: an argument is wrong, or two datasets bear the same name.
+        ValueError: an argument is wrong, or two datasets have the same name.
     """
     names = [dataset.episodes[0].dataset for dataset in datasets]
     if len(set(names)) < len(names):
@@ -231,7 +217,7 @@ def clip_loader(
         ConcatDataset(datasets),
         batch_sampler=sampler,
         collate_fn=collate,
-        generator=torch.Generator().manual_seed(seed),  # of the workers' seeds: the global one is left as it is
+        generator=torch.Generator().manual_seed(seed),  # for the workers' seeds; keeps the global generator
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
     )

@@ -1,4 +1,4 @@
-"""Videos → latents, once: one file an episode, kept as long as the codec is the same."""
+"""Videos → latents, once: one file per episode, kept as long as codec and video stay the same."""
 
 import re
 from dataclasses import dataclass
@@ -7,16 +7,17 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
+from vampo_core.data.folder import writing_to
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
 from vampo_core.data.video import image_hw, resize_frames
 from vampo_core.files import locked, remove_leftovers
+from vampo_core.progress import progress as progress_bar
 
 
 class Codec(Protocol):
-    """Turns frames into latents; two codecs that do so differently have different fingerprints."""
+    """Turns frames into latents; codecs that give different latents have different fingerprints."""
 
     def encode(self, frames: Tensor) -> Tensor:  # [N, 3, H, W] float32 in [0, 1] -> [N, C, h, w]
         ...
@@ -26,19 +27,23 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """``latents`` is what the readers' argument of that name takes."""
+    """What :func:`encode` did."""
 
     latents: str
+    """Name of the encoding, for the readers' argument ``latents``."""
     num_encoded: int
+    """Number of episodes that were encoded."""
     num_reused: int
+    """Number of episodes whose latents were there and current."""
     skipped: tuple[Skipped, ...]
+    """Episodes that cannot be read."""
 
 
 def latents_name(codec: Codec, image_size: int | tuple[int, int] | None = None) -> str:
-    """Folder name of a codec's latents: its fingerprint, and the size frames are brought to beforehand."""
+    """Folder name of a codec's latents: its fingerprint, and the size that frames are resized to beforehand."""
     fingerprint = codec.fingerprint()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fingerprint):
-        raise ValueError(f"codec.fingerprint() is {fingerprint!r}, expected letters, digits, '.', '_' and '-' alone")
+        raise ValueError(f"codec.fingerprint() is {fingerprint!r}, expected only letters, digits, '.', '_' and '-'")
     if image_size is None:
         return fingerprint
     height, width = image_hw(image_size)
@@ -54,41 +59,42 @@ def encode(
     strict: bool = False,
     progress: bool = True,
 ) -> EncodeResult:
-    """Encode every episode of a dataset into ``<root>/latents/<name>/``; what is there already is kept.
+    """Encode every episode of a dataset into ``<root>/latents/<name>/``; latents that are current are kept.
 
-    A codec that is a module gets its frames on the device that it is on, any other one on the CPU.
+    A codec that is a module gets its frames on its own device, any other codec gets them on the CPU.
 
     Args:
-        dataset: any reader; opened without latents.
+        dataset: dataset of any format, opened without an encoding.
         codec: see :class:`Codec`.
-        image_size: size frames are brought to first (one number for a square, or height and width); None as they are.
-        batch_size: frames per call of the codec.
-        strict: an episode that cannot be read is an error instead of being skipped with a warning.
-        progress: show a progress bar.
+        image_size: size that frames are resized to first (one number for a square, or height and width); None to keep
+            their size.
+        batch_size: number of frames per call of the codec.
+        strict: whether an episode that cannot be read is an error instead of being skipped with a warning.
+        progress: whether to show a progress bar.
 
     Returns:
-        The name to open the dataset's latents with, and how many episodes were encoded, reused and skipped.
+        The name to open the dataset's latents with, and the numbers of episodes encoded, reused and skipped.
 
     Raises:
         ValueError: an argument is wrong, or the codec returns something that is not latents.
         EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
+        PermissionError: the dataset's folder is read-only, and episodes have to be encoded.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     name = latents_name(codec, image_size)
     size = None if image_size is None else image_hw(image_size)
-    folder = dataset.root / "latents" / name
-    files = [(latents_path(dataset.root, name, episode.episode_id), episode) for episode in dataset.episodes]
+    folder, episodes = dataset.root / "latents" / name, dataset.episodes
     skipped: list[Skipped] = []
     num_encoded = 0
-    if not all(_is_current(path, episode) for path, episode in files):
-        with locked(folder):
+    if not all(_is_current(dataset.root, name, episode) for episode in episodes):
+        with writing_to(dataset.root, "latents"), locked(folder):
             remove_leftovers(folder, recursive=True)
-            for path, episode in tqdm(files, desc=f"encode {dataset.name}", disable=not progress, delay=0.5):
-                if _is_current(path, episode):
+            for episode in progress_bar(episodes, desc=f"encode {dataset.name}", disable=not progress, delay=0.5):
+                if _is_current(dataset.root, name, episode):
                     continue
                 try:
-                    header, frames = _header(episode), episode.frames(range(episode.length))
+                    path, header, frames = _read(dataset.root, name, episode)
                 except EpisodeError as error:
                     skipped.append(Skipped(episode.episode_id, reason_of(error)))
                     if strict:
@@ -96,20 +102,28 @@ def encode(
                     continue
                 write_latents(path, _encode_frames(frames, codec, size, batch_size, episode), header)
                 num_encoded += 1
-    report_skipped(dataset.name, skipped, len(dataset.episodes), strict)
-    num_reused = len(files) - num_encoded - len(skipped)
+    report_skipped(dataset.name, skipped, len(episodes), strict)
+    num_reused = len(episodes) - num_encoded - len(skipped)
     return EncodeResult(name, num_encoded, num_reused, tuple(skipped))
 
 
-def _header(episode: Episode) -> dict[str, object]:
-    """What tells whether latents are those of the video."""
+def _read(
+    root: Path, name: str, episode: Episode
+) -> tuple[Path, dict[str, object], Tensor]:  # file, header, frames [T, H, W, 3] uint8
     with reading(episode.dataset, episode.episode_id):
-        return {"length": episode.length, "video_bytes": episode.video_path.stat().st_size}
+        path = latents_path(root, name, episode.episode_id)
+        return path, _header(episode), episode.frames(range(episode.length))
 
 
-def _is_current(path: Path, episode: Episode) -> bool:
+def _header(episode: Episode) -> dict[str, object]:
+    """Entries that show whether latents still belong to the video."""
+    return {"length": episode.length, **episode.fingerprint}
+
+
+def _is_current(root: Path, name: str, episode: Episode) -> bool:
     try:
-        with reading("", path.stem):
+        with reading(episode.dataset, episode.episode_id):
+            path = latents_path(root, name, episode.episode_id)
             return path.is_file() and read_header(path) == _header(episode)
     except EpisodeError:
         return False

@@ -1,31 +1,16 @@
 """What every reader gives: episodes with one small interface, and one error for what cannot be read."""
 
 import contextlib
-import pickle
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from av.error import FFmpegError
-from safetensors import SafetensorError
 from torch import Tensor
 
 E = TypeVar("E")
-
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    FFmpegError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
 
 
 class EpisodeError(RuntimeError):
@@ -33,21 +18,24 @@ class EpisodeError(RuntimeError):
 
 
 class Episode(Protocol):
-    """One recorded trajectory of ``length`` (T) frames. Reads its files when asked, holds none open."""
+    """One recorded trajectory of ``length`` (T) frames. It reads its files when asked and keeps none open.
+
+    What reads files raises an :class:`EpisodeError` if they are missing or damaged.
+    """
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset it belongs to; part of a clip's identity."""
+        """Name of the dataset that the episode belongs to; part of a clip's identity."""
         ...
 
     @property
     def episode_id(self) -> str:
-        """Unique within the dataset; may contain slashes."""
+        """Name of the episode, unique within the dataset; may contain slashes."""
         ...
 
     @property
     def instruction(self) -> str:
-        """What the robot was told to do."""
+        """What the robot was asked to do."""
         ...
 
     @property
@@ -56,54 +44,79 @@ class Episode(Protocol):
         ...
 
     @property
-    def video_path(self) -> Path:
-        """Where its video lies."""
+    def video_id(self) -> str:
+        """Name of the recording; episodes that share it stay on the same side of a split."""
+        ...
+
+    @property
+    def is_held_out(self) -> bool | None:
+        """The side of the split that the dataset's authors chose; None if they did not."""
+        ...
+
+    @property
+    def fingerprint(self) -> Mapping[str, object]:
+        """JSON values that change when the video changes; latents are kept as long as these stay the same."""
+        ...
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether :meth:`latents` can be called."""
+        ...
+
+    @property
+    def latents_fingerprint(self) -> object:
+        """A JSON value that changes when the latents change; None without latents."""
+        ...
+
+    @property
+    def latents_shape(self) -> tuple[int, ...] | None:  # (C, h, w)
+        """Shape of one frame's latents, found without reading them; None without latents."""
         ...
 
     @property
     def actions(self) -> Tensor:  # [T, A] float32
-        """Action taken at each frame; the last one is repeated where data has none for the last frame."""
+        """Action taken at each frame; the last one is repeated if the data has none for the last frame."""
         ...
 
     @property
     def states(self) -> Tensor:  # [T, S] float32
-        """What the robot's own sensors tell at each frame."""
+        """Readings of the robot's own sensors at each frame."""
         ...
 
     @property
     def is_pushed(self) -> Tensor:  # [T] bool
-        """Where a push, which no frame foretells, was added to the action that was executed."""
+        """Frames at which a push, which no frame foretells, was added to the executed action."""
         ...
 
     def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
-        """Read RGB frames, in the order asked."""
+        """Read RGB frames in the order of ``indices``."""
         ...
 
     def latents(self, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32
-        """Read latents, in the order asked."""
+        """Read latents in the order of ``indices``."""
         ...
 
 
 class EpisodeSource(Protocol):
-    """A dataset: a folder and the episodes in it that can be read."""
+    """A dataset: a folder, and the episodes in it that can be read."""
 
     name: str
     root: Path
 
     @property
     def episodes(self) -> "Sequence[Episode]":
-        """Those that can be read."""
+        """Episodes that can be read."""
         ...
 
     @property
     def skipped(self) -> "Sequence[Skipped]":
-        """Those that cannot."""
+        """Episodes that cannot be read."""
         ...
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An episode left out, and why."""
+    """An episode that was left out, and the reason."""
 
     episode_id: str
     reason: str
@@ -111,14 +124,17 @@ class Skipped:
 
 @contextlib.contextmanager
 def reading(dataset: str, episode_id: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes a decoder say into an EpisodeError that names the episode."""
+    """Turn any error of reading an episode's files into an EpisodeError that names the episode.
+
+    Every exception counts: decoders and parsers raise all kinds for damaged files, and one bad file must not end a run.
+    """
     try:
         yield
     except EpisodeError:
         raise
-    except _UNREADABLE as error:
-        reason = str(error) or type(error).__name__
-        reason = f"no entry {reason}" if isinstance(error, KeyError) else reason.splitlines()[0]
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"no entry {reason}" if isinstance(error, KeyError) else reason
         raise EpisodeError(f"episode {episode_id!r} of {dataset!r}: {reason}") from error
 
 
@@ -130,7 +146,7 @@ def reason_of(error: EpisodeError) -> str:
 def open_each(
     dataset: str, names: Sequence[str], open_episode: Callable[[str], E], strict: bool
 ) -> tuple[list[E], list[Skipped]]:
-    """Open episodes by name; those that cannot be are reported and left out."""
+    """Open episodes by name; report those that cannot be opened and leave them out."""
     episodes, skipped = [], []
 
     def try_open(name: str) -> None:
@@ -147,7 +163,7 @@ def open_each(
 
 
 def report_skipped(dataset: str, skipped: Sequence[Skipped], num_episodes: int, strict: bool) -> None:
-    """Say how many of ``num_episodes`` were left out, by name; an error if strict or if none remain."""
+    """Warn that some of ``num_episodes`` are left out, by name; raise an EpisodeError if strict or if none remain."""
     if not skipped:
         return
     names = "; ".join(f"{s.episode_id} ({s.reason})" for s in skipped[:5])
@@ -168,7 +184,7 @@ def check_indices(indices: Sequence[int], length: int) -> list[int]:
 
 
 def per_frame(rows: Tensor, length: int, name: str) -> Tensor:  # [T, D] float32
-    """Fit rows [T or T-1, D] to T frames, the last row repeated; rows that are absent give [T, 0]."""
+    """Fit rows [T or T-1, D] to T frames by repeating the last row; no rows give [T, 0]."""
     if rows.numel() == 0:
         return torch.zeros(length, 0)
     if rows.ndim != 2 or len(rows) not in (length, length - 1):

@@ -1,4 +1,4 @@
-"""Latents on disk: one safetensors file an episode, in a folder named after what made them."""
+"""Latents on disk: one safetensors file per episode, in a folder named after the codec that made them."""
 
 import json
 from collections.abc import Sequence
@@ -9,13 +9,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vampo_core.data.folder import safe_name
 from vampo_core.files import publish, temporary_beside
 
 _HEADER = "vampo_core"
 
 
 def latents_path(root: Path, name: str, episode_id: str) -> Path:
-    return root / "latents" / name / f"{episode_id}.safetensors"
+    """The file of an episode's latents in the encoding ``name``."""
+    return root / "latents" / name / f"{safe_name(episode_id)}.safetensors"
 
 
 def write_latents(path: Path, latents: Tensor, header: dict[str, object]) -> None:  # latents [T, C, h, w]
@@ -34,6 +36,12 @@ def read_latents(path: Path, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] 
         if length < end:
             raise ValueError(f"{path.name} holds {length} latents, expected at least {end}")
         return latents[begin:end][[i - begin for i in indices]].to(torch.float32)
+
+
+def shape_of(path: Path) -> tuple[int, ...]:  # (C, h, w)
+    """Shape of one frame's latents, from the file's header."""
+    with safe_open(path, "pt") as file:
+        return tuple(file.get_slice("latents").get_shape()[1:])
 
 
 def read_header(path: Path) -> dict[str, object]:

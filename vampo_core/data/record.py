@@ -1,19 +1,16 @@
-"""Simulator → recorded dataset: expert episodes in parallel processes, resumable."""
+"""Simulator → recorded dataset: expert episodes in parallel processes; an interrupted recording can be continued."""
 
 import json
-import math
-import multiprocessing
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from vampo_core import envs
+from vampo_core.data.folder import writing_to
 from vampo_core.data.formats.recorded import (
     FORMAT,
     INFO,
@@ -25,13 +22,15 @@ from vampo_core.data.formats.recorded import (
     read_info,
     write_episode,
 )
-from vampo_core.envs.pool import borrowed_env, close_envs, start_worker
+from vampo_core.envs.idle import borrowed_env
+from vampo_core.envs.workers import Run, run_each
 from vampo_core.files import LOCK, locked, remove_leftovers, write_text
+from vampo_core.progress import progress as progress_bar
 
-PUSH_RATE, PUSH_LENGTH = 0.03, 6
-"""How often a push of an expert begins, per action, and how many actions it lasts."""
-_BEFORE = {"action_noise": 0.0, "steps_after_success": 0}
-"""Settings of datasets recorded before there was a choice."""
+PUSH_RATE = 0.03
+"""Probability that a push of the expert begins, per action."""
+PUSH_LENGTH = 6
+"""Number of actions that a push lasts."""
 
 
 def record(
@@ -43,38 +42,37 @@ def record(
     num_workers: int = 1,
     env_kwargs: dict[str, Any] | None = None,
     action_noise: float = 0.0,
-    steps_after_success: int = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RecordedDataset:
-    """Record expert episodes; those already there are kept, so a second call continues or extends the first.
+    """Record expert episodes; existing episodes are kept, so that a second call continues or extends the first.
 
-    Where all of them are there no simulator is made, so that it need not be installed either.
-    Episode i depends on ``seed`` and i alone, whatever the number of workers and whichever order they finish in.
-    Several environments take turns: episode i is of environment i modulo their number.
+    If all of them exist, no simulator is made, and none has to be installed. Episode i depends only on ``seed`` and i,
+    for any number of workers and any order of finishing. Several environments take turns: episode i belongs to
+    environment i modulo their number. A worker process that dies or hangs is replaced and its episode repeated. Call it
+    from under ``if __name__ == "__main__":`` with more than one worker.
 
     Args:
-        env: name of an environment, see :func:`vampo_core.envs.make`, or several with commas between them, which then
-            share frame size, frame rate and actions.
-        root: the dataset's folder, made where it does not exist.
-        num_episodes: how many episodes the dataset shall have at least, over all environments.
-        seed: of the dataset; datasets with different seeds share no episode.
-        num_workers: processes; 1 records in this one.
-        env_kwargs: passed to every environment, e.g. ``{"image_size": 64}``.
-        action_noise: standard deviation of what now and then pushes the expert off its way, in half the range of an
-            action, so that episodes show how to come back. The simulator gets the sum, the dataset the expert's own
+        env: name of an environment, see :func:`vampo_core.envs.make`, or several names with commas between them; these
+            must agree in frame size, frame rate and actions.
+        root: the dataset's folder, made if it does not exist.
+        num_episodes: smallest number of episodes that the dataset will have, over all environments.
+        seed: seed of the dataset; datasets with different seeds share no episode.
+        num_workers: number of processes; 1 to record in this one.
+        env_kwargs: arguments of every environment, e.g. ``{"image_size": 64}``.
+        action_noise: standard deviation of pushes that now and then throw the expert off course, in half the range of
+            an action, so that episodes show how to recover. The simulator gets the sum, the dataset the expert's own
             actions (as in DART, Laskey et al. 2017, arXiv 1703.09327).
-        steps_after_success: actions that the expert goes on for once it has succeeded, as far as the environment's
-            ``max_steps`` allow, so that episodes show how to stay. The simulator must go on too.
-        overwrite: delete a dataset at ``root`` first.
-        progress: show a progress bar.
+        overwrite: whether to delete a dataset at ``root`` first.
+        progress: whether to show a progress bar.
 
     Returns:
-        The dataset, opened, failures of the expert included.
+        The dataset, opened, including the episodes in which the expert failed.
 
     Raises:
         ValueError: an argument is wrong, or ``root`` holds a dataset of another environment, seed or setting.
         ImportError: the simulator is not installed, and episodes are missing.
+        PermissionError: the folder is read-only, and episodes are missing.
         SimulatorError: an episode could not be recorded; the message names it.
     """
     given = {
@@ -82,7 +80,6 @@ def record(
         "num_workers": (num_workers, 1),
         "seed": (seed, 0),
         "action_noise": (action_noise, 0),
-        "steps_after_success": (steps_after_success, 0),
     }
     for name, (value, least) in given.items():
         if value < least:
@@ -96,26 +93,21 @@ def record(
         "env": env,
         "env_kwargs": env_kwargs,
         "action_noise": action_noise,
-        "steps_after_success": steps_after_success,
         "seed": seed,
     }
     _check_root(root, info, overwrite)
     if overwrite or _missing(root, num_episodes):
-        info["fps"] = _probe(names, env_kwargs, bounded=action_noise > 0)  # or wrong arguments fail after the deletion
-        with locked(root):
+        info["fps"] = _probe(names, env_kwargs, bounded=action_noise > 0)  # before anything is deleted
+        with writing_to(root, "episodes"), locked(root):
             _begin(root, info, overwrite)
-            task = partial(
-                _Task,
-                env_kwargs=env_kwargs,
-                root=str(root),
-                action_noise=action_noise,
-                steps_after_success=steps_after_success,
-            )
-            missing = _missing(root, num_episodes)  # while this one waited another process may have recorded some
-            tasks = [task(env=names[i % len(names)], number=i, seed=episode_seed(seed, i)) for i in missing]
-            initial, num_failures = num_episodes - len(tasks), 0
-            with tqdm(total=num_episodes, initial=initial, desc=f"record {env}", disable=not progress) as bar:
-                for success in _run(tasks, min(num_workers, len(tasks))):
+            missing = _missing(root, num_episodes)  # another process may have recorded some while this one waited
+            runs = []
+            for i in missing:
+                task = _Task(names[i % len(names)], env_kwargs, str(root), i, episode_seed(seed, i), action_noise)
+                runs.append((task.name, Run(partial(_record_episode, task))))
+            initial, num_failures = num_episodes - len(runs), 0
+            with progress_bar(desc=f"record {env}", total=num_episodes, initial=initial, disable=not progress) as bar:
+                for success in run_each(runs, num_workers):
                     num_failures += not success
                     bar.set_postfix(failures=num_failures)
                     bar.update()
@@ -132,11 +124,11 @@ def episode_seed(seed: int, index: int) -> int:
 
 
 def _probe(names: list[str], env_kwargs: dict[str, Any], *, bounded: bool) -> float:
-    """The environments' common frame rate.
+    """Return the environments' common frame rate.
 
     Raises:
-        ValueError: they differ in frame rate or in the shape of actions, or have no bounds of actions where those are
-            asked for.
+        ValueError: they differ in frame rate or in the shape of actions, or ``bounded`` asks for bounds of actions that
+            one does not have.
     """
     found = {}
     for name in names:
@@ -150,8 +142,8 @@ def _probe(names: list[str], env_kwargs: dict[str, Any], *, bounded: bool) -> fl
     for name, (other_fps, other_shape) in found.items():
         if (other_fps, other_shape) != (fps, shape):
             raise ValueError(
-                f"env {name!r} has {other_fps} frames a second and actions of shape {other_shape}, expected {fps} and "
-                f"{shape} as of {names[0]!r}: episodes of one dataset are alike"
+                f"env {name!r} has {other_fps} frames per second and actions of shape {other_shape}, expected {fps} "
+                f"and {shape} as in {names[0]!r}: episodes of one dataset must be alike"
             )
     return fps
 
@@ -173,15 +165,22 @@ def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     if root.exists() and not is_dataset and any(not path.name.startswith(".") for path in root.iterdir()):
         raise ValueError(f"root is {str(root)!r}, expected a recorded dataset, or an empty or new folder")
     if is_dataset and not overwrite:
-        for key, found in (_BEFORE | read_info(root)).items():
-            if key in info and info[key] != found:
-                raise OtherSettingsError(key, info[key], root, found)
+        recorded = read_info(root)
+        for key in ("env", "env_kwargs", "action_noise", "seed"):
+            if recorded.get(key) != info[key]:
+                raise OtherSettingsError(key, info[key], root, recorded.get(key))
+        num_steps = recorded.get("steps_after_success", 0)
+        if num_steps:
+            raise ValueError(
+                f"the dataset at {str(root)!r} was recorded with steps_after_success = {num_steps}, which is not "
+                "supported any more: it can be read, but not extended; expected another root, or overwrite=True"
+            )
 
 
 def _begin(root: Path, info: dict[str, Any], overwrite: bool) -> None:
-    """Make a dataset without episodes, or continue the one that is there; the folder is locked."""
+    """Make a dataset without episodes, or continue the existing one; the folder is locked."""
     if overwrite:
-        for path in sorted(root.iterdir(), key=lambda path: path.name == INFO):  # last what says that it is a dataset
+        for path in sorted(root.iterdir(), key=lambda path: path.name == INFO):  # last the file that marks a dataset
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != LOCK:
@@ -203,59 +202,43 @@ class _Task(NamedTuple):
     number: int
     seed: int
     action_noise: float
-    steps_after_success: int
+
+    @property
+    def name(self) -> str:
+        return f"episode {self.number} of {self.env!r} (seed {self.seed})"
 
 
-def _run(tasks: list[_Task], num_workers: int) -> Iterator[bool]:
-    if num_workers <= 1:
-        try:
-            yield from map(_record_episode, tasks)
-        finally:
-            close_envs()
-        return
-    # spawn: forking a process in which torch already runs threads can hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker)
-    try:
-        for future in as_completed([pool.submit(_record_episode, task) for task in tasks]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _record_episode(task: _Task) -> bool:
+def _record_episode(task: _Task, heartbeat: Callable[[], None]) -> bool:
     """Record one episode and return whether the expert succeeded."""
     try:
         with borrowed_env(task.env, task.env_kwargs) as env:
-            return _rollout(env, task)
-    except ImportError:  # says what to install
+            return _rollout(env, task, heartbeat)
+    except ImportError:  # its message says what to install
         raise
     except Exception as error:
-        message = f"episode {task.number} of {task.env!r} (seed {task.seed}) could not be recorded: {error}"
-        raise envs.SimulatorError(message) from error
+        raise envs.SimulatorError(f"{task.name} could not be recorded: {error}") from error
 
 
-def _rollout(env: envs.TaskEnv, task: _Task) -> bool:
+def _rollout(env: envs.TaskEnv, task: _Task, heartbeat: Callable[[], None]) -> bool:
     pixels, info = env.reset(seed=task.seed)
     expert, disturbed = env.expert(), Disturbance(env.action_space, task.action_noise, task.seed)
     frames, infos = [pixels], [info]
     actions: list[np.ndarray] = []
     is_pushed: list[bool] = []
-    success, num_actions = False, math.inf
-    while len(actions) < num_actions:
+    done = False
+    while not done:
+        heartbeat()
         actions.append(expert())
         pixels, _, terminated, truncated, info = env.step(disturbed(actions[-1]))
         is_pushed.append(disturbed.is_pushing)
         frames.append(pixels)
         infos.append(info)
-        if num_actions == math.inf and (terminated or truncated):
-            success = bool(info["success"])
-            num_actions = min(len(actions) + success * task.steps_after_success, env.max_steps)
+        done = terminated or truncated
     folder = episode_folder(Path(task.root), task.number)
     header = EpisodeHeader(
         episode_id=folder.name,
         length=len(frames),
-        success=success,
+        success=envs.is_success(info["success"]),
         seed=task.seed,
         instruction=env.instruction,
         fps=env.fps,
@@ -273,9 +256,14 @@ def _rollout(env: envs.TaskEnv, task: _Task) -> bool:
 
 
 class Disturbance:
-    """Pushes an episode's expert off its way now and then: something constant is added to some actions in a row.
+    """Pushes an episode's expert off course now and then, by a constant that is added to several actions in a row.
 
-    Rare, so that most of what follows is a calm return.
+    Pushes are rare, so that most of what follows them is a calm return.
+
+    Args:
+        action_space: box that actions are clipped to.
+        std: standard deviation of the constant, in half the range of an action.
+        seed: seed of the episode.
 
     Attributes:
         is_pushing: whether something was added to the last action.

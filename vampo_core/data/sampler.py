@@ -1,4 +1,4 @@
-"""Which clips form batch n: a pure function of seed and n, whatever the number of ranks."""
+"""Clips of batch n, as a pure function of seed and n for any number of ranks."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,18 +9,18 @@ from torch.utils.data import Sampler
 class ClipSampler(Sampler[list[int]]):
     """Endless batches of clip indices, for the ``batch_sampler`` of a DataLoader.
 
-    A single dataset is walked in a new random order each epoch. Of several, each draw picks the dataset by weight and
-    then the clip that its order holds at this position: still no clip comes twice in one epoch of its dataset.
-    Indices count through the datasets one after the other, as in ``torch.utils.data.ConcatDataset``.
+    A single dataset is visited in a new random order each epoch. With several datasets, each draw picks a dataset by
+    weight and then the clip at this position of the dataset's order, so that no clip comes twice in one epoch of its
+    dataset. Indices count through the datasets one after the other, as in ``torch.utils.data.ConcatDataset``.
 
     Args:
         sizes: number of clips of each dataset.
-        batch_size: clips per batch over all ranks together.
+        batch_size: number of clips per batch, over all ranks together.
         weights: relative frequency of each dataset; by default its number of clips.
-        seed: of the order.
-        rank: of this process; ranks take adjoining parts of each batch.
+        seed: seed of the order.
+        rank: number of this process; ranks take adjacent parts of each batch.
         world_size: number of ranks, a divisor of ``batch_size``.
-        start_batch: number of the first batch to give; resume with the number of batches consumed.
+        start_batch: number of the first batch to give; to resume, the number of batches consumed so far.
 
     Raises:
         ValueError: an argument is wrong.

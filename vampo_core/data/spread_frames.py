@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vampo_core.data.episode import Episode, open_each
-from vampo_core.data.video import resize_images
+from vampo_core.data.video import resize_frames
 
-_EVERY = 2  # neighbouring frames hardly differ
+_EVERY = 2  # neighboring frames hardly differ
 
 
 def spread_frames(
@@ -18,13 +18,13 @@ def spread_frames(
     image_size: tuple[int, int] | None,
     strict: bool,
 ) -> Tensor:  # [N, 3, H, W] uint8
-    """Every second frame of the episodes, or of more than ``max_frames`` such frames an evenly spaced subset.
+    """Every second frame of the episodes, or an evenly spaced subset if these are more than ``max_frames``.
 
     Args:
-        episodes: with videos.
-        max_frames: N is at most this.
-        image_size: height and width that frames are brought to; None as they are.
-        strict: an episode that cannot be read is an error instead of being skipped with a warning.
+        episodes: episodes with videos.
+        max_frames: largest number of frames to return (N).
+        image_size: height and width to resize frames to; None to keep their size.
+        strict: whether an episode that cannot be read is an error instead of being skipped with a warning.
 
     Raises:
         EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
@@ -36,7 +36,10 @@ def spread_frames(
 
     def read(episode_id: str) -> Tensor:  # [n, 3, H, W] uint8
         episode, indices = chosen[episode_id]
-        return resize_images(episode.frames(indices).permute(0, 3, 1, 2), image_size)
+        frames = episode.frames(indices).permute(0, 3, 1, 2)
+        if image_size is None or frames.shape[-2:] == torch.Size(image_size):
+            return frames
+        return (resize_frames(frames / 255, image_size) * 255).round().to(torch.uint8)
 
     parts, _ = open_each(episodes[0].dataset, list(chosen), read, strict)
     return torch.cat(parts)

@@ -1,8 +1,9 @@
-"""Video files: write, read chosen frames, count, resize."""
+"""Video files: write, read chosen frames as a player shows them, count frames, resize."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torch.nn import functional
+
+_ONE_FRAME_PER_PACKET = frozenset(("h264", "hevc", "av1", "libdav1d", "libaom-av1", "mjpeg"))
+"""Decoders whose packets each hold one frame that is shown; packets for others may hold none, or several."""
 
 
 def write_video(
@@ -20,24 +24,24 @@ def write_video(
     crf: int = 0,
     for_viewing: bool = False,
 ) -> int:
-    """Write an H.264 mp4 in RGB, without loss at ``crf`` 0; the same frames give the same bytes.
+    """Write an H.264 mp4 in RGB, lossless at ``crf`` 0; the same frames give the same bytes.
 
-    Robot scenes are small and flat: without loss they take half as much space again as at a high quality, decode
-    faster (no colour conversion) and spare every later stage the question of what compression did.
+    Robot scenes are small and flat. Without loss they take half as much space again as at a high quality, but decode
+    faster (no color conversion), and no later stage has to ask what compression did.
 
     Args:
-        path: of the file.
-        frames: of even height and width where they are ``for_viewing``.
+        path: path of the file.
+        frames: frames of equal size, of even height and width if they are ``for_viewing``.
         fps: frames per second.
-        crf: quality, 0 the best.
-        for_viewing: in YUV 4:2:0, which browsers and players show, unlike RGB.
+        crf: constant rate factor of x264; 0 is the best quality.
+        for_viewing: whether to use YUV 4:2:0, which browsers and players show, unlike RGB.
 
     Returns:
         Number of frames written.
     """
     codec, pixel_format = ("libx264", "yuv420p") if for_viewing else ("libx264rgb", "rgb24")
     num_frames = 0
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"} if for_viewing else {}) as container:
+    with _open(path, "w", format="mp4", options={"movflags": "faststart"} if for_viewing else {}) as container:
         stream = None
         for frame in frames:
             if stream is None:
@@ -57,24 +61,28 @@ def write_video(
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
-    """Decode the frames ``indices`` of a video, in the order asked.
+    """Decode the frames ``indices`` of a video, in this order.
+
+    Frames are counted and shown as by a player: cut, turned, mirrored and with square pixels, as the file's edit list,
+    display matrix and pixel aspect ratio ask for.
 
     Raises:
-        ValueError: the video ends before the last of them.
+        ValueError: the file has no video stream, or the video ends before the last of these frames.
         OSError, av.error.FFmpegError: the file cannot be opened or decoded.
     """
     wanted = set(indices)
     last = max(wanted)
     images: dict[int, np.ndarray] = {}
-    converter = VideoReformatter()  # one for all frames, as each starts threads
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+    converter = VideoReformatter()  # one for all frames, because each starts threads
+    display = None
+    with _open(path) as container:
+        stream = _video_stream(container, path)
         stream.codec_context.thread_count = 1  # parallelism belongs to the data loader's workers
         i = -1
         for i, frame in enumerate(container.decode(stream)):
             if i in wanted:
-                is_rgb = frame.format.name == "gbrp"  # in planes, as write_video leaves it
-                images[i] = (frame if is_rgb else converter.reformat(frame, format="rgb24")).to_ndarray()
+                display = display or _Display(frame, stream.sample_aspect_ratio)
+                images[i] = display.show(frame, converter)
             if i == last:
                 break
     if i < last:
@@ -83,10 +91,68 @@ def read_frames(path: Path, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] u
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames, from the header where it tells, else by reading the packets."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+    """Number of frames that :func:`read_frames` can read.
+
+    Containers do not say it: an edit list may hide frames, and a file that was cut off ends before its header says.
+    Packets are counted if each holds one frame; otherwise the video is decoded.
+
+    Raises:
+        ValueError: the file has no video stream.
+        OSError, av.error.FFmpegError: the file cannot be opened or decoded.
+    """
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        packets = [packet for packet in container.demux(stream) if packet.size > 0]
+        if stream.codec_context.name in _ONE_FRAME_PER_PACKET and _is_whole(packets):
+            return sum(not packet.is_discard for packet in packets)
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        stream.codec_context.thread_count = 1
+        return sum(1 for _ in container.decode(stream))
+
+
+def _is_whole(packets: Sequence[av.Packet]) -> bool:
+    """Whether the frame of every packet can be shown: none is damaged or refers to frames that were cut off."""
+    first = packets[0] if packets else None
+    if first is None or first.pts is None or not first.is_keyframe:
+        return False
+    return all(p.pts is not None and p.pts >= first.pts and not p.is_corrupt for p in packets)
+
+
+class _Display:
+    """How a player shows the frames of a video: turned, mirrored, with square pixels.
+
+    Args:
+        frame: any frame of the video.
+        aspect_ratio: width of a pixel over its height; None or 0 if unknown.
+    """
+
+    def __init__(self, frame: av.VideoFrame, aspect_ratio: Fraction | None) -> None:
+        self._width = round(frame.width * aspect_ratio) if aspect_ratio else frame.width
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        # (a, b, u, c, d, v, x, y, w) of libavutil/display.h: column p and row q go to column a·p + c·q, row b·p + d·q
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist() if matrix is not None else (1, 0, 0, 0, 1)
+        self._is_transposed = abs(b) > abs(a)
+        self._flips_columns, self._flips_rows = (c < 0, b < 0) if self._is_transposed else (a < 0, d < 0)
+
+    def show(self, frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:  # [H, W, 3] uint8
+        """Convert a frame to RGB as it is shown."""
+        is_rgb = frame.format.name == "gbrp" and self._width == frame.width  # in planes, as write_video leaves it
+        image: Any = (frame if is_rgb else converter.reformat(frame, width=self._width, format="rgb24")).to_ndarray()
+        if self._is_transposed:
+            image = image.transpose(1, 0, 2)
+        return image[:: -1 if self._flips_rows else 1, :: -1 if self._flips_columns else 1]
+
+
+def _open(path: Path, mode: Any = "r", **options: Any) -> Any:
+    """Open a container by its absolute path: FFmpeg takes a relative one with a colon for a protocol."""
+    return av.open(str(path.absolute()), mode, **options)
+
+
+def _video_stream(container: Any, path: Path) -> Any:
+    if not container.streams.video:
+        raise ValueError(f"{path.name} has no video stream")
+    return container.streams.video[0]
 
 
 def resize_frames(
@@ -97,16 +163,6 @@ def resize_frames(
     if frames.shape[-2:] == torch.Size(size):
         return frames
     return functional.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
-
-
-def resize_images(
-    frames: Tensor,  # [N, 3, H, W] uint8
-    size: tuple[int, int] | None,
-) -> Tensor:  # [N, 3, *size] uint8
-    """As :func:`resize_frames` for whole numbers; None leaves them as they are."""
-    if size is None or frames.shape[-2:] == torch.Size(size):
-        return frames
-    return (resize_frames(frames / 255, size) * 255).round().to(torch.uint8)
 
 
 def image_hw(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,8 +1,8 @@
-"""Simulators with an expert and an instruction, made by name; they know nothing of the rest of the library.
+"""Simulators with an expert and an instruction, made by name; they know nothing about the rest of the library.
 
-A new simulator is one file with a class that satisfies :class:`TaskEnv`, and one line in ``_ENVIRONMENTS``. One that
-lives elsewhere needs no line: ``make("my_module:my_factory")`` imports it; see
-:mod:`vampo_core.envs.gymnasium_env` for environments that were not written for this.
+A new simulator is one file with a class that satisfies :class:`TaskEnv`, and one line in ``_ENVIRONMENTS``. A simulator
+outside the library needs no line: ``make("my_module:my_factory")`` imports it;
+:mod:`vampo_core.envs.gymnasium_env` adapts environments that were not written for this library.
 """
 
 import difflib
@@ -23,23 +23,28 @@ class SimulatorError(RuntimeError):
     """A simulator, or the process it runs in, failed; the message names it and the episode."""
 
 
-class TaskEnv(Protocol):
-    """A gymnasium environment that shows pixels and brings its own expert.
+class SimulatorWarning(UserWarning):
+    """A simulator does something that is probably not wanted; shown once, for any number of worker processes."""
 
-    The ``info`` of ``reset`` and ``step`` holds ``state`` float32 [S] (what the robot's own sensors tell),
-    ``privileged_state`` float32 [P] (the whole simulator state) and ``success`` (bool).
+
+class TaskEnv(Protocol):
+    """A gymnasium environment that shows pixels and has its own expert.
+
+    The ``info`` of ``reset`` and ``step`` holds ``state`` float32 [S] (readings of the robot's own sensors),
+    ``privileged_state`` float32 [P] (complete simulator state) and ``success`` (see :func:`is_success`).
     """
 
     action_space: Any
     """A ``gymnasium.spaces.Box`` of shape [A]."""
     fps: float
-    """Control steps, and so frames, per second."""
+    """Control steps, and therefore frames, per second."""
     instruction: str
+    """The task in words."""
     max_steps: int
     """Steps after which an episode is truncated."""
 
     def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:  # [H, W, 3] uint8, info
-        """Begin the episode that ``seed`` stands for."""
+        """Begin the episode of ``seed``."""
         ...
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -47,7 +52,7 @@ class TaskEnv(Protocol):
         ...
 
     def expert(self) -> Callable[[], np.ndarray]:
-        """Make an expert for the episode just begun; each call returns the action for the present state."""
+        """Make an expert for the episode that just began; each call returns the action for the current state."""
         ...
 
     def close(self) -> None: ...
@@ -57,9 +62,9 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
     """Make an environment by name.
 
     Args:
-        name: ``"pusht"``; a family of tasks takes the task after a slash (``"metaworld/reach"``); a factory outside of
-            the library goes by module and name (``"my_module:my_factory"``), also with a task.
-        kwargs: passed to the environment, e.g. ``image_size=64``.
+        name: name of the environment: ``"pusht"``, a family and a task (``"metaworld/reach"``), or the module and name
+            of a factory outside the library (``"my_module:my_factory"``), which may also be followed by a task.
+        kwargs: arguments of the environment, e.g. ``image_size=64``.
 
     Raises:
         ValueError: there is no such environment, or it does not take these arguments.
@@ -77,7 +82,7 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
     try:
         factory = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
-        if error.name != module:  # a module that it needs: says more than we can
+        if error.name != module:  # a module that it imports: the error says more than we can
             raise
         message = f"env is {name!r}, but there is no module {module!r}: its folder has to be on PYTHONPATH"
         raise ModuleNotFoundError(message, name=module) from None
@@ -91,14 +96,26 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
         raise ValueError(f"env is {name!r}, but {attribute}({arguments}) cannot be called: {error}") from None
     try:
         return factory(*given, **kwargs)
-    except (ImportError, ValueError):  # say what is wrong
+    except (ImportError, ValueError):  # their messages say what is wrong
         raise
     except Exception as error:
         raise SimulatorError(f"env {name!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
+def is_success(value: Any) -> bool:
+    """Read a ``success`` entry: a bool, or the number 0 or 1, also as an array of one element.
+
+    Raises:
+        ValueError: it is something else, such as the text ``"False"``, which would count as true.
+    """
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+        raise ValueError(f"success is {value!r}, expected True or False")
+    return bool(array.item())
+
+
 def split_names(env: str) -> list[str]:
-    """The environments of a comma-separated list, such as ``"metaworld/reach,metaworld/drawer-open"``.
+    """Split a comma-separated list of environments, such as ``"metaworld/reach,metaworld/drawer-open"``.
 
     Raises:
         ValueError: one is empty or repeated.
@@ -107,8 +124,3 @@ def split_names(env: str) -> list[str]:
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"env is {env!r}, expected a name, or different names with commas between them")
     return names
-
-
-def available() -> list[str]:
-    """Names that :func:`make` knows; their simulators may still have to be installed."""
-    return sorted(_ENVIRONMENTS)

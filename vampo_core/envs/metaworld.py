@@ -14,13 +14,13 @@ import gymnasium
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 from metaworld.policies import ENV_POLICY_MAP, SawyerDoorOpenV3Policy
 
-# every step of an expert says so
+# every step of an expert warns
 warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", category=UserWarning)
 
 CONTROL_HZ = 80.0
-"""Steps a second of MetaWorld itself; experts and published horizons (500) count in them."""
+"""Steps per second of MetaWorld itself; experts and published horizons (500) count in them."""
 
-# out of the camera's view, and a third of all triangles
+# outside the camera's view, but a third of all triangles
 _UNSEEN_BODIES = ("head", "right_arm_base_link", "right_l0")
 _HIDDEN_GROUP = 5
 _CAMERA = {"lookat": (0.0, 0.7, 0.15), "distance": 1.15, "azimuth": 120.0, "elevation": -30.0}  # m, degrees
@@ -28,7 +28,7 @@ _SUPERSAMPLING = 2
 
 
 class DoorOpenPolicy(SawyerDoorOpenV3Policy):
-    """MetaWorld's comes down on the wrong side of the handle in 7 of 100 layouts; this one flies past it first."""
+    """MetaWorld's expert lands on the wrong side of the handle in 7 of 100 layouts; this one flies past it first."""
 
     def __init__(self) -> None:
         self._is_past = False
@@ -45,14 +45,14 @@ class MetaWorld(gymnasium.Env):
     Args:
         task: ``"reach"`` or ``"reach-v3"``; see :data:`~vampo_core.envs.metaworld_tasks.INSTRUCTIONS` for all fifty.
         image_size: height and width of a frame, 16 to 512 px.
-        max_steps: actions after which an episode is truncated.
-        action_repeat: simulator steps of 1/80 s per action and frame.
+        max_steps: number of actions after which an episode is truncated.
+        action_repeat: number of simulator steps of 1/80 s per action and frame.
 
     ``info["state"]`` is the end effector's position in m and the gripper's opening (0 shut, 1 open);
-    ``info["privileged_state"]`` is MetaWorld's whole observation of 39 numbers, the goal included. An episode ends with
-    the first simulator step that MetaWorld calls a success, which is how the field counts. Where a task has a goal
-    position, its marker is visible in the frames. The view is not one of MetaWorld's cameras, of which some hang upside
-    down and most show objects at a few pixels: it is closer, upright, and the same in every task.
+    ``info["privileged_state"]`` is MetaWorld's complete observation of 39 numbers, including the goal. An episode ends
+    with the first simulator step that MetaWorld calls a success, as is usual in publications. If a task has a goal
+    position, its marker is visible in the frames. The view is none of MetaWorld's cameras, some of which hang upside
+    down while most show objects a few pixels large: it is closer, upright, and the same in every task.
 
     Raises:
         ValueError: an argument is out of range, or there is no such task.
@@ -75,7 +75,7 @@ class MetaWorld(gymnasium.Env):
         self._env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{self.task}-v3-goal-observable"]()
         self._env._freeze_rand_vec = False  # a new layout at every reset, drawn from the seed
         self._env.seeded_rand_vec = True
-        self._env.max_path_length = max_steps * action_repeat + 1  # it refuses to step beyond
+        self._env.max_path_length = max_steps * action_repeat + 1  # it refuses further steps
         self.action_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
         self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self._renderer: mujoco.Renderer | None = None
@@ -85,7 +85,6 @@ class MetaWorld(gymnasium.Env):
         self._pixels: np.ndarray = np.zeros((image_size, image_size, 3), np.uint8)
         self._observation: np.ndarray = np.zeros(39)
         self._num_steps: int | None = None
-        self._has_succeeded = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -94,11 +93,11 @@ class MetaWorld(gymnasium.Env):
         if seed is not None:
             self._env.seed(seed)  # MetaWorld ignores the seed of its own reset
         self._env.reset()
-        # MetaWorld has moved objects and markers, which it draws and observes where they were until its next step
+        # MetaWorld has moved objects and markers, but draws and observes them at their old place until its next step
         mujoco.mj_forward(self._env.model, self._env.data)
         self._env._prev_obs = self._env._get_curr_obs_combined_no_goal()
         self._observation = self._env._get_obs()
-        self._num_steps, self._has_succeeded = 0, False
+        self._num_steps = 0
         return self._look(), self._info(success=False)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -112,9 +111,8 @@ class MetaWorld(gymnasium.Env):
             self._observation, step_reward, _, _, info = self._env.step(np.clip(action, -1, 1))
             reward += float(step_reward)
             success = bool(info["success"])
-            if success and not self._has_succeeded:
+            if success:
                 break
-        self._has_succeeded = self._has_succeeded or success
         self._num_steps += 1
         truncated = not success and self._num_steps >= self.max_steps
         return self._look(), reward, success, truncated, self._info(success)
@@ -143,7 +141,7 @@ class MetaWorld(gymnasium.Env):
         return self._pixels.copy()
 
     def _new_renderer(self) -> mujoco.Renderer:
-        """Without what software rendering spends most of its time on: multisampling, shadows, reflections."""
+        """Make a renderer without multisampling, shadows and reflections, which take most of the time in software."""
         model = self._env.model
         model.vis.quality.offsamples = 0
         model.light_castshadow[:] = 0

@@ -58,7 +58,7 @@ INSTRUCTIONS = {
 
 
 def task_name(task: str) -> str:
-    """The task without version suffix.
+    """Remove a task's version suffix.
 
     Raises:
         ValueError: there is no such task.

@@ -1,4 +1,4 @@
-"""Imports MuJoCo for rendering without a screen: import ``mujoco`` from here, before anything else imports it."""
+"""Imports MuJoCo for rendering without a screen: import ``mujoco`` from here before anything else imports it."""
 
 import importlib.util
 import os
@@ -9,14 +9,14 @@ _BACKENDS = "`apt-get install libegl1 libgl1` for MUJOCO_GL=egl, or `apt-get ins
 
 
 def no_backend(reason: object) -> ImportError:
-    """The error that nothing can be drawn, with the remedy."""
+    """Return the error that nothing can be rendered, with the remedy."""
     setting = os.environ.get("MUJOCO_GL", "unset")
     early = "" if "MUJOCO_GL" in os.environ or "mujoco" not in sys.modules else "; set it before mujoco is imported"
     return ImportError(f"environment 'metaworld' cannot render (MUJOCO_GL is {setting}{early}: {reason}): {_BACKENDS}")
 
 
 def _choose_backend() -> None:
-    """Set ``MUJOCO_GL`` to what is installed: MuJoCo reads it once, on import, and left alone wants a screen."""
+    """Set ``MUJOCO_GL`` to what is installed: MuJoCo reads it once, on import, and needs a screen by default."""
     if "MUJOCO_GL" in os.environ or "mujoco" in sys.modules or not sys.platform.startswith("linux"):
         return
     found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)]

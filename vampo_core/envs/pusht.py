@@ -19,7 +19,7 @@ except ImportError as error:
 
 from vampo_core.envs.pusht_expert import PushTExpert
 
-_RENDER_SIZE = 512  # gym-pusht draws at this size whatever is asked of it
+_RENDER_SIZE = 512  # gym-pusht always draws at this size
 
 
 class PushT(gymnasium.Env):
@@ -27,7 +27,8 @@ class PushT(gymnasium.Env):
 
     ``info["state"]`` is the agent's position in px, ``info["privileged_state"]`` adds the block's position and angle,
     ``info["coverage"]`` is the share of the target that the block covers; an episode ends with success above 0.95.
-    Frames are averaged down from gym-pusht's 512 px, which itself takes every few pixels: motion below a pixel shows.
+    Frames are averaged down from gym-pusht's 512 px, so that motion below a pixel shows; gym-pusht itself only keeps
+    every few pixels.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own form)

@@ -1,4 +1,4 @@
-"""Scripted PushT expert: search over straight pushes in a copy of the physics, walk round the block, push, repeat."""
+"""Scripted PushT expert: search over straight pushes in a copy of the physics, walk around the block, push, repeat."""
 
 import math
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ from vampo_core.envs.pusht_physics import (
     to_world,
 )
 
-BOUNDS = (12.0, 500.0)  # px; where the agent stays
+BOUNDS = (12.0, 500.0)  # px; range that the agent stays in
 REACH = AGENT_RADIUS + 4.0  # px from a contact point to the agent's centre before the push
-ORBIT_RADIUS = 102.0  # px about the block's centre of gravity; the agent touches nothing out there
+ORBIT_RADIUS = 102.0  # px around the block's center of gravity; out there the agent touches nothing
 CONTACT_SPACING = 12.0  # px
-TILTS = (-0.5, 0.0, 0.5)  # rad, push directions about the inward normal
+TILTS = (-0.5, 0.0, 0.5)  # rad, push directions relative to the inward normal
 TRAVEL_SPEED = 24.0  # px per control step
 COARSE_SPEED, FINE_SPEED = 12.0, 4.0  # px per control step while pushing
-FINE_DISTANCE = 40.0  # px to the goal; only below is the fine speed worth its search
+FINE_DISTANCE = 40.0  # px to the goal below which the fine speed is worth its search
 MAX_PUSH_STEPS = 16
-OVERHEAD_STEPS = 16.0  # what a push costs besides travel; the larger, the fewer and longer the pushes
-GIVE_UP_DISTANCE = 15.0  # px by which a push may make things worse before its simulation stops
+OVERHEAD_STEPS = 16.0  # cost of a push besides travel; a larger one gives fewer and longer pushes
+GIVE_UP_DISTANCE = 15.0  # px that a push may lose before its simulation stops
 ARRIVED_DISTANCE = 4.0  # px
 MAX_SETTLE_STEPS = 8
 
@@ -51,7 +51,7 @@ class Push(NamedTuple):
 
 
 class PushTExpert:
-    """Chooses the push that gains most per control step, the walk to it included; knows the simulator's state."""
+    """Expert that chooses the push with the largest gain per control step, walk included; it knows the full state."""
 
     def __init__(self, env: PushTEnv) -> None:
         self._env = env
@@ -60,7 +60,7 @@ class PushTExpert:
         self._actions = self._act()
 
     def __call__(self) -> np.ndarray:  # [2] float32
-        """Return the action for the present state: the agent's next target position, in px."""
+        """Return the action for the current state: the agent's next target position, in px."""
         return np.clip(np.array(next(self._actions), np.float32), 0, 512)
 
     def _act(self) -> Iterator[Point]:
@@ -75,7 +75,7 @@ class PushTExpert:
                 yield push.target(step)
 
     def _search(self, state: State) -> Push | None:
-        """The best push; None where the block has been pushed through the wall, out of the agent's reach."""
+        """Find the best push; None if the block has been pushed through the wall, out of the agent's reach."""
         distance = self._physics.goal_distance(state.block, state.angle)
         speeds = (COARSE_SPEED, FINE_SPEED) if distance < FINE_DISTANCE else (COARSE_SPEED,)
         found: list[tuple[float, Push]] = []
@@ -95,9 +95,9 @@ class PushTExpert:
         return max(found)[1] if found else None
 
     def _best_length(self, push: Push, state: State, cost: float) -> tuple[Push, float]:
-        """The length with the largest gain per step when ``cost`` steps come on top; the shortest of equals.
+        """Find the length with the largest gain per step if ``cost`` steps are added; the shortest of equals.
 
-        An infinite cost asks for the largest gain itself, whatever the steps.
+        An infinite cost asks for the largest gain itself, for any number of steps.
         """
         self._physics.load(state)
         before = self._physics.goal_distance(state.block, state.angle)
@@ -124,7 +124,7 @@ class PushTExpert:
 
 
 def _contacts() -> list[tuple[Point, Point]]:
-    """Points along the outline that the agent can reach and their outward normals, in the block's frame."""
+    """Points along the outline that the agent can reach, and their outward normals, in the block's frame."""
     edges = outline_edges(OUTLINE)
     contacts = []
     for a, b in edges:
@@ -142,7 +142,7 @@ def _contacts() -> list[tuple[Point, Point]]:
 
 
 def _path(state: State, goal: Point) -> list[Point]:
-    """Corners of a path from the agent to ``goal`` round the block: straight, or along an orbit about it."""
+    """Corners of a path from the agent to ``goal`` around the block: straight, or along an orbit around it."""
     edges = outline_edges(tuple(to_world(corner, state.block, state.angle) for corner in OUTLINE))
     if _is_clear(state.agent, goal, edges):
         return [state.agent, goal]

@@ -11,11 +11,11 @@ Point = tuple[float, float]
 AGENT_RADIUS = 15.0
 OUTLINE: tuple[Point, ...] = ((-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30))
 CENTRE: Point = (0.0, 45.0)  # of gravity; like OUTLINE in px of the block's own frame
-GYRATION_RADIUS = 55.0  # px; weighs a turn of the block against a shift
+GYRATION_RADIUS = 55.0  # px; weight of a turn of the block against a shift
 
 
 class State(NamedTuple):
-    """All that the next step depends on: with damping 0 the block keeps no velocity of its own."""
+    """Everything that the next step depends on: with damping 0 the block keeps no velocity."""
 
     agent: Point
     velocity: Point
@@ -46,15 +46,15 @@ class PushTPhysics:
 
     def load(self, state: State) -> None:
         self._agent.position, self._agent.velocity = state.agent, state.velocity
-        self._block.angle = state.angle  # turns about the centre of gravity and so moves the position: angle first
+        self._block.angle = state.angle  # first, because it turns about the center of gravity and moves the position
         self._block.position = state.block
         self._block.velocity, self._block.angular_velocity = (0, 0), 0.0
         self._space.reindex_shapes_for_body(self._block)
 
     def step(self, target: Point) -> float:
-        """One control step of the environment's PD controller; returns the block's distance to its goal, in px."""
+        """Take one control step of the environment's PD controller; return the block's distance to its goal, in px."""
         (x, y), (vx, vy) = self._agent.position, self._agent.velocity
-        for _ in range(self._num_substeps):  # the agent is kinematic: nothing the block does moves it
+        for _ in range(self._num_substeps):  # the agent is kinematic: the block cannot move it
             vx += (self._k_p * (target[0] - x) - self._k_v * vx) * self._dt
             vy += (self._k_p * (target[1] - y) - self._k_v * vy) * self._dt
             self._agent.velocity = vx, vy
@@ -64,7 +64,7 @@ class PushTPhysics:
         return self.goal_distance(self._block.position, self._block.angle)
 
     def goal_distance(self, block: Point, angle: float) -> float:
-        """Root-mean-square distance of the points of a block at this pose to where they belong, in px."""
+        """Root-mean-square distance of the points of a block at this pose to their goal positions, in px."""
         x, y = to_world(CENTRE, block, angle)
         shift_squared = (x - self._goal_centre[0]) ** 2 + (y - self._goal_centre[1]) ** 2
         return math.sqrt(shift_squared + 2 * GYRATION_RADIUS**2 * (1 - math.cos(angle - self._goal_angle)))

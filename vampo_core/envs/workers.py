@@ -1,108 +1,102 @@
-"""Processes that step simulators on command; one that dies or hangs is replaced, its episodes are reported as lost."""
+"""Worker processes that step simulators and record episodes; one that dies or hangs is replaced and its work repeated.
 
-import math
+A worker obeys commands. Closed loops send :class:`Reset` and :class:`Step` to slots, each of which holds one simulator
+in the middle of an episode; recording sends a :class:`Run` per episode (:func:`run_each`).
+"""
+
 import multiprocessing
+import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
-import numpy as np
+import torch
 
 from vampo_core import envs
-from vampo_core.envs.pool import borrow_env, close_envs, return_env, start_worker
+from vampo_core.envs.idle import close_envs
+from vampo_core.envs.slots import Failure, Lost, Reset, Slots, Step
 
 MAX_SILENCE_S = 300.0
-"""After which a worker that owes a reply is taken to hang; making a simulator and resetting it takes seconds."""
+"""Time after which a worker that owes a reply is taken to hang; making a simulator and resetting it takes seconds."""
+MAX_ATTEMPTS = 3
+"""Number of times that work is begun before the loss of its worker is taken to be its own fault."""
+HEARTBEAT_S = 5.0
+"""Time between the signs of life of a command that takes long."""
 
 
 @dataclass(frozen=True)
-class Reset:
-    """Begin the episode of ``env`` that ``seed`` stands for."""
+class Run:
+    """Call a function that can be pickled, and reply with what it returns.
 
-    env: str
-    seed: int
+    Its argument is a function to call now and then: it tells the parent that the work goes on.
+    """
 
-
-@dataclass(frozen=True)
-class Step:
-    """Take an action, the expert's where it is None."""
-
-    action: np.ndarray | None  # [A]
+    function: Callable[[Callable[[], None]], Any]
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a simulator shows after a reset or a step."""
-
-    pixels: np.ndarray  # [H, W, 3] uint8
-    state: np.ndarray  # [S] float32
-    reward: float
-    done: bool
-    success: bool
-    coverage: float | None
+class _Alive:
+    """A sign of life from a command that takes long."""
 
 
-@dataclass(frozen=True)
-class Lost:
-    """The slot's worker is gone, and with it the episode."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Failure:
-    message: str
-    is_import_error: bool
+class _RemoteError(Exception):
+    """Traceback of an error in a worker."""
 
 
 class Workers:
-    """Worker processes, and slots that each hold one simulator in one of them: slot i in worker i modulo their number.
+    """Worker processes with slots for work: slot i belongs to worker i modulo their number.
 
     Args:
-        num_workers: processes.
-        num_slots: simulators, at least ``num_workers``.
-        env_kwargs: passed to every environment.
+        num_workers: number of processes.
+        num_slots: number of slots, at least ``num_workers``.
+        env_kwargs: arguments of every environment of a :class:`Reset`.
     """
 
-    def __init__(self, num_workers: int, num_slots: int, env_kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, num_workers: int, num_slots: int, env_kwargs: Mapping[str, Any] | None = None) -> None:
         self._context = multiprocessing.get_context("spawn")  # forking a process with torch's threads can hang
-        self._env_kwargs = dict(env_kwargs)
+        self._env_kwargs = dict(env_kwargs or {})
         self._slots = [[slot for slot in range(num_slots) if slot % num_workers == i] for i in range(num_workers)]
         self._waiting: dict[int, set[int]] = {i: set() for i in range(num_workers)}  # worker -> slots that owe a reply
-        self._silent_since = [0.0] * num_workers  # time of the last reply, or of what was sent to a worker at rest
+        self._silent_since = [0.0] * num_workers  # time of the last message, or of the first command after a rest
+        self._warned: set[str] = set()
         self._pipes: list[connection.Connection] = []
         self._processes: list[Any] = []
         for i in range(num_workers):
+            assert self._slots[i], "a worker without a slot"
             pipe, process = self._start()
             self._pipes.append(pipe)
             self._processes.append(process)
-            assert self._slots[i], "a worker without a slot"
 
-    def send(self, slot: int, command: Reset | Step) -> None:
-        """Have a slot reset or step; its reply comes with :meth:`receive`."""
+    def send(self, slot: int, command: Reset | Step | Run) -> None:
+        """Give a command to a slot; :meth:`receive` returns its reply."""
         worker = slot % len(self._pipes)
         if not self._waiting[worker]:
             self._silent_since[worker] = time.monotonic()
         self._waiting[worker].add(slot)
-        with suppress(BrokenPipeError, ConnectionResetError):  # a worker's death is noticed, and told, on receiving
+        with suppress(BrokenPipeError, ConnectionResetError):  # receive notices and reports a worker's death
             self._pipes[worker].send((slot, command))
 
-    def receive(self, *, every: bool) -> dict[int, Reply | Lost]:
+    def receive(self, *, every: bool) -> dict[int, Any]:
         """Replies by slot, in the order of slots.
 
-        A worker that is dead or hangs is replaced, and all of its slots are lost, also those that had replied already.
+        A worker that is dead or hangs is replaced. All of its slots are :class:`~vampo_core.envs.slots.Lost`, including
+        those that had replied already.
 
         Args:
-            every: wait for all that was sent, instead of for at least one.
+            every: whether to wait for all replies that are due, instead of for at least one.
 
         Raises:
             ImportError: a simulator cannot be loaded or cannot render.
             SimulatorError: a simulator raised an error.
         """
-        replies: dict[int, Reply | Lost] = {}
+        replies: dict[int, Any] = {}
         while any(self._waiting.values()) and (every or not replies):
             owing = {self._pipes[i]: i for i, slots in self._waiting.items() if slots}
             deadline = MAX_SILENCE_S + min(self._silent_since[worker] for worker in owing.values())
@@ -116,31 +110,39 @@ class Workers:
         return dict(sorted(replies.items()))
 
     def close(self) -> None:
-        """End the workers."""
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
+        """End the workers; one in the middle of something gets 5 s to finish it."""
+        for pipe in self._pipes:
             pipe.close()
-            process.join(timeout=5)
-            if process.is_alive():  # in the middle of a long step
+        deadline = time.monotonic() + 5
+        for process in self._processes:
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
                 process.kill()
                 process.join()
 
-    def _reply_of(self, worker: int) -> dict[int, Reply | Lost]:
+    def _reply_of(self, worker: int) -> dict[int, Any]:
         try:
-            slot, reply = self._pipes[worker].recv()
+            slot, reply, warned = self._pipes[worker].recv()
         except (EOFError, OSError):  # dead, perhaps in the middle of a message
             return self._replace(worker)
         self._silent_since[worker] = time.monotonic()
+        for message in warned:
+            if message not in self._warned:  # one line, however many workers say it
+                self._warned.add(message)
+                warnings.warn(message, envs.SimulatorWarning, stacklevel=4)
+        if isinstance(reply, _Alive):
+            return {}
         self._waiting[worker].discard(slot)
         return {slot: _checked(reply)}
 
     def _start(self) -> tuple[connection.Connection, Any]:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self._env_kwargs), daemon=True)
+        process = self._context.Process(target=_work, args=(theirs, self._env_kwargs, HEARTBEAT_S), daemon=True)
         process.start()
-        theirs.close()  # else its end would never be seen
+        theirs.close()  # else the end of the pipe would never be noticed
         return ours, process
 
-    def _replace(self, worker: int, reason: str = "") -> dict[int, Reply | Lost]:
+    def _replace(self, worker: int, reason: str = "") -> dict[int, Any]:
         self._pipes[worker].close()
         self._processes[worker].join()
         lost = Lost(reason or f"it died: exit code {self._processes[worker].exitcode}")
@@ -150,18 +152,18 @@ class Workers:
 
 
 class InProcess:
-    """Slots in this process, with the methods of :class:`Workers`; each has stepped when ``send`` returns."""
+    """Slots in this process, with the methods of :class:`Workers`; a command is finished when ``send`` returns."""
 
-    def __init__(self, env_kwargs: Mapping[str, Any]) -> None:
-        self._env_kwargs = dict(env_kwargs)
-        self._slots: dict[int, _Slot] = {}
-        self._replies: dict[int, Reply | Lost] = {}
+    def __init__(self, env_kwargs: Mapping[str, Any] | None = None) -> None:
+        self._slots = Slots(dict(env_kwargs or {}))
+        self._replies: dict[int, Any] = {}
 
-    def send(self, slot: int, command: Reset | Step) -> None:
-        """Reset or step."""
-        self._replies[slot] = _checked(_obey(self._slots, slot, command, self._env_kwargs))
+    def send(self, slot: int, command: Reset | Step | Run) -> None:
+        """Execute a command."""
+        reply = _called(command, lambda: None) if isinstance(command, Run) else self._slots.obey(slot, command)
+        self._replies[slot] = _checked(reply)
 
-    def receive(self, *, every: bool) -> dict[int, Reply | Lost]:
+    def receive(self, *, every: bool) -> dict[int, Any]:
         """All replies by slot, in the order of slots."""
         replies, self._replies = self._replies, {}
         return dict(sorted(replies.items()))
@@ -171,63 +173,99 @@ class InProcess:
         close_envs()
 
 
-def _checked(reply: Reply | _Failure) -> Reply:
-    if isinstance(reply, _Failure):
-        raise (ImportError if reply.is_import_error else envs.SimulatorError)(reply.message)
+def run_each(runs: Sequence[tuple[str, Run]], num_workers: int) -> Iterator[Any]:
+    """Results of many runs, as they finish.
+
+    Args:
+        runs: name and command of each; one whose worker is lost is begun again.
+        num_workers: number of processes; at most 1 to work in this one.
+
+    Raises:
+        ImportError: a simulator cannot be loaded or cannot render.
+        SimulatorError: a run raised an error, or its worker was lost three times.
+    """
+    num_slots = max(1, min(num_workers, len(runs)))
+    pool: Workers | InProcess = Workers(num_slots, num_slots) if num_slots > 1 else InProcess()
+    pending = deque((name, run, 1) for name, run in runs)
+    running: dict[int, tuple[str, Run, int]] = {}
+    try:
+        while pending or running:
+            for slot in range(num_slots):
+                if pending and slot not in running:
+                    running[slot] = pending.popleft()
+                    pool.send(slot, running[slot][1])
+            for slot, reply in pool.receive(every=False).items():
+                name, run, attempt = running.pop(slot)
+                if not isinstance(reply, Lost):
+                    yield reply
+                elif attempt < MAX_ATTEMPTS:
+                    pending.appendleft((name, run, attempt + 1))
+                else:
+                    raise envs.SimulatorError(f"{name}: its worker was lost {attempt} times ({reply.reason})")
+    finally:
+        pool.close()
+
+
+def _checked(reply: Any) -> Any:
+    if isinstance(reply, Failure):
+        error_class = ImportError if reply.is_import_error else envs.SimulatorError
+        raise error_class(reply.message) from _RemoteError(reply.traceback)
     return reply
 
 
-def _work(pipe: connection.Connection, env_kwargs: dict[str, Any]) -> None:
-    start_worker()
-    slots: dict[int, _Slot] = {}
+def _called(run: Run, heartbeat: Callable[[], None]) -> Any:
+    try:
+        return run.function(heartbeat)
+    except Exception as error:  # the parent raises it with this message
+        return Failure.of(error)
+
+
+def _work(pipe: connection.Connection, env_kwargs: dict[str, Any], heartbeat_s: float) -> None:
+    """Body of a worker process."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent stops handing out work
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    warned = _collect_warnings()
+    slots = Slots(env_kwargs)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is done
         while True:
             slot, command = pipe.recv()
-            pipe.send((slot, _obey(slots, slot, command, env_kwargs)))
+            is_run = isinstance(command, Run)
+            reply = _called(command, _heartbeat(pipe, slot, heartbeat_s)) if is_run else slots.obey(slot, command)
+            pipe.send((slot, reply, tuple(warned)))
+            warned.clear()
     close_envs()
 
 
-def _obey(slots: dict[int, "_Slot"], slot: int, command: Reset | Step, env_kwargs: dict[str, Any]) -> Reply | _Failure:
-    reset = command if isinstance(command, Reset) else slots[slot].begun
-    try:
-        if isinstance(command, Reset):
-            slots[slot] = _Slot(command, env_kwargs)
-            return slots[slot].reset()
-        return slots[slot].step(command)
-    except Exception as error:  # the parent stops the evaluation with this message
-        if isinstance(error, ImportError):
-            return _Failure(str(error), is_import_error=True)
-        return _Failure(f"episode of {reset.env!r} with seed {reset.seed} failed: {error}", is_import_error=False)
+def _heartbeat(pipe: connection.Connection, slot: int, period_s: float) -> Callable[[], None]:
+    last = time.monotonic()
+
+    def heartbeat() -> None:
+        nonlocal last
+        if time.monotonic() >= last + period_s:
+            last = time.monotonic()
+            pipe.send((slot, _Alive(), ()))
+
+    return heartbeat
 
 
-class _Slot:
-    """A simulator in the middle of an episode."""
+def _collect_warnings() -> list[str]:
+    """Collect texts of simulator warnings in a list instead of printing them: every worker has the same ones."""
+    found: list[str] = []
+    show = warnings.showwarning
 
-    def __init__(self, begun: Reset, env_kwargs: dict[str, Any]) -> None:
-        self.begun, self._env_kwargs = begun, env_kwargs
-        self._env: envs.TaskEnv = borrow_env(begun.env, env_kwargs)
-        self._expert: Any = None
+    def collect(message: Any, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, envs.SimulatorWarning):
+            found.append(str(message))
+        else:
+            show(message, category, *where)
 
-    def reset(self) -> Reply:
-        pixels, info = self._env.reset(seed=self.begun.seed)
-        return _reply(pixels, info, reward=0.0, done=False)
-
-    def step(self, command: Step) -> Reply:
-        action = command.action
-        if action is None:
-            self._expert = self._expert or self._env.expert()
-            action = self._expert()
-        pixels, reward, terminated, truncated, info = self._env.step(action)
-        done = terminated or truncated
-        if done:
-            return_env(self._env, self.begun.env, self._env_kwargs)
-        return _reply(pixels, info, reward=float(reward), done=done)
+    warnings.showwarning = collect  # type: ignore[assignment]
+    return found
 
 
-def _reply(pixels: np.ndarray, info: Mapping[str, Any], *, reward: float, done: bool) -> Reply:
-    coverage = info.get("coverage")
-    coverage = None if coverage is None else float(coverage)
-    for name, value in (("reward", reward), ("coverage", coverage)):
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}, expected a finite number")
-    return Reply(pixels, info["state"], reward, done, bool(info["success"]), coverage)
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # the workers of a killed parent would wait forever
+    os._exit(1)

@@ -1,21 +1,20 @@
-"""Closed-loop evaluation: a controller acts in simulators, on seeded episodes, and is judged by what it gets done."""
+"""Closed-loop evaluation: a controller acts in simulators, on seeded episodes, and its successes are counted."""
 
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from vampo_core import envs
-from vampo_core.data.video import write_video
-from vampo_core.envs.workers import InProcess, Lost, Reply, Reset, Step, Workers
+from vampo_core.envs.slots import Lost, Reply, Reset, Step
+from vampo_core.envs.workers import MAX_ATTEMPTS, InProcess, Workers
+from vampo_core.evaluation.episode_videos import EpisodeVideos, Imagine
 from vampo_core.evaluation.episodes import (
     EPISODES,
     ClosedLoopResult,
@@ -23,27 +22,20 @@ from vampo_core.evaluation.episodes import (
     EpisodeResult,
     read_episodes,
 )
-from vampo_core.evaluation.panels import side_by_side
-from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
-
-MAX_ATTEMPTS = 3
-"""How often an episode is begun before the loss of its worker is taken to be its own doing."""
+from vampo_core.files import locked, remove_leftovers
+from vampo_core.progress import progress as progress_bar
 
 
 class Controller(Protocol):
-    """What decides on actions, for several episodes at once; each has a slot of its own."""
+    """What decides on actions, for several episodes at once; each episode has its own slot."""
 
     def begin(self, slot: int, instruction: str, seed: int) -> None:
-        """A new episode begins in ``slot``; whatever was there before is over."""
+        """Begin a new episode in ``slot``; the one that was there before is over."""
         ...
 
     def act(self, observations: Mapping[int, Mapping[str, np.ndarray]]) -> Mapping[int, np.ndarray]:
-        """Actions [A] of the slots observed: ``{"pixels": uint8 [H, W, 3], "state": float32 [S]}`` each."""
+        """Return an action [A] per observation: ``{"pixels": uint8 [H, W, 3], "state": float32 [S]}``, by slot."""
         ...
-
-
-Imagine = Callable[[Tensor, str], Tensor]
-"""From an episode's frames [T, 3, H, W] in [0, 1] and its instruction to as many pictures of that size."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class _Running:
 
 
 def evaluation_seeds(seed: int, num_episodes: int) -> list[int]:
-    """Seeds of the episodes; none is that of an episode recorded with any seed (but by chance, 1 in 2**32)."""
+    """Seeds of the episodes; except by chance (1 in 2**32), none is the seed of a recorded episode of any dataset."""
     return [int(np.random.SeedSequence([seed, i], spawn_key=(1,)).generate_state(1)[0]) for i in range(num_episodes)]
 
 
@@ -90,30 +82,29 @@ def evaluate_closed_loop(
     imagine: Imagine | None = None,
     progress: bool = True,
 ) -> ClosedLoopResult:
-    """Run seeded episodes, the simulators in worker processes, the controller here and in batches.
+    """Run seeded episodes: simulators in worker processes, the controller in this process and in batches.
 
-    All slots step together, so that batches do not depend on timing. Where all episodes are in ``output`` no simulator
-    is made, so that it need not be installed either. Call it from under ``if __name__ == "__main__":``.
+    All slots step together, so that batches do not depend on timing. If all episodes are in ``output``, no simulator is
+    made, and none has to be installed. Call it from under ``if __name__ == "__main__":``.
 
     Args:
-        controller: what acts; None for the environments' experts, which act inside of the workers.
-        env: an environment (see :func:`vampo_core.envs.make`), or several with commas between them.
-        num_episodes: of each environment.
-        seed: of the episodes; the same seed gives the same episodes to every controller.
-        num_workers: processes; 0 for this one, which a crashing simulator then takes with it.
-        num_envs: simulators at once, and so the largest batch; by default, and at least, one per process.
-        begin_every: control steps between the moments at which episodes may begin. For a controller that predicts a
-            chunk every so many steps: in step with each other all episodes need theirs at once, in one batch.
-        env_kwargs: passed to every environment, e.g. ``{"image_size": 64}``.
-        output: folder that keeps finished episodes; those already in it are not run again. None keeps nothing.
-        controller_id: says what the controller is (a hash of its weights, for example), so that ``output`` never mixes
-            two.
-        num_videos: of successes and of failures, of each environment, as mp4 under ``<output>/videos``.
-        imagine: makes what is shown beside an episode's frames, where its video is kept.
-        progress: show a progress bar.
+        controller: what acts; None for the environments' experts, which act inside the workers.
+        env: name of an environment (see :func:`vampo_core.envs.make`), or several names with commas between them.
+        num_episodes: number of episodes of each environment.
+        seed: seed of the episodes; the same seed gives every controller the same episodes.
+        num_workers: number of worker processes; 0 for this process, which a crashing simulator then takes with it.
+        num_envs: number of simulators at once, and so the largest batch; by default, and at least, one per process.
+        begin_every: number of control steps between the moments at which episodes may begin. If a controller predicts a
+            chunk every so many steps, episodes that are in step need theirs at the same time, in one batch.
+        env_kwargs: arguments of every environment, e.g. ``{"image_size": 64}``.
+        output: folder for finished episodes; episodes that are in it already are not run again. None keeps nothing.
+        controller_id: identity of the controller, such as a hash of its weights, so that ``output`` never mixes two.
+        num_videos: number of videos of successes, and of failures, of each environment, under ``<output>/videos``.
+        imagine: function that makes what a video shows beside an episode's frames.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: an argument or an action of the controller is wrong, or ``output`` holds others' episodes.
+        ValueError: an argument or an action of the controller is wrong, or ``output`` holds other episodes.
         ImportError: a simulator is not installed or cannot render.
         SimulatorError: a simulator raised an error, or a worker died or hung three times in one episode.
     """
@@ -139,11 +130,12 @@ def evaluate_closed_loop(
         done = {episode.key: episode for episode in (log.episodes if log else [])}
         missing = [key for key in wanted if key not in done]
         if missing:
-            loop = _Loop(controller, tasks, imagine, folder, num_videos, log, done)
+            loop = _Loop(controller, tasks, EpisodeVideos(folder, num_videos, imagine), log, done)
             num_workers = min(num_workers, len(missing))
             num_slots = min(max(num_workers, num_envs or 1), len(missing))
             workers = Workers(num_workers, num_slots, env_kwargs) if num_workers else InProcess(env_kwargs)
-            bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="closed loop", disable=not progress)
+            done_before = len(wanted) - len(missing)
+            bar = progress_bar(desc="closed loop", total=len(wanted), initial=done_before, disable=not progress)
             try:
                 with bar:
                     loop.run(workers, missing, num_slots, begin_every, bar)
@@ -153,7 +145,7 @@ def evaluate_closed_loop(
 
 
 def _describe(name: str, env_kwargs: Mapping[str, Any]) -> _Task:
-    env = envs.make(name, **env_kwargs)  # wrong names and arguments fail here, before processes start
+    env = envs.make(name, **env_kwargs)  # wrong names and arguments fail before processes start
     task = _Task(env.instruction, env.fps, tuple(env.action_space.shape))
     env.close()
     return task
@@ -166,14 +158,12 @@ class _Loop:
         self,
         controller: Controller | None,
         tasks: Mapping[str, _Task],
-        imagine: Imagine | None,
-        folder: Path | None,
-        num_videos: int,
+        videos: EpisodeVideos,
         log: EpisodeLog | None,
         done: dict[tuple[str, int], EpisodeResult],
     ) -> None:
-        self._controller, self._tasks, self._imagine = controller, tasks, imagine
-        self._folder, self._num_videos, self._log, self._done = folder, num_videos, log, done
+        self._controller, self._tasks, self._videos = controller, tasks, videos
+        self._log, self._done = log, done
         self._running: dict[int, _Running] = {}
 
     def run(
@@ -199,13 +189,13 @@ class _Loop:
             num_rounds += 1
 
     def _round(self, pending: deque[_Running]) -> list[EpisodeResult]:
-        """One control step of the slots that are ready, which are all of them where a controller acts."""
+        """Take one control step in the slots that are ready; with a controller all of them are."""
         finished = []
         observed: dict[int, Reply] = {}
         lost: list[tuple[_Running, Lost]] = []
         for slot, reply in self._workers.receive(every=self._controller is not None).items():
             if slot not in self._running:
-                continue  # a slot without work, lost with its worker
+                continue  # a slot without an episode, lost with its worker
             if isinstance(reply, Lost):
                 lost.append((self._running.pop(slot), reply))
             elif self._observe(slot, reply):
@@ -224,12 +214,12 @@ class _Loop:
         self._workers.send(slot, Reset(episode.env, episode.seed))
 
     def _observe(self, slot: int, reply: Reply) -> bool:
-        """Take note of a reply and return whether the episode is over."""
+        """Account for a reply and return whether the episode is over."""
         episode = self._running[slot]
         episode.episode_return += reply.reward
         if reply.coverage is not None:
             episode.max_coverage = max(reply.coverage, episode.max_coverage or 0.0)
-        if self._num_videos:
+        if self._videos.needs_frames:
             episode.frames.append(reply.pixels)
         return reply.done
 
@@ -268,42 +258,28 @@ class _Loop:
             episode_return=episode.episode_return,
             max_coverage=episode.max_coverage,
             latencies_ms=tuple(episode.latencies_ms),
-            video=self._save_video(episode, reply.success),
+            video=self._videos.save(
+                episode.frames,
+                env=episode.env,
+                seed=episode.seed,
+                success=reply.success,
+                instruction=self._tasks[episode.env].instruction,
+                fps=self._tasks[episode.env].fps,
+                done=self._done.values(),
+            ),
         )
         if self._log is not None:
             self._log.append(result)
         self._done[result.key] = result
         return result
 
-    def _save_video(self, episode: _Running, success: bool) -> str | None:
-        alike = [e for e in self._done.values() if e.video and (e.env, e.success) == (episode.env, success)]
-        if self._folder is None or len(alike) >= self._num_videos:
-            return None
-        outcome = "success" if success else "failure"
-        name = f"{episode.env.replace('/', '-').replace(':', '-')}-{outcome}-{episode.seed}.mp4"
-        frames = _frames(episode.frames)
-        columns = {"simulator": frames}
-        if self._imagine is not None:
-            columns["imagined"] = self._imagine(frames, self._tasks[episode.env].instruction)
-        path = self._folder / "videos" / name
-        path.parent.mkdir(exist_ok=True)
-        temporary = temporary_beside(path)
-        video = side_by_side([list(columns.values())], list(columns))
-        write_video(temporary, video, self._tasks[episode.env].fps, crf=18, for_viewing=True)
-        publish(temporary, path)
-        return name
-
 
 def _again(lost: Sequence[tuple[_Running, Lost]]) -> list[_Running]:
-    """Episodes whose worker was lost, from their beginning."""
+    """Lost episodes, to be run again from the beginning."""
     given_up = [(episode, reason) for episode, reason in lost if episode.attempt == MAX_ATTEMPTS]
-    if given_up:  # any of those that ran in the worker may be at fault
+    if given_up:  # any episode that ran in the worker may be at fault
         names = " or ".join(f"{episode.env!r} with seed {episode.seed}" for episode, _ in given_up)
         raise envs.SimulatorError(
             f"episode of {names}: its worker was lost {MAX_ATTEMPTS} times ({given_up[0][1].reason})"
         )
     return [_Running(episode.env, episode.seed, attempt=episode.attempt + 1) for episode, _ in lost]
-
-
-def _frames(pictures: Sequence[np.ndarray]) -> Tensor:  # [T, 3, H, W] in [0, 1]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

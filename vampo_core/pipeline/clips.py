@@ -14,9 +14,9 @@ import torch
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.data.clips import ClipDataset, Clips
 from vampo_core.data.encode import encode
-from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, report_skipped
-from vampo_core.data.formats.recorded import RecordedDataset
-from vampo_core.data.formats.vpp import VppDataset, VppEpisode
+from vampo_core.data.episode import Episode, EpisodeSource
+from vampo_core.data.formats import open_dataset_of
+from vampo_core.data.published import published_episodes
 from vampo_core.data.record import OtherSettingsError, record
 from vampo_core.data.split import split_episodes
 from vampo_core.models.codecs.base import Codec
@@ -37,10 +37,15 @@ def prepare_clips(config: VampoConfig, codec: Codec) -> Clips:
 def _encoded(config: VampoConfig, codec: Codec, root: str) -> Sequence[Episode]:
     """Episodes of a folder with latents of the codec."""
     dataset = open_dataset(config, root)
-    if not codec.can_decode:
-        return _with_latents(dataset, config.data.strict)
-    if _came_with_latents(dataset, codec):
-        return dataset.episodes
+    if codec.takes_published_latents:
+        published = published_episodes(
+            dataset,
+            latent_channels=codec.latent_channels,
+            can_encode=codec.can_decode,
+            strict=config.data.strict,
+        )
+        if published is not None:
+            return published
     with _on_device(codec, new_accelerator().device):
         encoded = encode(
             dataset,
@@ -50,23 +55,6 @@ def _encoded(config: VampoConfig, codec: Codec, root: str) -> Sequence[Episode]:
             strict=config.data.strict,
         )
     return open_dataset(config, root, latents=encoded.latents).episodes
-
-
-def _came_with_latents(dataset: EpisodeSource, codec: Codec) -> bool:
-    """Whether every episode came with latents that can be the codec's: it is a VAE with as many channels."""
-    if not isinstance(dataset, VppDataset) or not codec.takes_published_latents:
-        return False
-    if any(episode.latents_file is None for episode in dataset.episodes):
-        return False
-    return {_channels(episode) for episode in dataset.episodes} <= {codec.latent_channels, None}
-
-
-def _channels(episode: Episode) -> int | None:
-    """C of an episode's latents; None if they are damaged, which is reported when a clip is read."""
-    try:
-        return episode.latents([0]).shape[1]
-    except EpisodeError:
-        return None
 
 
 def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str | None = None) -> EpisodeSource:
@@ -85,9 +73,6 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
     folder = Path(os.path.expandvars(root)).expanduser()
     if "$" in str(folder):
         raise ConfigError(f"data.root is {root!r}, expected its environment variable to be set")
-    if data.format == "vpp":
-        part = "train" if (folder / "annotation" / "train").is_dir() else "val"
-        return VppDataset(folder, part, latents=latents, strict=data.strict)
     if data.env is not None and latents is None:
         try:
             record(
@@ -97,7 +82,6 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
                 num_workers=max(1, data.num_workers),
                 env_kwargs={"image_size": data.resolution},
                 action_noise=data.action_noise,
-                steps_after_success=data.steps_after_success,
             )
         except OtherSettingsError as error:
             key = "resolution" if error.name == "env_kwargs" else error.name
@@ -108,7 +92,7 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
                 "another data.root, or delete that folder"
             ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
-    return RecordedDataset(folder, latents=latents, num_episodes=num_episodes, strict=data.strict)
+    return open_dataset_of(data.format, folder, latents=latents, num_episodes=num_episodes, strict=data.strict)
 
 
 @contextlib.contextmanager
@@ -125,15 +109,7 @@ def _on_device(codec: object, device: torch.device) -> Iterator[None]:
 
 def image_size(config: VampoConfig) -> tuple[int, int] | None:
     """Height and width that videos are resized to; None for recorded ones, which have their size already."""
-    return config.data.image_size if config.data.format == "vpp" else None
-
-
-def _with_latents(dataset: EpisodeSource, strict: bool) -> list[Episode]:
-    """Episodes that came with latents; without a codec the videos of the others cannot be used."""
-    reason = "it has no latents, and there is no codec to encode its video"
-    without = {e.episode_id for e in dataset.episodes if isinstance(e, VppEpisode) and e.latents_file is None}
-    report_skipped(dataset.name, [Skipped(name, reason) for name in sorted(without)], len(dataset.episodes), strict)
-    return [episode for episode in dataset.episodes if episode.episode_id not in without]
+    return None if config.data.format == "recorded" else config.data.image_size
 
 
 def split(config: VampoConfig, episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.episode import Episode
-from vampo_core.data.formats.vpp import VppEpisode
 from vampo_core.data.spread_frames import spread_frames
 from vampo_core.files import publish, temporary_beside
 from vampo_core.models.codecs.latent import LatentCodec
@@ -31,8 +30,7 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     """
     datasets = [open_dataset(config, root) for root in config.data.roots]
     episodes = [episode for dataset in datasets for episode in dataset.episodes]
-    files = {f"{e.dataset}/{e.episode_id}": e.latents_file for e in episodes if isinstance(e, VppEpisode)}
-    sizes = {name: file.stat().st_size for name, file in files.items() if file is not None}
+    sizes = {f"{e.dataset}/{e.episode_id}": e.latents_fingerprint for e in episodes if e.has_latents}
     if sizes:
         return LatentCodec(
             latent_channels=config.model.latent_channels,
@@ -41,7 +39,7 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
         )
     config.check_resolution()
     parts = [split(config, dataset.episodes)[0] for dataset in datasets]
-    names = [f"{episode.episode_id}:{episode.video_path.stat().st_size}" for train in parts for episode in train]
+    names = [[episode.episode_id, episode.fingerprint] for train in parts for episode in train]
     settings = [config.model.patch_size, config.model.latent_channels, config.data.resolution, _CODEC_FRAMES]
     folder = beside_run(config, f"codec-{digest([names, settings])}")
     if not folder.is_dir():

@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from vampo_core.data.episode import Episode, reading
+from vampo_core.data.folder import safe_name
 from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.policy.vpp.features import observed_features
+from vampo_core.progress import progress
 
 _HEADER = "vampo_core"
 _BATCH_SIZE = 32
@@ -51,7 +52,7 @@ class FeatureCache:
         num_computed = 0
         with locked(self.folder):
             remove_leftovers(self.folder, recursive=True)
-            for episode in tqdm(episodes, desc="features", unit="episode", delay=0.5):
+            for episode in progress(episodes, desc="features", unit="episode", delay=0.5):
                 latents = episode.latents(range(episode.length))
                 header = {
                     "length": episode.length,
@@ -93,7 +94,7 @@ class FeatureCache:
         return features
 
     def _path(self, episode: Episode) -> Path:
-        return self.folder / f"{episode.episode_id}.safetensors"
+        return self.folder / f"{safe_name(episode.episode_id)}.safetensors"
 
 
 def _header(path: Path) -> dict[str, object] | None:
