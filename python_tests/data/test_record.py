@@ -1,4 +1,4 @@
-"""Recording: deterministic, resumable, with any number of workers, whatever dies on the way."""
+"""Recording: deterministic and resumable, with any number of workers, even if some of them die."""
 
 import json
 import os
@@ -139,10 +139,10 @@ def test_recording_waits_for_another_process_and_leaves_it_what_it_is_writing(tm
         )
         assert process.stdout.readline() == f"{tmp_path / 'shared'}: waiting for another process that writes there\n"
         assert half_written.exists() and process.poll() is None
-        record_short(tmp_path / "alone", 3)
+        record_short(tmp_path / "undisturbed", 3)
         half_written.rmdir()
     assert process.wait() == 0
-    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+    assert contents(tmp_path / "shared") == contents(tmp_path / "undisturbed")
 
 
 def test_existing_episodes_are_kept_and_damaged_ones_redone(tmp_path):

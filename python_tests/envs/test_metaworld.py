@@ -119,7 +119,7 @@ def test_the_first_frame_shows_the_layout_of_its_own_episode(make, task):
         pixels, info = env.reset(seed=seed)
         after, *_, later = env.step(np.zeros(4))
         moved = np.abs(later["privileged_state"] - info["privileged_state"])
-        assert moved[[4, 5, 6, 36, 37, 38]].max() < 0.01, "object and goal are where they were"  # metres
+        assert moved[[4, 5, 6, 36, 37, 38]].max() < 0.01, "object and goal are where they were"  # meters
         before = info["privileged_state"][:18]
         assert np.array_equal(info["privileged_state"][18:36], before), "the frame before the first is the first"
         changed = (np.abs(after.astype(int) - pixels).max(-1) > 60).sum()
@@ -135,7 +135,7 @@ def test_state_is_hand_and_gripper(make):
     x, gripper = info["state"][0], info["state"][3]
     for _ in range(10):
         info = env.step(np.array([-1, 0, 0, -1]))[-1]
-    assert info["state"][0] < x - 0.1 and info["state"][3] > gripper  # metres; -1 opens
+    assert info["state"][0] < x - 0.1 and info["state"][3] > gripper  # meters; -1 opens
 
 
 def test_horizon_and_action_repeat(make):
@@ -183,7 +183,7 @@ def test_no_rendering_backend_names_the_packages(metaworld, settings, message):
     script = (
         "import os, sys, types, ctypes.util\n"
         f"package = types.ModuleType('vampo_core'); package.__path__ = {vampo_core.__path__!r}\n"
-        "sys.modules['vampo_core'] = package  # the simulators alone: torch takes seconds to import\n"
+        "sys.modules['vampo_core'] = package  # only the simulators: torch takes seconds to import\n"
         "if 'NO_GL' in os.environ: ctypes.util.find_library = lambda name: None\n"
         "from vampo_core import envs\n"
         "try: envs.make('metaworld/reach').reset(seed=0)\n"

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: every episode once, the same in one process and in four, whatever dies on the way."""
+"""Closed-loop evaluation: every episode once, the same in one process and in four, even if workers die."""
 
 import importlib.util
 import json
@@ -53,13 +53,13 @@ def evaluate(controller=None, env=LINE, num_episodes=6, num_workers=0, **kwargs)
 
 
 def test_same_episodes_in_one_process_and_in_four_with_batches_of_slots():
-    alone, several = Proportional(), Proportional()
-    one = evaluate(alone, num_workers=1)
+    single, several = Proportional(), Proportional()
+    one = evaluate(single, num_workers=1)
     four = evaluate(several, num_workers=4, num_envs=5)
     assert one.episodes == four.episodes
     assert [e.seed for e in one.episodes] == evaluation_seeds(0, 6)
     assert len({e.length for e in one.episodes}) > 1 and one.success.mean == 1
-    assert alone.batches[0] == [0] and several.batches[0] == [0, 1, 2, 3, 4]
+    assert single.batches[0] == [0] and several.batches[0] == [0, 1, 2, 3, 4]
     assert one.episodes == evaluate(Proportional(), num_envs=3).episodes
     assert {i for _, i, _ in several.begun} == {"move the point to the middle"}
     assert evaluate(Proportional(), seed=1).episodes != one.episodes

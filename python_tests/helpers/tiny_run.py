@@ -1,4 +1,4 @@
-"""A finished run of a tiny predictor on made-up episodes, in seconds."""
+"""A finished run of a tiny predictor on made-up episodes; takes seconds."""
 
 import json
 
@@ -12,7 +12,7 @@ SIZE, LENGTH = 32, 12
 
 
 def write_dataset(root, num_episodes=6):
-    """A dark square crosses a bright scene, at a speed of its own in every episode."""
+    """A dark square crosses a bright scene, at a different speed in every episode."""
     root.mkdir(parents=True)
     (root / "dataset.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, "fps": 10}))
     for number in range(num_episodes):
@@ -30,7 +30,7 @@ def write_dataset(root, num_episodes=6):
 
 
 def write_latent_dataset(root, num_episodes=6):
-    """Latents in the VPP layout, and neither videos nor a codec."""
+    """Write latents in the VPP layout, without videos and without a codec."""
     (root / "annotation" / "train").mkdir(parents=True)
     for number in range(num_episodes):
         name = f"latent_videos/train/{number}/0.pt"
@@ -46,7 +46,7 @@ def write_latent_dataset(root, num_episodes=6):
 
 
 def settings(folder, *overrides):
-    """Of a run that takes seconds, in ``folder``."""
+    """Configuration of a run in ``folder`` that takes seconds."""
     return vampo_core.load_config(
         "pusht", f"run.dir={folder}/runs/tiny", f"data.root={folder}/data", "data.env=null", f"data.resolution={SIZE}",
         "data.num_frames=4", "data.held_out_fraction=0.34", "model.block_out_channels=[32, 32]", "pretrain.num_steps=2",

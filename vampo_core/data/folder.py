@@ -1,4 +1,4 @@
-"""What is written into a dataset's folder: names that stay inside it, and one clear error where it is read-only."""
+"""What is written into a dataset's folder: names that stay inside it, and one clear error if it is read-only."""
 
 import contextlib
 import errno

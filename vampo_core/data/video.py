@@ -141,7 +141,9 @@ class _Display:
         image: Any = (frame if is_rgb else converter.reformat(frame, width=self._width, format="rgb24")).to_ndarray()
         if self._is_transposed:
             image = image.transpose(1, 0, 2)
-        return image[:: -1 if self._flips_rows else 1, :: -1 if self._flips_columns else 1]
+        if self._flips_rows:
+            image = image[::-1]
+        return image[:, ::-1] if self._flips_columns else image
 
 
 def _open(path: Path, mode: Any = "r", **options: Any) -> Any:

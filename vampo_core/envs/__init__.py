@@ -109,7 +109,7 @@ def is_success(value: Any) -> bool:
         ValueError: it is something else, such as the text ``"False"``, which would count as true.
     """
     array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+    if array.size != 1 or array.item() not in (0, 1):
         raise ValueError(f"success is {value!r}, expected True or False")
     return bool(array.item())
 

@@ -91,7 +91,7 @@ class MetaWorld(gymnasium.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:  # [H, W, 3] uint8, info
         super().reset(seed=seed)
         if seed is not None:
-            self._env.seed(seed)  # MetaWorld ignores the seed of its own reset
+            self._env.seed(seed)  # because MetaWorld ignores the seed of a reset
         self._env.reset()
         # MetaWorld has moved objects and markers, but draws and observes them at their old place until its next step
         mujoco.mj_forward(self._env.model, self._env.data)

@@ -33,12 +33,10 @@ HEARTBEAT_S = 5.0
 
 @dataclass(frozen=True)
 class Run:
-    """Call a function that can be pickled, and reply with what it returns.
-
-    Its argument is a function to call now and then: it tells the parent that the work goes on.
-    """
+    """Call a function and reply with what it returns."""
 
     function: Callable[[Callable[[], None]], Any]
+    """A function that can be pickled. Its argument is a function to call now and then as a sign of life."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ def evaluate_closed_loop(
         num_episodes: number of episodes of each environment.
         seed: seed of the episodes; the same seed gives every controller the same episodes.
         num_workers: number of worker processes; 0 for this process, which a crashing simulator then takes with it.
-        num_envs: number of simulators at once, and so the largest batch; by default, and at least, one per process.
+        num_envs: number of simulators at once, and thus the size of the largest batch; by default, and at least, one
+            per process.
         begin_every: number of control steps between the moments at which episodes may begin. If a controller predicts a
             chunk every so many steps, episodes that are in step need theirs at the same time, in one batch.
         env_kwargs: arguments of every environment, e.g. ``{"image_size": 64}``.
