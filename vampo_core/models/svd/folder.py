@@ -5,7 +5,6 @@ scheduler/ model_index.json``. VPP's is SVD's and a CLIP text model, which we ke
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from vampo_core.models.codecs.vae import VAECodec
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text.clip import import_transformers
 from vampo_core.models.text.text import ClipTextEncoder, InstructionEncoder
+from vampo_core.models.weight_files import copy_weights, weights_variant
 
 SVD_ONLY_PARTS = ("image_encoder", "feature_extractor")
 _PIPELINE_PARTS = {
@@ -55,8 +55,17 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} has no scheduler/scheduler_config.json, expected an EulerDiscreteScheduler's")
 
 
-def load_model(cls: Any, folder: Path, **arguments: Any) -> Any:
-    """``cls.from_pretrained`` of a local diffusers or transformers model folder, safetensors alone."""
+def load_model(cls: Any, folder: Path, variant: str | None = None) -> Any:
+    """``cls.from_pretrained`` of a local diffusers or transformers model folder, in float32.
+
+    Args:
+        cls: class of the model.
+        folder: folder of the model; only weights in the safetensors format are read.
+        variant: variant of the weight files; by default the one that the folder holds.
+
+    Raises:
+        ValueError: the folder holds another model, no weights, or damaged ones.
+    """
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{folder} has no config.json, expected a {cls.__name__}")
@@ -64,17 +73,16 @@ def load_model(cls: Any, folder: Path, **arguments: Any) -> Any:
     kind = description.get("_class_name") or next(iter(description.get("architectures") or []), None)
     if kind is not None and kind != cls.__name__:
         raise ValueError(f"{folder} holds a {kind}, expected a {cls.__name__}")
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} holds no *.safetensors, expected weights in that format")
+    options = {"variant": weights_variant(folder) if variant is None else variant}
     try:
-        return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, **arguments)
+        return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).float()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded as a {cls.__name__}: {error}") from error
 
 
 def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionModel:
     """The UNet in float32."""
-    return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant=variant)
+    return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant)
 
 
 def load_codec(folder: Path, variant: str | None) -> Codec:
@@ -84,7 +92,7 @@ def load_codec(folder: Path, variant: str | None) -> Codec:
         if description.get("_class_name") == "LatentCodec":
             return LatentCodec.from_config(description)
         return load_model(PatchCodec, folder / "codec").requires_grad_(False)
-    return VAECodec(load_model(AutoencoderKLTemporalDecoder, folder / "vae", variant=variant))
+    return VAECodec(load_model(AutoencoderKLTemporalDecoder, folder / "vae", variant))
 
 
 def load_scheduler(folder: Path) -> EulerDiscreteScheduler:
@@ -126,7 +134,7 @@ def load_image_encoder(folder: Path, variant: str | None) -> nn.Module:
         raise ValueError(f"{folder} has no feature_extractor/preprocessor_config.json, expected CLIP's image processor")
     extractor = transformers.CLIPImageProcessor.from_pretrained(folder / "feature_extractor", local_files_only=True)
     return ClipImageEncoder(
-        extractor, load_model(transformers.CLIPVisionModelWithProjection, folder / "image_encoder", variant=variant)
+        extractor, load_model(transformers.CLIPVisionModelWithProjection, folder / "image_encoder", variant)
     )
 
 
@@ -140,7 +148,7 @@ def copy_parts(source: Path | None, folder: Path) -> None:
                 "expected it to be there still: a pipeline folder needs it"
             )
         if part.resolve() != (folder / name).resolve():
-            shutil.copytree(part, folder / name, dirs_exist_ok=True)
+            copy_weights(part, folder / name)
 
 
 def write_model_index(folder: Path) -> None:

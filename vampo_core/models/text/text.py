@@ -13,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from vampo_core.models.text.clip import import_transformers
+from vampo_core.models.weight_files import weights_variant
 from vampo_core.ops._checks import check_int
 
 if TYPE_CHECKING:
@@ -113,7 +114,11 @@ class ClipTextEncoder(nn.Module):
         transformers = import_transformers()
         try:
             loaded: Any = transformers.CLIPTextModelWithProjection.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                variant=weights_variant(Path(folder)),
             )
             tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
@@ -122,7 +127,7 @@ class ClipTextEncoder(nn.Module):
         if info["missing_keys"]:
             missing = len(info["missing_keys"])
             raise ValueError(f"{folder} holds no CLIP text model: {missing} of its weights are missing")
-        return cls(tokenizer, model, **arguments)
+        return cls(tokenizer, model.float(), **arguments)
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Tensor:  # [B, L, D]
