@@ -310,7 +310,7 @@ class VideoPredictor(nn.Module, ABC):
         """Put a saved adapter on this base model.
 
         Raises:
-            ValueError: the folder holds no adapter, or one that is not plain LoRA, or this model already has one.
+            ValueError: the folder holds neither a LoRA nor a DoRA adapter, or this model already has an adapter.
         """
         self._check_no_adapter()
         self._set_adapter(lora.load_adapter(self.denoiser_network, folder, trainable), None)

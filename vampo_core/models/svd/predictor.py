@@ -160,11 +160,12 @@ class SVDPredictor(VideoPredictor):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._adapter:
+        if lora.has_adapter(self.unet):
             lora.save_merged(self.unet, folder / "unet")
-            self.save_adapter(folder / "adapter")
         else:
             self.unet.save_pretrained(folder / "unet")
+        if self._adapter:
+            self.save_adapter(folder / "adapter")
         self.scheduler.save_pretrained(folder / "scheduler")
         self.settings.save(folder)
         if isinstance(self.text_encoder, ClipTextEncoder):
