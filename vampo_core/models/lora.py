@@ -56,9 +56,9 @@ def _check_config(folder: Path) -> None:
     if config["init_lora_weights"] not in _PLAIN_STARTS:
         raise ValueError(
             f"{folder} holds an adapter with init_lora_weights {config['init_lora_weights']!r}, expected one that "
-            "leaves the base model as it is: PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) converts it"
+            "leaves the base model as it is; PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) converts"
         )
-    for name in config.keys() - _SUPPORTED - {"init_lora_weights"}:
+    for name in sorted(config.keys() - _SUPPORTED - {"init_lora_weights"}):
         value, default = config[name], defaults.get(name)
         if value != default and (value or default):
             raise ValueError(f"{folder} holds an adapter with {name} {value!r}, expected {default!r}: LoRA or DoRA")

@@ -273,6 +273,7 @@ class SVDPredictor(VideoPredictor):
             "prediction_type": config["prediction_type"],
             "guidance_scale": self.settings.guidance_scale,
             "min_guidance_scale": self.settings.min_guidance_scale,
+            "process": self.process,
             "unit_variance_start": config["timestep_spacing"] == "leading",
         }
         return EulerHybridSampler(**fields | overrides)
@@ -351,7 +352,7 @@ class SVDPredictor(VideoPredictor):
         if isinstance(sigma, Tensor):
             if sigma.shape != (rows,):
                 raise ValueError(f"sigma has shape {tuple(sigma.shape)}, expected a float or [{rows}]")
-            scale, time = (sigma.square() + 1).rsqrt().view(-1, 1, 1, 1, 1), sigma.log() / 4
+            scale, time = (sigma.square() + 1).rsqrt().view(-1, 1, 1, 1, 1), self.process.model_time(sigma)
         else:
             scale, time = 1 / math.sqrt(sigma * sigma + 1), sample.new_full((rows,), self.process.model_time(sigma))
         first = latents.unsqueeze(1).expand_as(sample).to(sample.dtype)
