@@ -17,8 +17,10 @@ from vampo_core.models import PatchCodec, VideoPredictor
 from vampo_core.models.codecs.latent import LatentCodec
 from vampo_core.models.predictor import FeatureExtractor
 from vampo_core.policy.controller import PolicyController
-from vampo_core.policy.vpp.policy import Ranges, feature_extractor
-from vampo_core.policy.vpp.settings import PolicySettings
+from vampo_core.policy.normalization import Ranges
+from vampo_core.policy.vpp.features import feature_extractor
+from vampo_core.policy.vpp.policy import VPPPolicy
+from vampo_core.policy.vpp.settings import VPPSettings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -81,16 +83,16 @@ def default_policy() -> Policy:
     frames = torch.rand(64, 3, config.data.resolution, config.data.resolution)
     codec = PatchCodec.fit(frames, patch_size=model.patch_size, latent_channels=model.latent_channels)
     predictor = VideoPredictor.create(codec, num_frames=config.data.num_frames, **model.unet_options())
-    names = PolicySettings.__dataclass_fields__.keys() & vars(options).keys()
+    names = VPPSettings.__dataclass_fields__.keys() & vars(options).keys()
     size = config.data.resolution
     with torch.no_grad():
         features = predictor.features(frames[:1], ["push"], layers=options.feature_layers)
-    settings = PolicySettings(
+    settings = VPPSettings(
         feature_size=tuple(features.shape[1:]), image_size=(size, size), state_dim=2, action_dim=2, text_dim=64,
         **{name: getattr(options, name) for name in names},
     )  # fmt: skip
     limits = torch.tensor([[0.0, 0.0], [512.0, 512.0]])
-    return Policy(predictor, settings, Ranges(limits, limits)).eval()
+    return VPPPolicy(predictor, settings, Ranges(limits, limits)).eval()
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vampo_core.evaluation.predictor import EvalResult
     from vampo_core.grpo.trainer import VampoTrainer
     from vampo_core.models.predictor import VideoPredictor
-    from vampo_core.policy.vpp.policy import Policy
+    from vampo_core.policy.base import Policy
     from vampo_core.training.loop import TrainResult
 
 __version__ = version()
@@ -32,7 +32,7 @@ _LAZY = {
     "EulerHybridSampler": "vampo_core.diffusion.sampler",
     "EulerHybridScheduler": "vampo_core.diffusion.scheduler",
     "EvalResult": "vampo_core.evaluation.predictor",
-    "Policy": "vampo_core.policy.vpp.policy",
+    "Policy": "vampo_core.policy.base",
     "TrainResult": "vampo_core.training.loop",
     "VampoConfig": "vampo_core.config",
     "VampoTrainer": "vampo_core.grpo.trainer",

@@ -6,7 +6,7 @@ from vampo_core.config import load_config
 from vampo_core.evaluation.episodes import ClosedLoopResult, EpisodeResult
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.evaluation.statistics import bootstrap
-from vampo_core.policy.vpp.evaluation import PolicyEvalResult
+from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.report.values import ChainResult, PolicySummary
 
 DESCRIPTIONS = {"base": "features of the base", "vampo": "features <after> VAMPO", "expert": "the simulator's expert"}

@@ -12,8 +12,9 @@ from vampo_core.data import ClipDataset
 from vampo_core.data.clips import Clips
 from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.policy.vpp.policy import Policy, Ranges
-from vampo_core.policy.vpp.settings import PolicySettings
+from vampo_core.policy.normalization import Ranges
+from vampo_core.policy.vpp.policy import VPPPolicy
+from vampo_core.policy.vpp.settings import VPPSettings
 from vampo_core.policy.vpp.train import PolicyTrainer, action_datasets, new_policy
 
 SIZE, STATE_DIM, ACTION_DIM, HORIZON = 32, 3, 2, 6
@@ -77,7 +78,7 @@ def make_policy_trainer(
     return PolicyTrainer(model=policy, config=config, train_dataset=datasets[0], eval_dataset=datasets[1])
 
 
-def make_policy(features: str = "predictive", **changes) -> Policy:
+def make_policy(features: str = "predictive", **changes) -> VPPPolicy:
     """An untrained policy with a codec, which sees frames of 32 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -103,4 +104,4 @@ def make_policy(features: str = "predictive", **changes) -> Policy:
         }
         action = torch.tensor([[0.0, 100.0], [512.0, 300.0]])
         state = torch.tensor([[0.0, 0.0, 1.0], [10.0, 1.0, 1.0]])
-        return Policy(predictor, PolicySettings(**settings | changes), Ranges(action, state)).eval()
+        return VPPPolicy(predictor, VPPSettings(**settings | changes), Ranges(action, state)).eval()

@@ -14,7 +14,8 @@ from vampo_core.envs import SimulatorError
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline import chain, closed_loop
-from vampo_core.policy.vpp.policy import Policy
+from vampo_core.policy.base import Policy
+from vampo_core.policy.vpp.settings import VPPSettings
 from vampo_core.policy.vpp.train import PolicyTrainer
 
 TINY = [
@@ -221,7 +222,7 @@ def test_another_predictor_in_the_same_place_makes_all_stages_again(finished, tm
 def test_another_architecture_makes_policies_again(finished, stages, monkeypatch):
     config, _ = finished
     api.run_chain(config)
-    monkeypatch.setattr(chain, "ARCHITECTURE", 99)
+    monkeypatch.setattr(VPPSettings, "architecture", 99)
     api.run_chain(config)
     assert [a != b for a, b in zip(stages[:4], stages[4:], strict=True)] == [False, True, True, True]
 

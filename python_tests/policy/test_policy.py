@@ -33,7 +33,7 @@ def test_round_trip(tmp_path, features):
     assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
     assert loaded.fingerprint() == policy.fingerprint()
     assert Policy.from_pretrained(tmp_path, dtype="bfloat16").fingerprint() != policy.fingerprint()
-    actions = [p.predict([observe()], [TEXT], chunk_noise()) for p in (policy, loaded)]
+    actions = [p.predict([observe()], [TEXT], [5]) for p in (policy, loaded)]
     np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-3)  # convolutions round by where weights lie in memory
     assert actions[0].shape == (1, HORIZON, ACTION_DIM)
     assert (actions[0] >= [0, 100]).all() and (actions[0] <= [512, 300]).all()
@@ -98,10 +98,8 @@ def test_actions_do_not_depend_on_the_slots_beside(batch_size, set_num_threads):
 
 def test_noise_follows_from_seed_and_step():
     policy, noises = make_policy(), []
-    original = policy.predict
-    policy.predict = lambda observations, instructions, noise: (
-        noises.append(noise) or original(observations, instructions, noise)
-    )
+    original = policy.sample_actions
+    policy.sample_actions = lambda states, condition, noise: noises.append(noise) or original(states, condition, noise)
     controller = PolicyController(policy, num_executed_steps=1)
     for seed in (3, 3, 4):
         controller.begin(0, TEXT, seed)
@@ -117,7 +115,7 @@ class Numbered:
     def __init__(self, policy):
         self.settings, self.head, self.num_chunks = policy.settings, policy.head, 0
 
-    def predict(self, observations, instructions, noise):
+    def predict(self, observations, instructions, seeds):
         self.num_chunks += 1
         chunk = 100.0 * self.num_chunks + np.arange(HORIZON, dtype=np.float32)
         return np.repeat(chunk[None, :, None], ACTION_DIM, axis=2)
@@ -200,8 +198,13 @@ def test_wrong_use(tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps(settings | {"num_wheels": 4}))
     with pytest.raises(ValueError, match=r"policy.json cannot be read: .*num_wheels"):
         Policy.from_pretrained(tmp_path)
+    (tmp_path / "policy.json").write_text(json.dumps(settings | {"kind": "oracle"}))
+    with pytest.raises(ValueError, match="policy kind is 'oracle', expected one of vpp"):
+        Policy.from_pretrained(tmp_path)
+    (tmp_path / "policy.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "kind"}))
+    assert Policy.from_pretrained(tmp_path).settings == policy.settings  # written before there were kinds
     (tmp_path / "policy.json").write_text(json.dumps(settings | {"architecture": 1}))
-    with pytest.raises(ValueError, match=r"policy.json says architecture 1, expected 2: train the policy anew"):
+    with pytest.raises(ValueError, match=r"policy.json says architecture 1, expected 2: train the policy again"):
         Policy.from_pretrained(tmp_path)
     (tmp_path / "policy.json").write_text(json.dumps(settings | {"width": 32}))
     with pytest.raises(ValueError, match=r"policy.safetensors cannot be loaded: .*frame_encoder\.layers"):

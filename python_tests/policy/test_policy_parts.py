@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import EDMEulerScheduler
 
+from vampo_core.policy.normalization import normalize, unnormalize
 from vampo_core.policy.vpp.action_head import SIGMA_DATA, SIGMA_MAX, ActionCondition, ActionHead, action_loss
 from vampo_core.policy.vpp.frame_encoder import FrameEncoder
-from vampo_core.policy.vpp.policy import normalize, unnormalize
 from vampo_core.policy.vpp.video_former import QueryAttention, VideoFormer
 
 

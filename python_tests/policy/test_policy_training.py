@@ -10,7 +10,7 @@ from policy_runs import HORIZON, ActingEpisode, make_policy_trainer, policy_conf
 from safetensors import safe_open
 from safetensors.torch import save_file
 from svd_folder import make_svd_pipeline
-from training_runs import assert_same_run, make_model, metrics_of, trained_weights
+from training_runs import MadeUpEpisode, assert_same_run, make_model, metrics_of, trained_weights
 
 import vampo_core
 from vampo_core import Policy
@@ -21,7 +21,8 @@ from vampo_core.data.episode import EpisodeError
 from vampo_core.data.formats.recorded import episode_folder
 from vampo_core.models import VideoPredictor
 from vampo_core.policy.data import ActionDataset
-from vampo_core.policy.vpp.evaluation import PolicyEvalResult, evaluate_policy
+from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.policy.vpp.evaluation import evaluate_policy
 from vampo_core.policy.vpp.feature_cache import FeatureCache
 from vampo_core.policy.vpp.train import action_datasets
 from vampo_core.training.checkpoint import find_checkpoint
@@ -320,8 +321,31 @@ def test_an_episode_with_a_nan_among_its_actions_is_left_out(tmp_path):
         vampo_core.train_policy(tiny_run.settings(tmp_path, *TINY_POLICY))
 
 
-def test_episodes_without_actions(tmp_path):
-    from training_runs import MadeUpEpisode
-
-    with pytest.raises(ValueError, match=r"widths \[\(0, 0\)\], expected one width of each and at least one action"):
+def test_episodes_without_actions():
+    with pytest.raises(EpisodeError, match=r"000 \(it has 7 frames and actions of width 0, expected at least 2 frames"):
         ActionDataset([MadeUpEpisode(0)], horizon=4)
+
+
+def test_odd_episodes_are_named_and_left_out():
+    """One frame, no actions, or actions of another width than most: none of them refuses a whole training."""
+    wide = WideEpisode(3)
+    odd = [ActingEpisode(1, length=1), MadeUpEpisode(2), wide]
+    usual = [ActingEpisode(number) for number in (0, 4)]
+    with pytest.warns(RuntimeWarning) as caught:
+        dataset = ActionDataset([*odd, *usual], horizon=4)
+    message = str(caught[0].message)
+    assert message.startswith("3 of 5 episodes of 'made-up' cannot be read: 001 (it has 1 frames")
+    assert "002 (it has 7 frames and actions of width 0" in message
+    assert "003 (its actions and states have widths (3, 3), expected (2, 3), as in most episodes)" in message
+    assert [episode.episode_id for episode in dataset.episodes] == ["000", "004"]
+    assert len(dataset) == 12 and dataset.action_dim == 2
+    with pytest.raises(EpisodeError, match="003"):
+        ActionDataset([wide, *usual], horizon=4, strict=True)
+
+
+class WideEpisode(ActingEpisode):
+    """One number more in each action."""
+
+    @property
+    def actions(self):
+        return torch.cat([super().actions, super().states[:, :1]], dim=1)

@@ -8,7 +8,7 @@ from vampo_core.evaluation.episodes import ClosedLoopResult, Comparison
 from vampo_core.evaluation.metrics import share_of
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.evaluation.statistics import outcome, paired_difference
-from vampo_core.policy.vpp.evaluation import PolicyEvalResult
+from vampo_core.policy.evaluation import PolicyEvalResult
 
 
 def metrics_table(result: EvalResult) -> str:

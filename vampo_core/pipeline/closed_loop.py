@@ -11,8 +11,8 @@ from vampo_core.evaluation.closed_loop import evaluate_closed_loop
 from vampo_core.evaluation.episodes import ClosedLoopResult
 from vampo_core.evaluation.imagination import Imagination
 from vampo_core.pipeline.names import digest
+from vampo_core.policy.base import Policy
 from vampo_core.policy.controller import PolicyController
-from vampo_core.policy.vpp.policy import Policy
 from vampo_core.training.processes import new_accelerator
 
 
@@ -83,9 +83,8 @@ def _name(policy: Policy, controller: PolicyController) -> str:
 
 def _imagination(policy: Policy, config: VampoConfig) -> Imagination | None:
     """What shows the policy's predictions in videos of episodes, where the policy makes any that can be shown."""
-    predicts = policy.settings.features == "predictive"
     has_stride = config.data.sampling == "stride"  # clips of whole episodes have none
-    if predicts and has_stride and policy.predictor.codec.can_decode:
+    if policy.uses_predictions and has_stride and policy.predictor.codec.can_decode:
         return Imagination(policy.predictor, stride=config.data.stride)
     return None
 

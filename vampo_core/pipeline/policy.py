@@ -7,9 +7,8 @@ from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.predictor import policy_predictor
+from vampo_core.policy.base import PREDICTOR, policy_settings
 from vampo_core.policy.data import ActionDataset
-from vampo_core.policy.vpp.policy import PREDICTOR
-from vampo_core.policy.vpp.settings import PolicySettings
 from vampo_core.policy.vpp.train import action_datasets
 
 
@@ -33,7 +32,7 @@ def policy_data(
         )
     source: str | Path | None = config.policy.predictor or config.model.pretrained
     if checkpoint is not None:
-        PolicySettings.load(checkpoint)  # an older architecture is refused before features are computed
+        policy_settings(checkpoint)  # an older architecture is refused before features are computed
         if not (config.policy.train_predictor and config.model.lora):  # adapters are merged into what is saved
             source = checkpoint / PREDICTOR
     predictor = policy_predictor(config, source or base_checkpoint(config))

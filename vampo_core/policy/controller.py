@@ -1,22 +1,31 @@
 """From chunks of actions to one action per control step: receding horizon and temporal ensembling."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vampo_core.diffusion.streams import CONTROL, stream_seed
 from vampo_core.ops._checks import check_int
-from vampo_core.ops.philox import philox_normal
-
-if TYPE_CHECKING:
-    from vampo_core.policy.vpp.policy import Policy
 
 Observation = Mapping[str, np.ndarray]
-"""``pixels`` uint8 [H, W, 3] and ``state`` float32 [S], what a simulator or a robot shows."""
+"""``pixels`` uint8 [H, W, 3] and ``state`` float32 [S], as a simulator or a robot gives them."""
+
+
+class ChunkPolicy(Protocol):
+    """What the controller needs of a policy."""
+
+    @property
+    def settings(self) -> Any:
+        """``action_horizon``, ``num_executed_steps`` and ``temporal_ensemble``, as in ``PolicySettings``."""
+        ...
+
+    def predict(
+        self, observations: Sequence[Observation], instructions: Sequence[str], seeds: Sequence[int]
+    ) -> np.ndarray:  # [B, H, A]
+        """Chunks of actions for what is observed; each draws its noise with its seed."""
+        ...
 
 
 @dataclass
@@ -34,16 +43,17 @@ class _Slot:
 class PolicyController:
     """Runs a policy in several episodes at once: what is due for a new chunk is predicted in one batch.
 
-    Every ``num_executed_steps`` control steps a chunk is predicted; the noise it is drawn from follows from the
-    episode's seed and the step alone, so that an episode does not depend on those beside it. Floats round differently
-    in batches of different sizes: with ``batch_size`` every batch is filled up to that size, and an episode is the same
-    to the last bit whatever runs beside it. (On a CPU with one thread: several split a batch by its rows.)
+    Every ``num_executed_steps`` control steps a chunk is predicted; its noise follows only from the episode's seed and
+    the step, so that an episode does not depend on those beside it. Floats round differently in batches of different
+    sizes: with ``batch_size`` every batch is filled up to that size, and an episode is the same to the last bit
+    whatever runs beside it. (On a CPU this takes one thread: several split a batch by its rows.)
 
     Args:
-        policy: in eval mode, on the device where it should run.
-        num_executed_steps: in place of the policy's setting.
-        temporal_ensemble: in place of the policy's setting; a negative number for none.
-        batch_size: of every prediction; by default as many as are due.
+        policy: policy in eval mode, on the device where it should run.
+        num_executed_steps: control steps from one prediction to the next; the policy's setting by default.
+        temporal_ensemble: decay of the weights of overlapping chunks; the policy's setting by default, a negative
+            number for none.
+        batch_size: number of observations in every prediction; by default as many as are due.
 
     Raises:
         ValueError: ``num_executed_steps`` is not between 1 and the policy's action horizon, or ``batch_size`` below 1.
@@ -51,7 +61,7 @@ class PolicyController:
 
     def __init__(
         self,
-        policy: "Policy",
+        policy: ChunkPolicy,
         *,
         num_executed_steps: int | None = None,
         temporal_ensemble: float | None = None,
@@ -96,14 +106,10 @@ class PolicyController:
         chunks = self.policy.predict(
             [observations[slot] for slot in rows],
             [slot.instruction for slot in slots],
-            torch.cat([self._noise(slot) for slot in slots]),
+            [stream_seed(slot.seed, CONTROL, slot.step) for slot in slots],
         )
         for slot, chunk in zip(slots[: len(due)], chunks, strict=False):
             slot.chunks.append((slot.step, chunk))
-
-    def _noise(self, slot: _Slot) -> Tensor:  # [1, H, A]
-        shape = self.policy.head.chunk_shape
-        return philox_normal((1, 1, 1, 1, *shape), seed=stream_seed(slot.seed, CONTROL, slot.step))[0, 0, 0]
 
     def _next_action(self, slot: _Slot) -> np.ndarray:  # [A]
         horizon = self.policy.settings.action_horizon

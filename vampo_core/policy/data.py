@@ -1,7 +1,9 @@
 """Frames of expert episodes with the chunk of actions that begins there."""
 
+import collections
 from collections.abc import Sequence
-from typing import TypedDict
+from pathlib import Path
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -10,8 +12,17 @@ from torch.utils.data import DataLoader, Dataset
 from vampo_core.data.clips import collate
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.sampler import ClipSampler
-from vampo_core.policy.vpp.feature_cache import FeatureCache
-from vampo_core.policy.vpp.policy import Ranges
+from vampo_core.policy.normalization import Ranges
+
+
+class FrameFeatures(Protocol):
+    """Features of episodes' frames, computed before training."""
+
+    folder: Path
+
+    def read(self, episode: Episode, index: int) -> Tensor:  # [F, D, h, w]
+        """Features of frame ``index``."""
+        ...
 
 
 class ActionItem(TypedDict, total=False):
@@ -35,26 +46,29 @@ class ActionDataset(Dataset[ActionItem]):
     Args:
         episodes: with latents.
         horizon: H, actions of a chunk.
-        strict: an episode whose actions or latents cannot be read is an error instead of being left out with a
-            warning.
+        strict: an episode that cannot be used is an error instead of being left out with a warning: one whose files
+            cannot be read, without actions, or with actions or states of another width than most.
 
     Attributes:
         cache: features of the episodes' frames, where there are any.
 
     Raises:
-        ValueError: episodes have no actions, or actions or states of different widths.
-        EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
+        EpisodeError: no episode can be used, or one cannot and ``strict`` is set.
     """
 
     def __init__(self, episodes: Sequence[Episode], *, horizon: int, strict: bool = False) -> None:
         self.horizon = horizon
-        self.cache: FeatureCache | None = None
+        self.cache: FrameFeatures | None = None
         self._tables: list[tuple[Episode, Tensor, Tensor, Tensor]] = []  # actions [T, A], states [T, S], ends [T]
         skipped: list[Skipped] = []
 
         def read(episode: Episode) -> None:
             try:
                 episode.latents([0, episode.length - 1])
+                with reading(episode.dataset, episode.episode_id):
+                    if episode.length < 2 or episode.actions.shape[1] == 0:
+                        given = f"{episode.length} frames and actions of width {episode.actions.shape[1]}"
+                        raise ValueError(f"it has {given}, expected at least 2 frames and an action between them")
                 actions, states = _finite(episode, "actions"), _finite(episode, "states")
                 self._tables.append((episode, actions, states, _ends(episode)))
             except EpisodeError as error:
@@ -62,14 +76,15 @@ class ActionDataset(Dataset[ActionItem]):
 
         for episode in episodes:
             read(episode)
+        widths = collections.Counter((actions.shape[1], states.shape[1]) for _, actions, states, _ in self._tables)
+        usual = widths.most_common(1)[0][0] if widths else (0, 0)
+        for episode, actions, states, _ in self._tables:
+            if (width := (actions.shape[1], states.shape[1])) != usual:
+                reason = f"its actions and states have widths {width}, expected {usual}, as in most episodes"
+                skipped.append(Skipped(episode.episode_id, reason))
+        self._tables = [table for table in self._tables if (table[1].shape[1], table[2].shape[1]) == usual]
         report_skipped(episodes[0].dataset, skipped, len(episodes), strict)
-        widths = {(actions.shape[1], states.shape[1]) for _, actions, states, _ in self._tables}
-        if len(widths) > 1 or next(iter(widths))[0] == 0:
-            raise ValueError(
-                f"episodes have actions and states of widths {sorted(widths)}, expected one width of each and at "
-                "least one action"
-            )
-        self.action_dim, self.state_dim = widths.pop()
+        self.action_dim, self.state_dim = usual
         # the last frame shows where the last action has led: nothing is done there any more
         self._frames = [(n, t) for n, (episode, *_) in enumerate(self._tables) for t in range(episode.length - 1)]
 

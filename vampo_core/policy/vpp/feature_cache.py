@@ -20,7 +20,7 @@ from vampo_core.data.episode import Episode, reading
 from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.policy.vpp.policy import observed_features
+from vampo_core.policy.vpp.features import observed_features
 
 _HEADER = "vampo_core"
 _BATCH_SIZE = 32

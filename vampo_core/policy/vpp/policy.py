@@ -1,49 +1,45 @@
-"""A policy: video predictor, encoders of what it shows, action head and the data's statistics, as one folder."""
+"""A policy on predictive features: video predictor, encoders, diffusion action head and the data's statistics."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vampo_core.models.fingerprint import fingerprint
-from vampo_core.models.predictor import Condition, FeatureExtractor, VideoPredictor
-from vampo_core.policy.controller import Observation, PolicyController
+from vampo_core.models.predictor import Condition, VideoPredictor
+from vampo_core.ops.philox import philox_normal
+from vampo_core.policy.base import PREDICTOR, Policy
+from vampo_core.policy.controller import Observation
+from vampo_core.policy.normalization import Ranges, normalize, unnormalize
 from vampo_core.policy.vpp.action_head import ActionCondition, ActionHead
+from vampo_core.policy.vpp.features import current_latents, feature_extractor, observed_features
 from vampo_core.policy.vpp.frame_encoder import FrameEncoder
-from vampo_core.policy.vpp.settings import SETTINGS_FILE, PolicySettings
+from vampo_core.policy.vpp.settings import VPPSettings
 from vampo_core.policy.vpp.video_former import VideoFormer
-from vampo_core.training.checkpoint import find_checkpoint
 
-PREDICTOR, _WEIGHTS = "predictor", "policy.safetensors"
-"""In a policy folder: the predictor's folder, and the file of the rest."""
+_WEIGHTS = "policy.safetensors"
 
 
-@dataclass(frozen=True)
-class Ranges:
-    """Smallest and largest values in the training data, by which actions and states are brought to [-1, 1]."""
+class VPPPolicy(Policy):
+    """Draws chunks of actions from a diffusion head on predictive features (VPP, arXiv 2412.14803).
 
-    action: Tensor  # [2, A]
-    state: Tensor  # [2, S]
-
-
-class Policy(nn.Module):
-    """Acts on what a frozen (or jointly trained) video predictor expects to see.
-
-    A checkpoint folder is ``policy.json``, ``policy.safetensors`` (encoders, head, statistics) and ``predictor/``, a
-    whole predictor folder: it works on another machine, and after the predictor's own run is gone.
+    The predictor is frozen, or trained with the policy. ``policy.safetensors`` holds encoders, head and statistics.
 
     Args:
-        predictor: gives features, the embedding of the instruction, and latents of frames.
-        settings: sizes, and how the policy acts.
-        ranges: statistics of the training data.
+        predictor: video predictor; it gives features, the embedding of the instruction, and latents of frames.
+        settings: sizes of the networks, and how the policy acts.
+        ranges: ranges of actions and states in the training data.
     """
 
-    def __init__(self, predictor: VideoPredictor, settings: PolicySettings, ranges: Ranges) -> None:
+    settings_type = VPPSettings
+    settings: VPPSettings
+
+    def __init__(self, predictor: VideoPredictor, settings: VPPSettings, ranges: Ranges) -> None:
         super().__init__()
         self.predictor, self.settings = predictor, settings
         codec = predictor.codec
@@ -70,41 +66,30 @@ class Policy(nn.Module):
         self.register_buffer("action_range", ranges.action.clone())
         self.register_buffer("state_range", ranges.state.clone())
         self._extractor = feature_extractor(predictor, settings.features, settings.feature_layers)
-        self._episode: tuple[str, PolicyController] | None = None
-        self._seed = 0
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Precision of autocast around the predictor's UNet; encoders and head are float32."""
-        return self.predictor.dtype
+    def uses_predictions(self) -> bool:
+        """Whether it sees predictive features."""
+        return self.settings.features == "predictive"
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: str | torch.dtype = "float32") -> "Policy":
-        """Load a policy folder, a checkpoint of a policy's training, or its run folder for the newest one.
-
-        Args:
-            folder: where it lies.
-            dtype: precision of autocast around the predictor's UNet.
-
-        Raises:
-            ValueError: there is no policy, or a part of it is missing or damaged.
-        """
-        path = policy_folder(folder)
-        settings = PolicySettings.load(path)
-        predictor = VideoPredictor.from_pretrained(path / PREDICTOR, dtype=dtype)
+    def load(cls, folder: Path, *, dtype: str | torch.dtype) -> "VPPPolicy":
+        """Load a policy folder; see :meth:`Policy.from_pretrained`."""
+        settings = VPPSettings.load(folder)
+        predictor = VideoPredictor.from_pretrained(folder / PREDICTOR, dtype=dtype)
         policy = cls(
             predictor, settings, Ranges(torch.zeros(2, settings.action_dim), torch.zeros(2, settings.state_dim))
         )
         try:
             loaded = {f"{PREDICTOR}.{name}": x for name, x in predictor.state_dict().items()}
-            policy.load_state_dict(load_file(path / _WEIGHTS) | loaded, strict=True)
+            policy.load_state_dict(load_file(folder / _WEIGHTS) | loaded, strict=True)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # the second line names weights
-            raise ValueError(f"{path / _WEIGHTS} cannot be loaded: {reason}") from error
+            raise ValueError(f"{folder / _WEIGHTS} cannot be loaded: {reason}") from error
         return policy.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint folder, the predictor included; its adapters are merged into what is written."""
+        """Write a policy folder, the predictor included, with its adapters merged."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.predictor.save_pretrained(folder / PREDICTOR)
@@ -112,11 +97,11 @@ class Policy(nn.Module):
         save_file({name: x.contiguous() for name, x in self._own_weights().items()}, folder / _WEIGHTS)
 
     def fingerprint(self) -> str:
-        """Changes with any weight or setting, the predictor's and its precision included."""
+        """A hash of all weights and settings, including the predictor's and its precision."""
         return fingerprint([asdict(self.settings), self.predictor.fingerprint()], self._own_weights())
 
     def compile_features(self) -> None:
-        """Run the predictor's UNet through ``torch.compile``; the first prediction of each batch size is slow."""
+        """Run the predictor's denoiser through ``torch.compile``; the first prediction of each batch size is slow."""
         settings = self.settings
         self._extractor = feature_extractor(self.predictor, settings.features, settings.feature_layers, compiled=True)
 
@@ -153,44 +138,22 @@ class Policy(nn.Module):
         self,
         observations: Sequence[Observation],  # B of them
         instructions: Sequence[str],
-        noise: Tensor,  # [B, H, A], standard normal
+        seeds: Sequence[int],  # [B]
     ) -> np.ndarray:  # [B, H, A] float32
-        """Chunks of actions for what is observed.
-
-        Raises:
-            ValueError: an observation lacks a key, or has another shape or type than the policy was trained on.
-            FloatingPointError: actions are NaN.
-        """
+        """Chunks of actions for what is observed; see :meth:`Policy.predict`."""
         for observation in observations:
-            self._check(observation)
+            self.check_observation(observation)
         device = self.action_range.device
         frames = torch.from_numpy(np.stack([o["pixels"] for o in observations])).to(device).permute(0, 3, 1, 2)
         states = torch.from_numpy(np.stack([np.asarray(o["state"], np.float32) for o in observations])).to(device)
         condition = self.predictor.condition(instructions=instructions, first_frames=frames.float() / 255)
+        shape = (1, 1, 1, 1, *self.head.chunk_shape)
+        noise = torch.cat([philox_normal(shape, seed=seed)[0, 0, 0] for seed in seeds])  # [B, H, A]
         actions = self.sample_actions(states, condition, noise.to(device)).cpu().numpy()
-        if np.isnan(actions).any():  # a robot would be sent them
+        if np.isnan(actions).any():  # a robot would execute them
             hint = "" if self.dtype == torch.float32 else f": with dtype = {self.dtype} features may have overflowed"
             raise FloatingPointError(f"the policy predicts actions that are nan, expected finite numbers{hint}")
         return actions
-
-    def reset(self, seed: int = 0) -> None:
-        """Begin an episode of :meth:`act`, whose actions are drawn with this seed."""
-        self._seed, self._episode = seed, None
-
-    def act(self, observation: Observation, instruction: str) -> np.ndarray:  # [A] float32
-        """The next action of one robot: every ``num_executed_steps`` calls a chunk is predicted.
-
-        Call :meth:`reset` where an episode begins; another instruction than in the last call begins one too.
-        :class:`PolicyController` runs several episodes at once, and with other settings.
-
-        Raises:
-            ValueError: the observation does not fit the policy.
-            FloatingPointError: actions are NaN.
-        """
-        if self._episode is None or self._episode[0] != instruction:
-            self._episode = (instruction, PolicyController(self))
-            self._episode[1].begin(0, instruction, self._seed)
-        return self._episode[1].act({0: observation})[0]
 
     def _action_condition(self, states: Tensor, condition: Condition, features: Tensor | None) -> ActionCondition:
         features = self.features(condition) if features is None else features
@@ -199,77 +162,5 @@ class Policy(nn.Module):
         return self.head.condition(tokens, condition.encoder_hidden_states, normalize(states, self.state_range))
 
     def _own_weights(self) -> dict[str, Tensor]:
-        """Of encoders, head and statistics."""
+        """Weights of encoders, head and statistics."""
         return {name: x for name, x in self.state_dict().items() if not name.startswith(f"{PREDICTOR}.")}
-
-    def _check(self, observation: Observation) -> None:
-        missing = [key for key in ("pixels", "state") if key not in observation]
-        if missing:
-            raise ValueError(f"observation has keys {sorted(observation)}, expected 'pixels' and 'state'")
-        pixels, state = np.asarray(observation["pixels"]), np.asarray(observation["state"])
-        expected = (*self.settings.image_size, 3)
-        if pixels.shape != expected or pixels.dtype != np.uint8:
-            raise ValueError(
-                f"observation['pixels'] has shape {pixels.shape} and type {pixels.dtype}, expected {expected} and "
-                "uint8, as the policy was trained on"
-            )
-        if state.shape != (self.settings.state_dim,):
-            raise ValueError(f"observation['state'] has shape {state.shape}, expected ({self.settings.state_dim},)")
-        if not np.isfinite(state).all():
-            raise ValueError(f"observation['state'] is {state}, expected finite numbers")
-
-
-def policy_folder(folder: str | Path) -> Path:
-    """The folder that a policy folder, a checkpoint or a run folder stands for.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = Path(folder)
-    if not (path / SETTINGS_FILE).is_file():
-        path = find_checkpoint(folder)
-    if not (path / SETTINGS_FILE).is_file():
-        raise ValueError(f"{path} has no {SETTINGS_FILE}, expected a policy that `vampo policy train` made")
-    return path
-
-
-def feature_extractor(
-    predictor: VideoPredictor, features: str, layers: Sequence[int], *, compiled: bool = False
-) -> FeatureExtractor | None:
-    """What gives a policy its features; None for the control on latents."""
-    return None if features == "latents" else predictor.feature_extractor(layers, compiled=compiled)
-
-
-def observed_features(
-    predictor: VideoPredictor, extractor: FeatureExtractor | None, condition: Condition
-) -> Tensor:  # [B, F, D, h, w] float32
-    """Predictive features, or without an extractor the current frame's latents as features of one frame."""
-    return current_latents(predictor, condition).unsqueeze(1) if extractor is None else extractor(condition).float()
-
-
-def current_latents(predictor: VideoPredictor, condition: Condition) -> Tensor:  # [B, C, h, w] float32
-    """Latents of the frame that is observed, as the codec gives them."""
-    return (condition.image_latents * predictor.codec.scaling_factor).float()
-
-
-def normalize(
-    values: Tensor,  # [..., D]
-    limits: Tensor,  # [2, D], smallest and largest
-) -> Tensor:  # [..., D]
-    """Bring values between the limits to [-1, 1]; what never varied becomes its difference from that value."""
-    centre, scale = _centre_scale(limits)
-    return (values - centre) / scale
-
-
-def unnormalize(
-    values: Tensor,  # [..., D]
-    limits: Tensor,  # [2, D]
-) -> Tensor:  # [..., D]
-    """The inverse of :func:`normalize`; what never varied keeps its value."""
-    centre, scale = _centre_scale(limits)
-    return centre + values * scale * (limits[1] > limits[0])
-
-
-def _centre_scale(limits: Tensor) -> tuple[Tensor, Tensor]:
-    scale = (limits[1] - limits[0]) / 2
-    return (limits[0] + limits[1]) / 2, torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -15,17 +15,20 @@ from vampo_core.evaluation.predictor import held_out_batch
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops.philox import philox_normal
 from vampo_core.policy.data import ActionDataset, action_loader
+from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.policy.normalization import normalize
 from vampo_core.policy.vpp.action_head import P_MEAN, P_STD, SIGMA_MAX, SIGMA_MIN, action_loss
-from vampo_core.policy.vpp.evaluation import PolicyEvalResult, evaluate_policy
+from vampo_core.policy.vpp.evaluation import evaluate_policy
 from vampo_core.policy.vpp.feature_cache import FeatureCache
-from vampo_core.policy.vpp.policy import Policy, feature_extractor, normalize, observed_features
-from vampo_core.policy.vpp.settings import PolicySettings
+from vampo_core.policy.vpp.features import feature_extractor, observed_features
+from vampo_core.policy.vpp.policy import VPPPolicy
+from vampo_core.policy.vpp.settings import VPPSettings
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.processes import new_accelerator
 
-_COPIED = {field.name for field in fields(PolicySettings)} & {field.name for field in fields(PolicyConfig)}
+_COPIED = {field.name for field in fields(VPPSettings)} & {field.name for field in fields(PolicyConfig)}
 
 
 class PolicyTrainer:
@@ -42,7 +45,7 @@ class PolicyTrainer:
     callbacks: Sequence[Callback] = ()
 
     def __init__(
-        self, *, model: Policy, config: VampoConfig, train_dataset: ActionDataset, eval_dataset: ActionDataset
+        self, *, model: VPPPolicy, config: VampoConfig, train_dataset: ActionDataset, eval_dataset: ActionDataset
     ) -> None:
         settings = config.policy
         self.model, self.config = model, config
@@ -144,7 +147,7 @@ def action_datasets(
     return train, held_out
 
 
-def new_policy(config: VampoConfig, predictor: VideoPredictor, dataset: ActionDataset) -> Policy:
+def new_policy(config: VampoConfig, predictor: VideoPredictor, dataset: ActionDataset) -> VPPPolicy:
     """An untrained policy for a dataset; its weights follow from ``run.seed``, and what it trains requires grad."""
     options, item = config.policy, dataset[0]
     latents = item["latents"].unsqueeze(0).to(predictor.device)
@@ -153,7 +156,7 @@ def new_policy(config: VampoConfig, predictor: VideoPredictor, dataset: ActionDa
         condition = predictor.observed_condition(latents, [item["instruction"]])
         num_frames, channels, height, width = observed_features(predictor, extractor, condition).shape[1:]
     ratio = predictor.codec.spatial_ratio
-    settings = PolicySettings(
+    settings = VPPSettings(
         feature_size=(num_frames, channels, height, width),
         image_size=(latents.shape[-2] * ratio, latents.shape[-1] * ratio),
         state_dim=dataset.state_dim,
@@ -169,4 +172,4 @@ def new_policy(config: VampoConfig, predictor: VideoPredictor, dataset: ActionDa
         parameter.requires_grad_(True)
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
-        return Policy(predictor, settings, dataset.ranges())
+        return VPPPolicy(predictor, settings, dataset.ranges())
