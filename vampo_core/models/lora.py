@@ -56,7 +56,7 @@ def _check_config(folder: Path) -> None:
     if config["init_lora_weights"] not in _PLAIN_STARTS:
         raise ValueError(
             f"{folder} holds an adapter with init_lora_weights {config['init_lora_weights']!r}, expected one that "
-            "leaves the base model as it is; PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) converts"
+            "leaves the base model as it is; save_pretrained(path_initial_model_for_weight_conversion=…) converts it"
         )
     for name in sorted(config.keys() - _SUPPORTED - {"init_lora_weights"}):
         value, default = config[name], defaults.get(name)
