@@ -38,7 +38,7 @@ class Process(Protocol):
         ...
 
     def model_time(self, sigma: Level) -> Level:
-        """The noise level as the denoiser gets it, of one level or of a tensor of them."""
+        """The noise level in the form that the denoiser takes; elementwise for a tensor."""
         ...
 
 

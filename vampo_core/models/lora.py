@@ -116,7 +116,7 @@ def _merged(layer: Any) -> dict[str, Tensor]:
 
 
 def _float32(model):
-    """Adapters keep float32 weights whatever the base has: half precision would round small updates away."""
+    """Adapters have float32 weights on a base of any precision: half precision would round small updates away."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

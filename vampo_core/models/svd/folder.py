@@ -1,4 +1,4 @@
-"""Reads and writes the parts of a checkpoint folder, and says what is wrong with one.
+"""Reads and writes the parts of a model folder, and says what is wrong with one.
 
 Ours: ``unet/ codec/ text_encoder/ scheduler/ vampo.json``. SVD's: ``unet/ vae/ image_encoder/ feature_extractor/
 scheduler/ model_index.json``. VPP's is SVD's and a CLIP text model, which we keep in ``text_encoder/ tokenizer/``.
@@ -35,7 +35,7 @@ _PIPELINE_PARTS = {
 
 
 def check_folder(folder: Path) -> None:
-    """Raise a ValueError that says why ``folder`` is no checkpoint of a video predictor."""
+    """Raise a ValueError that says why ``folder`` holds no video predictor."""
     if not folder.is_dir():
         raise ValueError(f"checkpoint folder is {str(folder)!r}, expected an existing folder")
     if (folder / "adapter_config.json").is_file():
@@ -86,7 +86,7 @@ def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionM
 
 
 def load_codec(folder: Path, variant: str | None) -> Codec:
-    """Our patch codec, what stands for a missing one, or SVD's VAE."""
+    """Our patch codec, the stand-in for a missing codec, or SVD's VAE."""
     if (folder / "codec").is_dir():
         description = json.loads((folder / "codec" / "config.json").read_text())
         if description.get("_class_name") == "LatentCodec":
@@ -125,7 +125,7 @@ def load_text_encoder(
 
 def load_image_encoder(folder: Path, variant: str | None) -> nn.Module:
     """SVD's CLIP image encoder."""
-    # here, because these modules are slow to import and complain about a missing torchvision
+    # imported here, because these modules are slow to import and warn about a missing torchvision
     transformers = import_transformers()
 
     from vampo_core.models.svd.image_encoder import ClipImageEncoder
@@ -145,7 +145,7 @@ def copy_parts(source: Path | None, folder: Path) -> None:
         if part is None or not part.is_dir():
             raise ValueError(
                 f"{name}/ of the checkpoint that this model was loaded from ({source}) is gone, "
-                "expected it to be there still: a pipeline folder needs it"
+                "expected it to be still there: a pipeline folder needs it"
             )
         if part.resolve() != (folder / name).resolve():
             copy_weights(part, folder / name)

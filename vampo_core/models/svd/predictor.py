@@ -189,7 +189,7 @@ class SVDPredictor(VideoPredictor):
         sigma: float | Tensor,  # one noise level, or [N]
         condition: Condition,  # of N clips, an SVDCondition
     ) -> Tensor:  # [N, F, C, h, w], in the autocast dtype, or float32 with predict_change
-        """The denoiser's raw output at noise level ``sigma``, in the parameterisation of the scheduler.
+        """The denoiser's raw output at noise level ``sigma``, in the parameterization of the scheduler.
 
         The input is scaled by ``1 / sqrt(sigma^2 + 1)``, model time is ``log(sigma) / 4`` and the first frame's latents
         stand beside every frame on channels, as in SVD. With ``settings.predict_change`` the UNet denoises the change
@@ -279,13 +279,13 @@ class SVDPredictor(VideoPredictor):
         return EulerHybridSampler(**fields | overrides)
 
     def fingerprint(self) -> str:
-        """Changes with all that predictions depend on: weights, settings, noise schedule, precision, codec."""
+        """A hash of everything that predictions depend on: weights, settings, noise schedule, precision, codec."""
         schedule = {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")}
         weights = {name: value for name, value in self.state_dict().items() if not name.startswith("codec.")}
         return fingerprint([asdict(self.settings), schedule, self.dtype, self.codec.fingerprint()], weights)
 
     def set_sampler(self, sampler: EulerHybridSampler) -> None:
-        """Make the schedule and guidance of a sampler this model's own, in the folders it is saved to as well."""
+        """Make the schedule and guidance of a sampler this model's own; they are saved with the model."""
         self.settings = replace(
             self.settings,
             num_inference_steps=sampler.num_inference_steps,

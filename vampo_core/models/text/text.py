@@ -27,12 +27,12 @@ class InstructionEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     A word (lower case, letters and digits) is the sum of two rows of one table, chosen by two independent hashes
     (hash embeddings, Svenstrup et al. 2017): words rarely share both. Row 0 is padding. A learned position is added
-    and the sum normalised.
+    and the sum normalized.
 
     Args:
-        embedding_dim: D, the predictor's cross-attention width.
-        max_length: L, words kept; later ones are cut, missing ones padded.
-        table_size: rows of the table.
+        embedding_dim: width of the predictor's cross-attention (D).
+        max_length: number of words kept (L); later ones are cut, missing ones padded.
+        table_size: number of rows of the table.
     """
 
     @register_to_config
@@ -74,11 +74,11 @@ class ClipTextEncoder(nn.Module):
     concatenated with itself until it is as wide as the predictor's cross-attention (512 to 1024).
 
     Args:
-        tokenizer: CLIP's.
-        model: CLIP's text model; frozen here.
-        embedding_dim: D, a multiple of the model's width.
-        max_length: L, tokens.
-        position_code: add the position code.
+        tokenizer: CLIP's tokenizer.
+        model: CLIP's text model; it is frozen.
+        embedding_dim: width of the tokens (D), a multiple of the model's width.
+        max_length: number of tokens (L).
+        position_code: True adds the position code.
     """
 
     def __init__(
