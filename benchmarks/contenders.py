@@ -224,6 +224,28 @@ def latent_reward(shape: Shape, device: str) -> Case:
     )
 
 
+def philox_normal(shape: Shape, device: str) -> Case:
+    """Noise for every clip of a batch, against ``torch.randn``: writes it once."""
+    size = (shape.clips[0], 1, *shape.clips[1:])
+
+    def fused() -> Tensor:
+        return ops.philox_normal(size, seed=7, device=device)
+
+    def eager() -> Tensor:
+        return reference.philox_normal(size, seed=7, device=device)
+
+    def draw() -> Tensor:
+        return torch.randn(size, device=device)
+
+    return Case(
+        "philox_normal",
+        4 * math.prod(size),
+        lambda: (),
+        {"fused": fused, "eager": eager, "compile": draw if device == "cpu" else _compile(draw)},
+        same_result=False,
+    )
+
+
 OPERATORS: dict[str, Callable[[Shape, str], Case]] = {
     function.__name__: function
     for function in (
@@ -234,6 +256,7 @@ OPERATORS: dict[str, Callable[[Shape, str], Case]] = {
         gaussian_log_prob_backward,
         group_advantages,
         latent_reward,
+        philox_normal,
     )
 }
 

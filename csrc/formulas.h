@@ -80,16 +80,24 @@ VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, float& z0, float& z1) {
   z1 = radius * bit_cast<float>(s);
 }
 
-inline void box_muller(uint32_t x0, uint32_t x1, double& z0, double& z1) {
+VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, double& z0, double& z1) {
   const float u = static_cast<float>(x0) * 0x1p-32f + 0x1p-33f;
+#ifdef __CUDA_ARCH__
+  const double radius = sqrt(-2.0 * log(static_cast<double>(u)));
+  double sine, cosine;
+  sincospi(static_cast<double>(x1) * 0x1p-31, &sine, &cosine);  // needs no reduction of large angles, which spills
+  z0 = radius * cosine;
+  z1 = radius * sine;
+#else
   const double radius = std::sqrt(-2.0 * std::log(static_cast<double>(u)));
   const double angle = static_cast<double>(x1) * (6.283185307179586 * 0x1p-32);
   z0 = radius * std::cos(angle);
   z1 = radius * std::sin(angle);
+#endif
 }
 
 // Philox4x32-10 (Salmon et al. 2011) with counter (block, frame, generation, clip): four standard normals.
-// Element e of a frame is word e % 4 of block e / 4, see vampo_core/ops/philox.py.
+// Element e of a frame is word e % 4 of block e / 4, see vampo_core/ops/reference.py.
 template <typename T>
 VAMPO_INLINE void philox_normal(
     uint64_t seed, uint32_t block, uint32_t frame, uint32_t generation, uint32_t clip, T& z0, T& z1, T& z2, T& z3) {
@@ -124,20 +132,37 @@ VAMPO_INLINE double cosine_similarity(double product, double squares_x, double s
   return product / ((norm_x < kEps ? kEps : norm_x) * (norm_y < kEps ? kEps : norm_y));
 }
 
+// Rewards of a group that lie within a few units in the last place of the largest one differ by rounding only. The
+// same rule: vampo_core/ops/spread.py.
+constexpr double kSpreadUlps = 4.0;
+template <typename T>
+VAMPO_INLINE bool is_flat(T lowest, T highest) {
+  constexpr double kEpsilon = sizeof(T) == sizeof(float) ? 0x1p-23 : 0x1p-52;
+  const double low = static_cast<double>(lowest), high = static_cast<double>(highest);
+  const double magnitude = high > -low ? high : -low;  // the larger of |low| and |high|, as low <= high
+  return high - low <= kSpreadUlps * kEpsilon * magnitude;
+}
+
 // Advantages within one group, whose members lie `stride` apart; the standard deviation is the unbiased one.
 template <typename T>
 VAMPO_INLINE void advantages_of_group(
     const T* rewards, int64_t generations, int64_t stride, double eps, double clip, bool normalize_std, T* advantages) {
   const double base = rewards[0];  // equal rewards become exact zeros, and their mean stays one
   double mean = 0.0, squares = 0.0;
-  for (int64_t g = 0; g < generations; ++g) mean += rewards[g * stride] - base;
+  T lowest = rewards[0], highest = rewards[0];
+  for (int64_t g = 0; g < generations; ++g) {
+    const T reward = rewards[g * stride];
+    mean += reward - base;
+    if (reward < lowest) lowest = reward;
+    if (reward > highest) highest = reward;
+  }
   mean /= static_cast<double>(generations);
   for (int64_t g = 0; g < generations; ++g) {
-    const double centred = rewards[g * stride] - base - mean;
-    squares += centred * centred;
+    const double centered = rewards[g * stride] - base - mean;
+    squares += centered * centered;
   }
   const double std = std::sqrt(squares / static_cast<double>(generations - 1));
-  const double scale = !normalize_std ? 1.0 : std == 0.0 ? 0.0 : 1.0 / (std + eps);
+  const double scale = is_flat(lowest, highest) ? 0.0 : normalize_std ? 1.0 / (std + eps) : 1.0;
   for (int64_t g = 0; g < generations; ++g) {
     double advantage = (rewards[g * stride] - base - mean) * scale;
     if (advantage < -clip) advantage = -clip;  // NaN passes both

@@ -1,3 +1,5 @@
+#include "../gaussian_log_prob.h"
+
 #include <vector>
 
 #include "mean.h"
@@ -28,7 +30,7 @@ VAMPO_CLONES void scale_into(M* out, const T* grad, T scale, int64_t n) {
 
 template <typename T, typename M>
 void forward(const Step& step, const T* prev_sample, bool mean_reduction, T* log_prob) {
-  const Policy<T, M> policy(step);
+  const StepView<T, M> view(step);
   const auto [clips, generations, frames, size] = step.shape;
   const double elements = mean_reduction ? 1.0 : static_cast<double>(size);
   const double scale = -0.5 * elements / (step.sigma_up * step.sigma_up * static_cast<double>(size));
@@ -43,7 +45,7 @@ void forward(const Step& step, const T* prev_sample, bool mean_reduction, T* log
           std::fill(squares.begin(), squares.end(), 0.0);
           for (int64_t begin = 0; begin < size; begin += kChunk) {
             const int64_t n = std::min(kChunk, size - begin);
-            policy.mean(mean, row, begin, n);
+            view.mean(mean, row, begin, n);
             for (int64_t g = 0; g < generations; ++g) {
               squares[g] += squared_distance(prev_sample + (first + g * frames) * size + begin, mean, n);
             }
@@ -59,7 +61,7 @@ template <typename T, typename M>
 void backward(
     const Step& step, const T* grad_log_prob, const T* prev_sample, bool mean_reduction, M* grad_model_output,
     M* grad_uncond) {
-  const Policy<T, M> policy(step);
+  const StepView<T, M> view(step);
   const auto [clips, generations, frames, size] = step.shape;
   const T scale =
       static_cast<T>(step.b / (step.sigma_up * step.sigma_up) / (mean_reduction ? static_cast<double>(size) : 1.0));
@@ -71,7 +73,7 @@ void backward(
           const int64_t first = row / frames * generations * frames + row % frames;
           for (int64_t begin = 0; begin < size; begin += kChunk) {
             const int64_t n = std::min(kChunk, size - begin);
-            policy.mean(mean, row, begin, n);
+            view.mean(mean, row, begin, n);
             std::fill(grad, grad + n, T{0});
             for (int64_t g = 0; g < generations; ++g) {
               const int64_t at = first + g * frames;
@@ -79,7 +81,7 @@ void backward(
             }
             const int64_t at = row * size + begin;
             if (grad_uncond) {
-              const T guidance = policy.guidance(row);
+              const T guidance = view.guidance(row);
               scale_into(grad_model_output + at, grad, guidance * scale, n);
               scale_into(grad_uncond + at, grad, (T{1} - guidance) * scale, n);
             } else {

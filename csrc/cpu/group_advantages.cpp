@@ -1,3 +1,5 @@
+#include "../group_advantages.h"
+
 #include "loops.h"
 
 namespace vampo::cpu {

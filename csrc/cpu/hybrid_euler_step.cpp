@@ -1,3 +1,5 @@
+#include "../hybrid_euler_step.h"
+
 #include <vector>
 
 #include "mean.h"
@@ -30,8 +32,8 @@ VAMPO_CLONES void fill_normal(
 
 template <typename T, typename M>
 void deterministic(const Step& step, T* prev_sample) {
-  const Policy<T, M> policy(step);
-  const int64_t size = policy.frame_size, rows = step.shape.clips * step.shape.frames;
+  const StepView<T, M> view(step);
+  const int64_t size = view.frame_size, rows = step.shape.clips * step.shape.frames;
   const bool streaming = rows * size * static_cast<int64_t>(sizeof(T)) >= kStreamingBytes;
   parallel(rows, size, [&](int64_t row_begin, int64_t row_end) {
     alignas(64) T buffer[kChunk];
@@ -39,7 +41,7 @@ void deterministic(const Step& step, T* prev_sample) {
       for (int64_t begin = 0; begin < size; begin += kChunk) {
         const int64_t n = std::min(kChunk, size - begin);
         T* out = prev_sample + row * size + begin;
-        policy.mean(streaming ? buffer : out, row, begin, n);
+        view.mean(streaming ? buffer : out, row, begin, n);
         if (streaming) stream_copy(out, buffer, n);
       }
     }
@@ -49,7 +51,7 @@ void deterministic(const Step& step, T* prev_sample) {
 
 template <typename T, typename M>
 void stochastic(const Step& step, const Noise& noise, T* prev_sample, T* log_prob) {
-  const Policy<T, M> policy(step);
+  const StepView<T, M> view(step);
   const auto [clips, generations, frames, size] = step.shape;
   const T sigma = static_cast<T>(step.sigma_up);
   const double normalizer = log_normalizer(step.sigma_up);
@@ -65,7 +67,7 @@ void stochastic(const Step& step, const Noise& noise, T* prev_sample, T* log_pro
           std::fill(squares.begin(), squares.end(), 0.0);
           for (int64_t begin = 0; begin < size; begin += kChunk) {
             const int64_t n = std::min(kChunk, size - begin);
-            policy.mean(mean, row, begin, n);
+            view.mean(mean, row, begin, n);
             for (int64_t g = 0; g < generations; ++g) {
               const int64_t at = ((clip * generations + g) * frames + frame) * size + begin;
               if (!given) {

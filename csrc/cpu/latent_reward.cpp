@@ -1,3 +1,5 @@
+#include "../latent_reward.h"
+
 #include <vector>
 
 #include "loops.h"

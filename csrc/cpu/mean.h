@@ -1,4 +1,4 @@
-// Mean of a step over part of a frame, shared by every operator that knows the policy.
+// Mean of a step over part of a frame, shared by every operator that takes a step.
 #pragma once
 
 #include "loops.h"
@@ -21,7 +21,7 @@ VAMPO_CLONES void guided_mean(T* mean, const T* x, const M* m, const M* u, T sca
 
 // Typed view of a Step. A row is one frame of one clip.
 template <typename T, typename M>
-struct Policy {
+struct StepView {
   const T* sample;
   const M* model_output;
   const M* uncond;
@@ -29,7 +29,7 @@ struct Policy {
   T guidance_scale, a, b;
   int64_t frames, frame_size;
 
-  explicit Policy(const Step& step)
+  explicit StepView(const Step& step)
       : sample(static_cast<const T*>(step.sample)),
         model_output(static_cast<const M*>(step.model_output)),
         uncond(static_cast<const M*>(step.model_output_uncond)),

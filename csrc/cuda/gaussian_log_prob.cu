@@ -1,3 +1,5 @@
+#include "../gaussian_log_prob.h"
+
 #include "tiles.h"
 
 namespace vampo::cuda {
@@ -5,13 +7,13 @@ namespace {
 
 template <typename M, bool kAligned, int kBlock>
 __global__ void __launch_bounds__(kBlock)
-    forward_kernel(Policy<M> policy, unsigned tiles, const float* prev_sample, LogProb log_prob, float* scratch) {
+    forward_kernel(StepView<M> view, unsigned tiles, const float* prev_sample, LogProb log_prob, float* scratch) {
   __shared__ float warps[1][kBlock / 32][kGroup];
   BlockSums<1, kBlock> squares{warps};
-  const Share share = share_of<kBlock>(policy.shape, tiles);
-  const Shape& shape = policy.shape;
+  const Share share = share_of<kBlock>(view.shape, tiles);
+  const Shape& shape = view.shape;
   float mean[4];
-  policy.template mean<kAligned>(mean, share);
+  view.template mean<kAligned>(mean, share);
   for (int64_t first = 0; first < shape.generations; first += kGroup) {
     const int count = static_cast<int>(min(static_cast<int64_t>(kGroup), shape.generations - first));
     for (int start = 0; start < count; start += kUnroll) {
@@ -40,12 +42,12 @@ __global__ void __launch_bounds__(kBlock)
 
 template <typename M, bool kAligned>
 __global__ void __launch_bounds__(kThreads) backward_kernel(
-    Policy<M> policy, unsigned tiles, const float* grad_log_prob, const float* prev_sample, float scale,
+    StepView<M> view, unsigned tiles, const float* grad_log_prob, const float* prev_sample, float scale,
     M* grad_model_output, M* grad_uncond) {
-  const Share share = share_of(policy.shape, tiles);
-  const Shape& shape = policy.shape;
+  const Share share = share_of(view.shape, tiles);
+  const Shape& shape = view.shape;
   float mean[4], grad[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-  policy.template mean<kAligned>(mean, share);
+  view.template mean<kAligned>(mean, share);
   for (int64_t first = 0; first < shape.generations; first += kUnroll) {
     float action[kUnroll][4], weight[kUnroll];
 #pragma unroll
@@ -63,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
     }
   }
   const int64_t at = share.row * shape.frame_size + share.begin;
-  const float guidance = grad_uncond ? policy.guidance(share) : 1.0f;
+  const float guidance = grad_uncond ? view.guidance(share) : 1.0f;
   float cond[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) cond[i] = guidance * scale * grad[i];
@@ -87,12 +89,12 @@ void gaussian_log_prob(
       log_normalizer(step.sigma_up) * elements, static_cast<float*>(log_prob)};
   dispatch_output(step, [&](auto output) {
     using M = decltype(output);
-    const Policy<M> policy(step);
-    const bool wide = policy.is_aligned() && aligned(actions, shape);
+    const StepView<M> view(step);
+    const bool wide = view.is_aligned() && aligned(actions, shape);
     sum_over_frames<1>(shape, results, scratch, cuda_stream, [&](unsigned blocks, unsigned tiles, auto block) {
       constexpr int kBlock = decltype(block)::value;
       const auto kernel = wide ? forward_kernel<M, true, kBlock> : forward_kernel<M, false, kBlock>;
-      kernel<<<blocks, kBlock, 0, cuda_stream>>>(policy, tiles, actions, results, scratch);
+      kernel<<<blocks, kBlock, 0, cuda_stream>>>(view, tiles, actions, results, scratch);
     });
   });
 }
@@ -107,13 +109,13 @@ void gaussian_log_prob_backward(
       step.b / (step.sigma_up * step.sigma_up) / (mean ? static_cast<double>(shape.frame_size) : 1.0));
   dispatch_output(step, [&](auto output) {
     using M = decltype(output);
-    const Policy<M> policy(step);
+    const StepView<M> view(step);
     M* cond = static_cast<M*>(grad_model_output);
     M* uncond = static_cast<M*>(grad_uncond);
-    const bool wide = policy.is_aligned() && aligned(actions, shape) && aligned(cond, shape) && aligned(uncond, shape);
+    const bool wide = view.is_aligned() && aligned(actions, shape) && aligned(cond, shape) && aligned(uncond, shape);
     const auto kernel = wide ? backward_kernel<M, true> : backward_kernel<M, false>;
     kernel<<<num_blocks(shape), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        policy, tiles, static_cast<const float*>(grad_log_prob), actions, scale, cond, uncond);
+        view, tiles, static_cast<const float*>(grad_log_prob), actions, scale, cond, uncond);
     check_launch();
   });
 }

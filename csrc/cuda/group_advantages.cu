@@ -1,9 +1,11 @@
+#include "../group_advantages.h"
+
 #include "tiles.h"
 
 namespace vampo::cuda {
 namespace {
 
-// One thread per clip and frame: neighbouring threads read neighbouring frames.
+// One thread per clip and frame: neighboring threads read neighboring frames.
 __global__ void __launch_bounds__(kThreads) advantages_kernel(
     Shape shape, unsigned rows, const float* rewards, double eps, double clip, bool normalize_std, float* advantages) {
   const unsigned row = blockIdx.x * kThreads + threadIdx.x;

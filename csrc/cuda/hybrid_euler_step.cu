@@ -1,26 +1,28 @@
+#include "../hybrid_euler_step.h"
+
 #include "tiles.h"
 
 namespace vampo::cuda {
 namespace {
 
 template <typename M, bool kAligned>
-__global__ void __launch_bounds__(kThreads) step_kernel(Policy<M> policy, unsigned tiles, float* prev_sample) {
-  const Share share = share_of(policy.shape, tiles);
+__global__ void __launch_bounds__(kThreads) step_kernel(StepView<M> view, unsigned tiles, float* prev_sample) {
+  const Share share = share_of(view.shape, tiles);
   float mean[4];
-  policy.template mean<kAligned>(mean, share);
-  store<kAligned>(prev_sample + share.row * policy.shape.frame_size + share.begin, mean, share.valid);
+  view.template mean<kAligned>(mean, share);
+  store<kAligned>(prev_sample + share.row * view.shape.frame_size + share.begin, mean, share.valid);
 }
 
 template <typename M, bool kAligned, bool kPhilox, int kBlock>
 __global__ void __launch_bounds__(kBlock) draw_kernel(
-    Policy<M> policy, unsigned tiles, const float* noise, uint64_t seed, uint32_t first_clip, float sigma,
+    StepView<M> view, unsigned tiles, const float* noise, uint64_t seed, uint32_t first_clip, float sigma,
     float* prev_sample, LogProb log_prob, float* scratch) {
   __shared__ float warps[1][kBlock / 32][kGroup];
   BlockSums<1, kBlock> squares{warps};
-  const Share share = share_of<kBlock>(policy.shape, tiles);
-  const Shape& shape = policy.shape;
+  const Share share = share_of<kBlock>(view.shape, tiles);
+  const Shape& shape = view.shape;
   float mean[4];
-  policy.template mean<kAligned>(mean, share);
+  view.template mean<kAligned>(mean, share);
   for (int64_t first = 0; first < shape.generations; first += kGroup) {
     const int count = static_cast<int>(min(static_cast<int64_t>(kGroup), shape.generations - first));
     for (int start = 0; start < count; start += kUnroll) {
@@ -59,7 +61,7 @@ __global__ void __launch_bounds__(kBlock) draw_kernel(
 
 template <typename M, bool kAligned>
 void draw(
-    const Policy<M>& policy, const Step& step, const Noise& noise, float* prev_sample, void* log_prob, float* scratch,
+    const StepView<M>& view, const Step& step, const Noise& noise, float* prev_sample, void* log_prob, float* scratch,
     cudaStream_t stream) {
   const Shape& shape = step.shape;
   const LogProb results{
@@ -68,7 +70,7 @@ void draw(
     constexpr int kBlock = decltype(block)::value;
     const auto kernel = noise.given ? draw_kernel<M, kAligned, false, kBlock> : draw_kernel<M, kAligned, true, kBlock>;
     kernel<<<blocks, kBlock, 0, stream>>>(
-        policy, tiles, static_cast<const float*>(noise.given), noise.seed, noise.first_clip,
+        view, tiles, static_cast<const float*>(noise.given), noise.seed, noise.first_clip,
         static_cast<float>(step.sigma_up), prev_sample, results, scratch);
   });
 }
@@ -78,12 +80,12 @@ void draw(
 void hybrid_euler_step(const Step& step, void* prev_sample, void* stream) {
   dispatch_output(step, [&](auto output) {
     using M = decltype(output);
-    const Policy<M> policy(step);
+    const StepView<M> view(step);
     float* out = static_cast<float*>(prev_sample);
     const unsigned tiles = static_cast<unsigned>(tiles_per_frame(step.shape));
-    const bool wide = policy.is_aligned() && aligned(out, step.shape);
+    const bool wide = view.is_aligned() && aligned(out, step.shape);
     const auto kernel = wide ? step_kernel<M, true> : step_kernel<M, false>;
-    kernel<<<num_blocks(step.shape), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(policy, tiles, out);
+    kernel<<<num_blocks(step.shape), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(view, tiles, out);
     check_launch();
   });
 }
@@ -94,14 +96,14 @@ void hybrid_euler_step_stochastic(
   const Shape& shape = step.shape;
   dispatch_output(step, [&](auto output) {
     using M = decltype(output);
-    const Policy<M> policy(step);
+    const StepView<M> view(step);
     float* out = static_cast<float*>(prev_sample);
     const bool wide =
-        policy.is_aligned() && aligned(out, shape) && aligned(static_cast<const float*>(noise.given), shape);
+        view.is_aligned() && aligned(out, shape) && aligned(static_cast<const float*>(noise.given), shape);
     if (wide) {
-      draw<M, true>(policy, step, noise, out, log_prob, scratch, cuda_stream);
+      draw<M, true>(view, step, noise, out, log_prob, scratch, cuda_stream);
     } else {
-      draw<M, false>(policy, step, noise, out, log_prob, scratch, cuda_stream);
+      draw<M, false>(view, step, noise, out, log_prob, scratch, cuda_stream);
     }
   });
 }

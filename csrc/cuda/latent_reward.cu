@@ -1,3 +1,5 @@
+#include "../latent_reward.h"
+
 #include "tiles.h"
 
 namespace vampo::cuda {

@@ -26,15 +26,6 @@ StreamGetter find_stream_getter() {
 
 }  // namespace
 
-DeviceGuard::DeviceGuard(int device) {
-  check(cudaGetDevice(&previous_));
-  if (previous_ != device) check(cudaSetDevice(device));
-}
-
-DeviceGuard::~DeviceGuard() {
-  cudaSetDevice(previous_);
-}
-
 void* current_stream(int device) {
   static const StreamGetter getter = find_stream_getter();
   void* stream = nullptr;

@@ -1,6 +1,6 @@
 // Building blocks of the CUDA kernels.
 //
-// A block works on one tile: neighbouring elements of one frame of one clip, four per thread, for all generations. What
+// A block works on one tile: neighboring elements of one frame of one clip, four per thread, for all generations. What
 // a tile reads of the clip (sample, model outputs, target) stays in registers while the generations pass by. Sums over
 // a frame are made in a fixed order, so results do not depend on scheduling: by the block itself where its tile is the
 // whole frame, else from one float per tile in scratch memory by a second, tiny kernel.
@@ -21,7 +21,7 @@ namespace vampo::cuda {
 constexpr int kUnroll = 4;  // generations whose loads are in flight together
 constexpr int kGroup = 32;  // generations whose sums fit in shared memory; a multiple of kUnroll
 
-// Whether four neighbouring elements can be moved at once wherever a thread's share begins.
+// Whether four neighboring elements can be moved at once wherever a thread's share begins.
 template <typename T>
 bool aligned(const T* pointer, const Shape& shape) {
   return shape.frame_size % 4 == 0 && reinterpret_cast<uintptr_t>(pointer) % (4 * sizeof(T)) == 0;
@@ -114,7 +114,7 @@ __device__ __forceinline__ void store(T* to, const float (&from)[4], int valid) 
 
 // Typed view of a Step.
 template <typename M>
-struct Policy {
+struct StepView {
   const float* sample;
   const M* model_output;
   const M* uncond;
@@ -122,7 +122,7 @@ struct Policy {
   float guidance_scale, a, b;
   Shape shape;
 
-  explicit Policy(const Step& step)
+  explicit StepView(const Step& step)
       : sample(static_cast<const float*>(step.sample)),
         model_output(static_cast<const M*>(step.model_output)),
         uncond(static_cast<const M*>(step.model_output_uncond)),

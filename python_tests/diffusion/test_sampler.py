@@ -11,8 +11,7 @@ from diffusers import EulerDiscreteScheduler
 from vampo_core.diffusion import EulerHybridSampler, make_sigmas
 from vampo_core.diffusion.solvers import SOLVERS, euler
 from vampo_core.diffusion.streams import INITIAL_NOISE, STEP, STREAMS, Stream, check_distinct, stream_seed
-from vampo_core.ops import reference
-from vampo_core.ops.philox import philox_normal
+from vampo_core.ops import philox_normal, reference
 
 B, G, FRAMES = 3, 4, (2, 4, 3, 5)
 

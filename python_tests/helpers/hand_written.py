@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from vampo_core.config import VampoConfig
 from vampo_core.diffusion.streams import INITIAL_NOISE, ROLLOUT, STEP, stream_seed
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.ops.philox import philox_normal
+from vampo_core.ops import philox_normal
 
 
 @dataclass(frozen=True)

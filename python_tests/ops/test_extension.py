@@ -96,6 +96,7 @@ def test_every_compiled_operator_is_checked_by_a_test():
         "vampo_core::gaussian_log_prob_backward",
         "vampo_core::group_advantages",
         "vampo_core::latent_reward",
+        "vampo_core::philox_normal",
     }
 
 

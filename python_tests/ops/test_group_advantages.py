@@ -1,5 +1,7 @@
 """group_advantages against its float64 reference, and the groups that a division would spoil."""
 
+import math
+
 import cases
 import pytest
 import torch
@@ -7,7 +9,9 @@ from cases import assert_same, double, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vampo_core import ops
 from vampo_core.ops import group_advantages, reference
+from vampo_core.ops.spread import is_flat
 
 SHAPES = ((2, 3, 4), (2, 3), (1, 2, 1), (3, 5, 16), (0, 4, 2), (0, 4), (2, 4, 0), (7, 33, 5), (1, 1025, 2), (1030, 2))
 
@@ -138,3 +142,27 @@ def test_compiled_equals_eager(device, fresh_compiler):
 def test_opcheck(device, shape, clip, layout):
     rewards = cases.lay_out(torch.randn(shape, device=device), layout)
     torch.library.opcheck(torch.ops.vampo_core.group_advantages, (rewards, 1e-8, clip, True))
+
+
+@pytest.mark.parametrize("implementation", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reward", [0.8266, -3.5, 1e6, 1e-20])
+@pytest.mark.parametrize("normalize_std", [True, False])
+def test_rounding_is_no_spread(implementation, dtype, reward, normalize_std):
+    """One unit in the last place must not become an advantage of about 1; sixteen of them are a difference."""
+    rewards = torch.full((1, 4, 2), reward, dtype=dtype)
+    rewards[0, 1, 0] = torch.nextafter(rewards[0, 1, 0], torch.tensor(math.inf, dtype=dtype))
+    assert rewards.std(1).max() > 0
+    advantages = implementation.group_advantages(rewards, normalize_std=normalize_std)
+    assert torch.equal(advantages, torch.zeros_like(rewards))
+    assert is_flat(rewards).all()
+    rewards[0, 1, 0] += 16 * torch.finfo(dtype).eps * abs(reward)
+    advantages = implementation.group_advantages(rewards, eps=0.0, normalize_std=normalize_std)
+    assert advantages[0, 1, 0] > 0 and torch.equal(advantages[..., 1], torch.zeros(1, 4, dtype=dtype))
+    assert is_flat(rewards).tolist() == [[False, True]]
+
+
+def test_rewards_around_zero_have_a_spread():
+    rewards = torch.tensor([[1e-30, -1e-30, 0.0]])
+    assert not is_flat(rewards)
+    assert group_advantages(rewards, eps=0.0)[0].tolist() == pytest.approx([1.0, -1.0, 0.0])

@@ -303,7 +303,8 @@ def test_find_checkpoint_follows_a_moved_run(run):
 )
 def test_find_checkpoint_says_what_it_found_instead(tmp_path, path, words):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "model" / "unet").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "vampo.json").write_text("{}")
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(ValueError, match=words) as caught:
         find_checkpoint(tmp_path / path)

@@ -10,9 +10,8 @@ from vampo_core.diffusion.settings import EulerHybridSettings
 from vampo_core.diffusion.solvers import SOLVERS
 from vampo_core.diffusion.streams import INITIAL_NOISE, STEP, stream_seed
 from vampo_core.diffusion.trajectory import Denoise, Rollout, RolloutStep
-from vampo_core.ops import HybridEulerStep, gaussian_log_prob, hybrid_euler_step
+from vampo_core.ops import HybridEulerStep, gaussian_log_prob, hybrid_euler_step, philox_normal
 from vampo_core.ops._checks import check_tensor
-from vampo_core.ops.philox import philox_normal
 
 
 @dataclass(frozen=True, kw_only=True)

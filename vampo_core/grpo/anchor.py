@@ -7,7 +7,7 @@ from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.streams import ANCHOR, stream_seed
 from vampo_core.grpo.rollout import GroupRollout
 from vampo_core.models.predictor import Reference
-from vampo_core.ops.philox import philox_normal
+from vampo_core.ops import philox_normal
 
 
 def deterministic_sigmas(sampler: EulerHybridSampler) -> list[float]:

@@ -22,6 +22,7 @@ from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, config
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import group_advantages
+from vampo_core.ops.spread import is_flat
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
 from vampo_core.training.predictor_clips import PredictorClips
@@ -206,7 +207,7 @@ class VampoTrainer:
             "loss": mean("loss"),
             "reward_mean": rewards.mean(),
             "reward_std": spread.mean(),
-            "zero_std_fraction": (spread == 0).float().mean(),
+            "zero_std_fraction": is_flat(rewards).float().mean(),
             **{name: torch.cat([score.parts[name] for score in scores]).mean() for name in scores[0].parts},
             **{name: mean(name) for name in ("ratio_mean", "approx_kl", "clip_fraction")},
             **{name: mean(name) for name in ("kl", "anchor") if getattr(losses[0], name) is not None},

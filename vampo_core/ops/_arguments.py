@@ -150,3 +150,11 @@ def check_latent_reward(pred: Tensor, target: Tensor, l1_weight: float, cosine_w
     check_dtype("target", target, (pred.dtype,))
     check_device("target", target, "pred", pred)
     return check_float("l1_weight", l1_weight), check_float("cosine_weight", cosine_weight)
+
+
+def check_philox_normal(shape: tuple[int, ...], seed: int, first_clip: int) -> None:
+    """Refuse shapes and numbers that the noise counter cannot hold."""
+    if len(shape) != 6:
+        raise ValueError(f"shape is {tuple(shape)}, expected (B, G, F, C, H, W)")
+    check_int("seed", seed, minimum=0, maximum=2**63 - 1)
+    check_int("first_clip", first_clip, minimum=0, maximum=2**32 - shape[0])

@@ -142,3 +142,15 @@ def _end(value: Tensor) -> int:
         return value.data_ptr() + value.nbytes
     last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
     return value.data_ptr() + (last + 1) * value.element_size()
+
+
+def refuse_capture(tensor: Tensor) -> None:
+    """Refuse to draw from a seed while a CUDA graph is captured: every replay would repeat the same noise.
+
+    Raises:
+        RuntimeError: the tensor is on a CUDA device whose current stream is being captured.
+    """
+    if tensor.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "seed is given while a CUDA graph is captured, expected noise=: every replay would draw the same noise"
+        )

@@ -17,8 +17,8 @@ def group_advantages(
 ) -> Tensor:  # like rewards
     """Advantages of GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2), within the group of each clip and frame.
 
-    ``(r - mean_G r) / (std_G r + eps)`` with the unbiased standard deviation; a group with zero spread gives exactly 0.
-    Carries no gradient.
+    ``(r - mean_G r) / (std_G r + eps)`` with the unbiased standard deviation; a group whose rewards differ by rounding
+    only (:func:`vampo_core.ops.spread.is_flat`) gives exactly 0. Carries no gradient.
 
     Args:
         rewards: one reward per generation, or per generation and frame.

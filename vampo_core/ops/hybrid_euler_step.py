@@ -6,6 +6,7 @@ from torch import Tensor
 from vampo_core import _extension
 from vampo_core.ops import reference
 from vampo_core.ops._arguments import check_step
+from vampo_core.ops._checks import refuse_capture
 from vampo_core.ops.coefficients import PredictionType
 from vampo_core.ops.results import HybridEulerStep
 
@@ -46,7 +47,7 @@ def hybrid_euler_step(
         guidance_scale: g, one number or one per frame.
         num_generations: G, with ``eta > 0``; 1 by default, or what ``noise`` holds.
         noise: the standard normal draws z, with ``eta > 0``; exactly one of ``noise`` and ``seed``.
-        seed: key of in-kernel Philox noise (:mod:`vampo_core.ops.philox`), ``0 <= seed < 2**63``.
+        seed: key of in-kernel Philox noise, see :func:`philox_normal`, ``0 <= seed < 2**63``.
         first_clip: index of the first clip within a larger batch: parts of a batch draw what the whole would.
         out: buffer for ``prev_sample``, contiguous; in the deterministic step it may be ``sample`` itself.
 
@@ -57,7 +58,7 @@ def hybrid_euler_step(
     Raises:
         ValueError: a value or shape is wrong, or ``eta > 0`` with ``sigma_next = 0``, which has no density.
         TypeError: an argument has a wrong type or dtype.
-        RuntimeError: tensors are on different devices.
+        RuntimeError: tensors are on different devices, or ``seed`` is given while a CUDA graph is captured.
     """
     if not (isinstance(sample, Tensor) and _extension.has_kernel(sample)):
         return reference.hybrid_euler_step(
@@ -90,6 +91,8 @@ def hybrid_euler_step(
         first_clip,
         out,
     )
+    if seed is not None:
+        refuse_capture(sample)
     if model_output.requires_grad:
         model_output = model_output.detach()
     if model_output_uncond is not None and model_output_uncond.requires_grad:

@@ -1,6 +1,6 @@
-"""The four operators in pure PyTorch: same names, same signatures, same errors as ``vampo_core.ops``.
+"""The operators in pure PyTorch: same names, same signatures, same errors as ``vampo_core.ops``.
 
-They serve where no compiled kernel does, and they are the oracle of tests and benchmarks.
+They are used where there is no compiled kernel, and they are the oracle of tests and benchmarks.
 """
 
 import math
@@ -13,13 +13,17 @@ from vampo_core.ops._arguments import (
     check_group_advantages,
     check_latent_reward,
     check_log_prob,
+    check_philox_normal,
     check_step,
 )
 from vampo_core.ops.coefficients import PredictionType
-from vampo_core.ops.philox import philox_normal
 from vampo_core.ops.results import HybridEulerStep, LatentReward, Reduction
+from vampo_core.ops.spread import is_flat
 
 COSINE_EPS = 1e-8
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
 
 
 def _mean(step: StepArguments, sample: Tensor, model_output: Tensor, uncond: Tensor | None) -> Tensor:
@@ -128,7 +132,8 @@ def group_advantages(
     advantages = shifted - shifted.mean(1, keepdim=True)
     if normalize_std:
         std = advantages.square().sum(1, keepdim=True).div(rewards.shape[1] - 1).sqrt()
-        advantages = torch.where(std == 0, 0.0, advantages / (std + eps))
+        advantages = advantages / (std + eps)
+    advantages = torch.where(is_flat(rewards).unsqueeze(1), 0.0, advantages)
     return advantages if clip is None else advantages.clamp(-clip, clip)
 
 
@@ -147,3 +152,58 @@ def latent_reward(
     l1 = (pred - target).abs().mean(-1)
     cosine = torch.nn.functional.cosine_similarity(pred, target, dim=-1, eps=COSINE_EPS)
     return LatentReward(reward=cosine_weight * cosine - l1_weight * l1, l1=l1, cosine=cosine)
+
+
+def philox_normal(
+    shape: tuple[int, ...],  # (B, G, F, C, H, W)
+    *,
+    seed: int,
+    first_clip: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:  # [B, G, F, C, H, W]
+    """See :func:`vampo_core.ops.philox_normal`."""
+    check_philox_normal(shape, seed, first_clip)
+    num_clips, num_generations, num_frames = shape[:3]
+    frame_size = math.prod(shape[3:])
+    num_blocks = (frame_size + 3) // 4
+    axes = (first_clip + torch.arange(num_clips), torch.arange(num_generations), torch.arange(num_frames))
+    clip, generation, frame, block = torch.meshgrid(*axes, torch.arange(num_blocks), indexing="ij")
+    x0, x1, x2, x3 = philox4x32_10([i.to(device) for i in (block, frame, generation, clip)], seed)
+    normals = torch.stack([*_box_muller(x0, x1), *_box_muller(x2, x3)], dim=-1)  # [B, G, F, num_blocks, 4]
+    return normals.flatten(-2)[..., :frame_size].to(dtype).reshape(shape)
+
+
+def philox4x32_10(counter: list[Tensor], seed: int) -> list[Tensor]:
+    """Ten Philox rounds.
+
+    Args:
+        counter: four broadcastable int64 tensors holding 32-bit words.
+        seed: 64-bit key.
+
+    Returns:
+        four int64 tensors holding 32-bit random words.
+    """
+    key = [seed & _MASK, (seed >> 32) & _MASK]
+    x0, x1, x2, x3 = torch.broadcast_tensors(*counter)
+    for _ in range(10):
+        high0, low0 = _multiply(x0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(x2, _MULTIPLIERS[1])
+        x0, x1, x2, x3 = high1 ^ x1 ^ key[0], low1, high0 ^ x3 ^ key[1], low0
+        key = [(k + increment) & _MASK for k, increment in zip(key, _KEY_INCREMENTS, strict=True)]
+    return [x0, x1, x2, x3]
+
+
+def _multiply(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """High and low 32-bit words of a 64-bit product, in steps that fit a signed 64-bit integer."""
+    low = x * (factor & 0xFFFF)
+    high = x * (factor >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def _box_muller(x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    """Two 32-bit words to two standard normals; the uniform in the logarithm is rounded to float32 first."""
+    u = x0.to(torch.float32) * 2**-32 + 2**-33
+    radius = torch.sqrt(-2 * torch.log(u.to(torch.float64)))
+    angle = x1.to(torch.float64) * (2 * math.pi * 2**-32)
+    return radius * torch.cos(angle), radius * torch.sin(angle)

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
-from vampo_core.diffusion.process import Process
 from vampo_core.diffusion.streams import PRETRAIN_NOISE, PRETRAIN_SIGMA, stream_seed
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.models.predictor import Condition, VideoPredictor
+from vampo_core.ops import philox_normal
 from vampo_core.ops.coefficients import PredictionType
-from vampo_core.ops.philox import philox_normal
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
@@ -23,22 +22,21 @@ from vampo_core.training.processes import new_accelerator
 
 
 def edm_loss(
-    model: torch.nn.Module,
+    model: VideoPredictor,
     latents: Tensor,  # [B, F, C, h, w], clean
     condition: Condition,
     *,
     sigma: Tensor,  # [B]
     noise: Tensor,  # like latents
     prediction_type: PredictionType,
-    process: Process,
 ) -> Tensor:  # []
     """Weighted denoising loss of EDM (Karras et al. 2022, equations 2 and 8, table 1): in units of the raw output.
 
     ``lambda(sigma) |D(x + sigma n; sigma) - x|^2`` with ``lambda = 1 / c_out^2`` is the plain squared error of the
     network's output against ``(x - c_skip (x + sigma n)) / c_out``.
     """
-    noisy = process.noisy(latents, noise, sigma)
-    scalings = torch.tensor([process.scalings(float(s), prediction_type) for s in sigma]).to(latents)  # [B, 2]
+    noisy = model.process.noisy(latents, noise, sigma)
+    scalings = torch.tensor([model.process.scalings(float(s), prediction_type) for s in sigma]).to(latents)  # [B, 2]
     c_skip, c_out = (part.view(-1, 1, 1, 1, 1) for part in scalings.unbind(1))
     output = model(noisy, sigma, condition)
     return (output.float() - (latents - c_skip * noisy) / c_out).square().mean()
@@ -118,5 +116,4 @@ class Pretrainer:
             sigma=sigma,
             noise=draws[1],
             prediction_type=self.clips.sampler.prediction_type,
-            process=self.model.process,
         )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from vampo_core.evaluation.statistics import bootstrap
-from vampo_core.ops.philox import philox_normal
+from vampo_core.ops import philox_normal
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.normalization import normalize
 from vampo_core.policy.vpp.policy import VPPPolicy

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.predictor import Condition, VideoPredictor
-from vampo_core.ops.philox import philox_normal
+from vampo_core.ops import philox_normal
 from vampo_core.policy.base import PREDICTOR, Policy
 from vampo_core.policy.controller import Observation
 from vampo_core.policy.normalization import Ranges, normalize, unnormalize

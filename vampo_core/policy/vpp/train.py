@@ -13,7 +13,7 @@ from vampo_core.data.clips import Clips
 from vampo_core.diffusion.streams import POLICY_NOISE, POLICY_SIGMA, stream_seed
 from vampo_core.evaluation.predictor import held_out_batch
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.ops.philox import philox_normal
+from vampo_core.ops import philox_normal
 from vampo_core.policy.data import ActionDataset, action_loader
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.normalization import normalize

@@ -8,9 +8,9 @@ import torch
 from cases import assert_same
 from scipy import stats
 
-from vampo_core.ops import hybrid_euler_step
+from vampo_core.ops import hybrid_euler_step, philox_normal, reference
 from vampo_core.ops.coefficients import euler_coefficients
-from vampo_core.ops.philox import philox4x32_10, philox_normal
+from vampo_core.ops.reference import philox4x32_10
 
 KNOWN_ANSWERS = (  # counter, key, result: kat_vectors of Random123
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -149,3 +149,72 @@ def test_dtype_and_device_of_philox_normal(device):
     assert single.dtype == torch.float32 and single.device.type == device
     double = philox_normal((1, 2, 2, 1, 3, 3), seed=1, dtype=torch.float64, device=device)
     assert_same(double.float(), single)
+
+
+@pytest.mark.requires_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("frame", FRAME_SIZES)
+def test_the_kernel_is_the_reference(device, dtype, frame):
+    """In float32 on the CPU to the last bit, so that runs with and without the kernel are the same."""
+    shape = (2, 3, 2, *frame)
+    for seed, first_clip in ((0, 0), (2**63 - 1, 2**32 - 2)):
+        arguments = {"seed": seed, "first_clip": first_clip, "dtype": dtype, "device": device}
+        ours, theirs = philox_normal(shape, **arguments), reference.philox_normal(shape, **arguments)
+        assert ours.dtype == dtype and ours.device.type == device
+        if device == "cpu" and dtype == torch.float32:
+            assert torch.equal(ours, theirs)
+        else:  # sine and cosine of two libraries differ in the last bit
+            tolerance = 1e-15 if dtype == torch.float64 else 1e-7
+            torch.testing.assert_close(ours, theirs, rtol=4 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_dtypes_are_rounded(dtype):
+    noise = philox_normal((1, 2, 2, 1, 3, 3), seed=1, dtype=dtype)
+    assert torch.equal(noise, philox_normal((1, 2, 2, 1, 3, 3), seed=1, dtype=torch.float64).to(dtype))
+
+
+def test_any_number_of_threads(set_num_threads):
+    results = []
+    for number in (1, 2, 3):
+        set_num_threads(number)
+        results.append(philox_normal((3, 4, 5, 4, 16, 17), seed=8))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.requires_kernels
+def test_opcheck(device):
+    out = torch.empty(2, 3, 2, 1, 3, 5, device=device)
+    torch.library.opcheck(torch.ops.vampo_core.philox_normal, (5, 1, out))
+
+
+@pytest.mark.requires_kernels
+def test_compile(fresh_compiler, device):
+    def draw(seed: int) -> torch.Tensor:
+        return philox_normal((2, 3, 2, 1, 3, 5), seed=seed, device=device) + 1
+
+    compiled = torch.compile(draw, fullgraph=True)
+    for seed in (0, 7):
+        assert_same(compiled(seed), draw(seed))
+
+
+@pytest.mark.parametrize("implementation", [philox_normal, reference.philox_normal])
+@pytest.mark.parametrize(
+    ("shape", "arguments", "message"),
+    [
+        ((2, 3, 4), {"seed": 0}, r"shape is \(2, 3, 4\), expected \(B, G, F, C, H, W\)"),
+        ((1, 1, 1, 1, 1, 1), {"seed": -1}, "seed is -1, expected at least 0"),
+        ((1, 1, 1, 1, 1, 1), {"seed": 2**63}, "seed is 9223372036854775808"),
+        ((2, 1, 1, 1, 1, 1), {"seed": 0, "first_clip": 2**32 - 1}, "first_clip is 4294967295"),
+    ],
+)
+def test_wrong_arguments(implementation, shape, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        implementation(shape, **arguments)
+
+
+@pytest.mark.requires_cuda
+def test_a_captured_graph_would_repeat_the_noise():
+    refused = pytest.raises(RuntimeError, match="seed is given while a CUDA graph is captured, expected noise=")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        philox_normal((1, 1, 1, 1, 1, 1), seed=0, device="cuda")
