@@ -153,3 +153,12 @@ def test_an_adapter_put_in_by_hand_is_saved_too(small, tmp_path, config):
     small.save_pretrained(tmp_path / "merged")
     merged = VideoPredictor.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(merged(sample, 3.0, condition), output, rtol=1e-4, atol=1e-5)
+
+
+def test_settings_of_a_newer_peft_are_refused(small, tmp_path):
+    """PEFT itself drops settings that it does not know, and says so in a warning only."""
+    inject(small, LoraConfig(r=2, target_modules=ATTENTION)).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_newest": True}))
+    with pytest.raises(ValueError, match="use_newest True, expected None"):
+        VideoPredictor.create(small.codec, num_frames=3, **SMALL).load_adapter(tmp_path)
