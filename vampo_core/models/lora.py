@@ -47,15 +47,15 @@ def load_adapter(network: nn.Module, folder: str | Path, trainable: bool):
 
 
 def _check_config(folder: Path) -> None:
-    """Refuse adapters with settings that are not known to work, those that only newer versions of PEFT know included."""
+    """Refuse adapters with settings that are not known to work, including those of newer versions of PEFT."""
     settings = json.loads((folder / "adapter_config.json").read_text())
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{folder} holds an adapter with peft_type {settings.get('peft_type')!r}, expected 'LORA'")
     start = settings.pop("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise ValueError(
-            f"{folder} holds an adapter with init_lora_weights {start!r}, expected one that leaves the base model as it "
-            "is; PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) converts it"
+            f"{folder} holds an adapter with init_lora_weights {start!r}, expected one that leaves the base model as "
+            "it is; PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) converts it"
         )
     defaults = _peft().LoraConfig().to_dict()
     for name in sorted(settings.keys() - _SUPPORTED):
