@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from vampo_core.ops.coefficients import EulerCoefficients, PredictionType, denoiser_scalings, euler_coefficients
+
+Level = TypeVar("Level", float, Tensor)
 
 
 class Process(Protocol):
@@ -35,8 +37,8 @@ class Process(Protocol):
         """Noise levels for training from standard normal draws [N]."""
         ...
 
-    def model_time(self, sigma: float) -> float:
-        """The number that tells a denoiser the noise level."""
+    def model_time(self, sigma: Level) -> Level:
+        """The noise level in the form that the denoiser takes; elementwise for a tensor."""
         ...
 
 
@@ -71,6 +73,6 @@ class EDM:
         """Log-normal noise levels (Karras et al. 2022, table 1): ``exp(mean + std * draws)``."""
         return torch.exp(mean + std * draws)
 
-    def model_time(self, sigma: float) -> float:
+    def model_time(self, sigma: Level) -> Level:
         """``ln(sigma) / 4`` (Karras et al. 2022, table 1, c_noise)."""
-        return math.log(sigma) / 4
+        return sigma.log() / 4 if isinstance(sigma, Tensor) else math.log(sigma) / 4

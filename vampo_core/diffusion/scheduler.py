@@ -35,7 +35,7 @@ class EulerHybridScheduler(EulerDiscreteScheduler):
     Args:
         eta: noise of the stochastic steps: 1 is the full ancestral step, 0 makes every step deterministic.
         stochastic_steps: indices of the steps that draw noise; the last step, to noise level 0, cannot.
-        num_train_timesteps: this and all further arguments as in ``EulerDiscreteScheduler``.
+        num_train_timesteps: like all other arguments, as in ``EulerDiscreteScheduler``.
     """
 
     @register_to_config
@@ -100,14 +100,14 @@ class EulerHybridScheduler(EulerDiscreteScheduler):
         """One step, as ``EulerDiscreteScheduler.step``.
 
         Args:
-            model_output: what the denoiser returned.
-            timestep: one of ``self.timesteps``.
+            model_output: output of the denoiser.
+            timestep: current element of ``self.timesteps``.
             sample: noisy latents.
-            s_churn: of deterministic steps alone.
-            s_tmin: of deterministic steps alone.
-            s_tmax: of deterministic steps alone.
-            s_noise: of deterministic steps alone.
-            generator: of a stochastic step's noise.
+            s_churn: as in ``EulerDiscreteScheduler``; deterministic steps only.
+            s_tmin: as in ``EulerDiscreteScheduler``; deterministic steps only.
+            s_tmax: as in ``EulerDiscreteScheduler``; deterministic steps only.
+            s_noise: as in ``EulerDiscreteScheduler``; deterministic steps only.
+            generator: generator of a stochastic step's noise.
             return_dict: False returns ``(prev_sample, pred_original_sample)``.
             noise: standard normal noise of a stochastic step, instead of drawing it.
 

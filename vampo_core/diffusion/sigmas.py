@@ -1,4 +1,4 @@
-"""Noise levels of a sampling run. They stay Python floats: the loop never synchronises with a device."""
+"""Noise levels of a sampling run. They stay Python floats: the loop never synchronizes with a device."""
 
 import math
 from typing import Literal
@@ -25,11 +25,11 @@ def make_sigmas(
     with ``t = i / (num_inference_steps - 1)``. One step goes from ``sigma_max`` straight to 0.
 
     Args:
-        num_inference_steps: denoiser evaluations N, at least 1.
+        num_inference_steps: number of denoiser evaluations (N), at least 1.
         sigma_min: smallest noise level above 0.
         sigma_max: largest noise level, above ``sigma_min``.
-        rho: of the Karras schedule; larger spends more steps at small noise.
-        schedule: ``"karras"``, ``"exponential"`` or ``"linear"``.
+        rho: exponent of the Karras schedule; a larger one spends more steps at small noise.
+        schedule: spacing: ``"karras"``, ``"exponential"`` or ``"linear"``.
 
     Raises:
         TypeError: an argument is no number.

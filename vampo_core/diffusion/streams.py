@@ -1,4 +1,4 @@
-"""Named streams of counter-based noise: every place that draws from a seed has one of its own."""
+"""Named streams of counter-based noise: every place that draws from a seed has its own."""
 
 import itertools
 from dataclasses import dataclass

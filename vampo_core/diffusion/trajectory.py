@@ -1,4 +1,4 @@
-"""What a rollout leaves behind, and the denoiser it calls."""
+"""The record of a rollout, and the denoiser that a rollout calls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

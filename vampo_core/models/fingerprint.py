@@ -1,4 +1,4 @@
-"""What identifies a model: its settings and weights."""
+"""A hash that identifies a model by its settings and weights."""
 
 import hashlib
 import json

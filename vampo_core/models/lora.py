@@ -1,6 +1,11 @@
-"""Low-rank adapters of a predictor's UNet through PEFT."""
+"""Low-rank adapters of a predictor's denoiser network through PEFT.
+
+Networks are diffusers models: what is saved with merged adapters needs no PEFT.
+"""
 
 import contextlib
+import copy
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,34 +15,66 @@ from torch import Tensor, nn
 
 DEFAULT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _INSTALL = "LoRA needs PEFT: pip install vampo_core[lora]"
+_SUPPORTED = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern",
+    "layers_to_transform", "layers_pattern", "use_rslora", "use_dora", "lora_bias",
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+}  # fmt: skip
+"""Settings of a ``LoraConfig`` that an adapter may have: with them all trained weights lie in the adapted layers, which
+can be switched off and merged."""
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
+"""Values of ``init_lora_weights`` that leave the base model's own weights as they are."""
 
 
-def add_adapter(unet: nn.Module, rank: int, alpha: float, targets: Sequence[str], dropout: float):
-    """Freeze ``unet``, inject float32 adapters in place and return the ``PeftModel`` around it."""
+def add_adapter(network: nn.Module, rank: int, alpha: float, targets: Sequence[str], dropout: float):
+    """Freeze the network, inject float32 adapters in place and return the ``PeftModel`` around it."""
     peft = _peft()
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout)
-    return _float32(peft.get_peft_model(unet, config))
+    return _float32(peft.get_peft_model(network, config))
 
 
-def load_adapter(unet: nn.Module, folder: str | Path, trainable: bool):
-    """Inject the adapter of a standard PEFT folder in place and return the ``PeftModel`` around ``unet``."""
+def load_adapter(network: nn.Module, folder: str | Path, trainable: bool):
+    """Inject the adapter of a standard PEFT folder in place and return the ``PeftModel`` around the network.
+
+    Raises:
+        ValueError: the folder holds no adapter, or one that could not be saved or switched off again.
+    """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds no adapter_config.json, expected a PEFT adapter folder")
-    return _float32(_peft().PeftModel.from_pretrained(unet, str(folder), is_trainable=trainable))
+    _check_config(folder)
+    return _float32(_peft().PeftModel.from_pretrained(network, str(folder), is_trainable=trainable))
 
 
-def has_adapter(unet: nn.Module) -> bool:
-    """Whether there are adapters in ``unet``."""
-    return any("lora_" in name for name, _ in unet.named_parameters())
+def _check_config(folder: Path) -> None:
+    """Refuse adapters with settings that are not known to work, including those of newer versions of PEFT."""
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"{folder} holds an adapter with peft_type {settings.get('peft_type')!r}, expected 'LORA'")
+    start = settings.pop("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        raise ValueError(
+            f"{folder} holds an adapter with init_lora_weights {start!r}, expected one that leaves the base model as "
+            "it is; PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) converts it"
+        )
+    defaults = _peft().LoraConfig().to_dict()
+    for name in sorted(settings.keys() - _SUPPORTED):
+        value, default = settings[name], defaults.get(name)
+        if value != default and (value or default):
+            raise ValueError(f"{folder} holds an adapter with {name} {value!r}, expected {default!r}: LoRA or DoRA")
+
+
+def has_adapter(network: nn.Module) -> bool:
+    """Whether PEFT has put adapters into the network."""
+    return any(hasattr(module, "base_layer") for module in network.modules())
 
 
 @contextlib.contextmanager
-def adapter_off(unet: nn.Module) -> Iterator[None]:
-    """Run ``unet`` as it is under its adapters."""
-    from peft.tuners.lora import LoraLayer
+def adapter_off(network: nn.Module) -> Iterator[None]:
+    """Run the network as it is under its adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers: list[Any] = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -47,35 +84,39 @@ def adapter_off(unet: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def save_merged(unet: Any, folder: Path) -> None:
-    """Write ``unet`` with its adapters added, as a UNet that needs no PEFT."""
+def save_merged(network: Any, folder: Path) -> None:
+    """Write the network with its adapters merged into its weights."""
     with torch.device("meta"):
-        merged = type(unet).from_config(unet.config)
-    merged.load_state_dict(merged_state_dict(unet), assign=True)
+        merged = type(network).from_config(network.config)
+    merged.load_state_dict(merged_state_dict(network), assign=True)
     merged.save_pretrained(folder)
 
 
-def merged_state_dict(unet: nn.Module) -> dict[str, Tensor]:
-    """Weights of ``unet`` with its adapters added, under the names it has without them; ``unet`` stays as it is."""
-    from peft.tuners.lora import LoraLayer
+def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """Weights with the adapters merged, under the names they have without adapters; the network stays as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    state: dict[str, Tensor] = {}
-    layers: dict[str, Any] = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
-    for name, value in unet.state_dict().items():
-        owner = next((layer for layer in layers if name.startswith(layer + ".")), None)
-        if owner is None:
-            state[name] = value
-        elif name.startswith(owner + ".base_layer."):
-            parameter = name.removeprefix(owner + ".base_layer.")
-            if parameter == "weight":
-                deltas: list[Any] = [layers[owner].get_delta_weight(a) for a in layers[owner].active_adapters]
-                value = (value.float() + torch.stack(deltas).sum(0).to(value.device)).to(value.dtype)
-            state[f"{owner}.{parameter}"] = value
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+    state = {
+        name: value
+        for name, value in network.state_dict().items()
+        if not any(name.startswith(layer + ".") for layer in layers)
+    }
+    for name, layer in layers.items():
+        state |= {f"{name}.{parameter}": value for parameter, value in _merged(layer).items()}
     return state
 
 
+def _merged(layer: Any) -> dict[str, Tensor]:
+    """Weights of one adapted layer, merged in float32 by PEFT on a copy: it knows DoRA and biases."""
+    dtypes = {name: value.dtype for name, value in layer.get_base_layer().state_dict().items()}
+    layer = copy.deepcopy(layer).float()
+    layer.merge()
+    return {name: value.to(dtypes[name]) for name, value in layer.get_base_layer().state_dict().items()}
+
+
 def _float32(model):
-    """Adapters keep float32 weights whatever the base has: half precision would round small updates away."""
+    """Adapters have float32 weights on a base of any precision: half precision would round small updates away."""
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

@@ -162,7 +162,7 @@ class VideoPredictor(nn.Module, ABC):
 
     @abstractmethod
     def set_sampler(self, sampler: EulerHybridSampler) -> None:
-        """Make the schedule and guidance of a sampler this model's own, in the folders it is saved to as well."""
+        """Make the schedule and guidance of a sampler this model's own; they are saved with the model."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -242,7 +242,7 @@ class VideoPredictor(nn.Module, ABC):
         return denoise
 
     def frozen_reference(self) -> Reference:
-        """The predictor as it is now, whatever training makes of it.
+        """The predictor as it is now, unchanged by later training.
 
         With adapters that is the model under them, run with the adapters switched off: nothing is copied. Without, it
         is a copy of the denoiser network, with the same codec and encoders.
@@ -290,7 +290,7 @@ class VideoPredictor(nn.Module, ABC):
         dropout: float = 0.0,
         base_dtype: str | torch.dtype | None = None,
     ) -> None:
-        """Freeze the denoiser and train low-rank adapters, which are float32 whatever the base is.
+        """Freeze the denoiser and train low-rank adapters, which are float32 on a base of any precision.
 
         Args:
             rank: rank of the adapters.
@@ -310,7 +310,7 @@ class VideoPredictor(nn.Module, ABC):
         """Put a saved adapter on this base model.
 
         Raises:
-            ValueError: the folder holds no adapter, or one that is not plain LoRA, or this model already has one.
+            ValueError: the folder holds neither a LoRA nor a DoRA adapter, or this model already has an adapter.
         """
         self._check_no_adapter()
         self._set_adapter(lora.load_adapter(self.denoiser_network, folder, trainable), None)

@@ -16,15 +16,15 @@ class PredictorSettings:
     """Written beside the model as ``vampo.json``."""
 
     num_frames: int = 8
-    """F, frames of a clip, the conditioning first frame included."""
+    """Number of frames of a clip (F), including the first frame, which is the condition."""
     fps: int = 7
-    """Micro-conditioning id (``StableVideoDiffusionPipeline(fps=7)`` passes 6)."""
+    """SVD's micro-conditioning id for frames per second (``StableVideoDiffusionPipeline(fps=7)`` passes 6)."""
     motion_bucket_id: int = 127
-    """Micro-conditioning id of SVD for the amount of motion."""
+    """SVD's micro-conditioning id for the amount of motion."""
     noise_aug_strength: float = 0.0
-    """Micro-conditioning id; no noise is added to the first frame."""
+    """SVD's micro-conditioning id for noise on the first frame, to which none is added here."""
     num_inference_steps: int = 8
-    """Default steps of :meth:`VideoPredictor.sampler`."""
+    """Default number of steps of :meth:`VideoPredictor.sampler`."""
     rho: float = 7.0
     """Default exponent of the Karras schedule."""
     guidance_scale: float = 1.0
@@ -32,9 +32,9 @@ class PredictorSettings:
     min_guidance_scale: float = 1.0
     """Default guidance of the first frame."""
     predict_change: bool = False
-    """Whether the UNet denoises the change from the first frame, instead of the latents themselves."""
+    """Whether SVD's UNet denoises the change from the first frame, instead of the latents themselves."""
     text_max_length: int = 20
-    """Tokens of a CLIP text encoder."""
+    """Number of tokens of a CLIP text encoder."""
     text_position_code: bool = True
     """Whether CLIP tokens get VPP's sine-cosine position code."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 class LatentCodec(ConfigMixin):
     """Stands for a codec that is not at hand: the data came as its latents, and no frame is encoded or decoded here.
 
-    ``data`` says which latents, as nothing else tells two such codecs apart.
+    ``data`` names the latents, because two such codecs may be equal in everything else.
     """
 
     config_name = "config.json"  # type: ignore[assignment]
@@ -24,23 +24,25 @@ class LatentCodec(ConfigMixin):
         self.scaling_factor, self.data = scaling_factor, data
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Impossible.
+        """Not possible: there is no codec.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("this predictor was trained on ready-made latents and has no codec, expected latents")
+        raise ValueError(
+            "this predictor was trained on published latents and has no codec to encode frames with, expected latents"
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Impossible.
+        """Not possible: there is no codec.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("this predictor was trained on ready-made latents and has no codec to decode them with")
+        raise ValueError("this predictor was trained on published latents and has no codec to decode latents with")
 
     def fingerprint(self) -> str:
-        """Of the settings."""
+        """Changes with any setting."""
         return f"latents-{self.latent_channels}" + (f"-{self.data}" if self.data else "")
 
     def save_pretrained(self, folder: str | Path) -> None:

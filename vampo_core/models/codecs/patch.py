@@ -12,7 +12,7 @@ from vampo_core.ops._checks import check_int
 
 
 class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Linear codec: patches to their principal components, whitened; decoded from each latent and its neighbours.
+    """Linear codec: patches to their principal components, whitened; decoded from each latent and its neighbors.
 
     Fitted in seconds by :meth:`fit`. Encoder: one strided convolution whose filters are the principal components of
     the patches, each divided by its standard deviation. Decoder: the least-squares linear map from the 3x3 latents
@@ -46,10 +46,10 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Fit to frames; deterministic.
 
         Args:
-            frames: what the codec should represent well.
-            patch_size: pixels per latent along each side.
-            latent_channels: principal components kept.
-            max_frames: of more, an evenly spaced subset is used.
+            frames: frames that the codec should represent well.
+            patch_size: number of pixels per latent along each side.
+            latent_channels: number of principal components kept.
+            max_frames: largest number of frames used; of more frames, an evenly spaced subset.
 
         Raises:
             ValueError: a shape does not fit, or the frames vary in fewer directions than ``latent_channels``.

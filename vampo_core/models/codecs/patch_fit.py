@@ -21,7 +21,7 @@ def fit_patch_transform(
     patch_size: int,
     latent_channels: int,
 ) -> PatchTransform:
-    """Whitened principal components, and the linear decoder from 3x3 latents that minimises the squared error.
+    """Whitened principal components, and the linear decoder from 3x3 latents that minimizes the squared error.
 
     Raises:
         ValueError: the patches vary in fewer directions than ``latent_channels``.
@@ -56,7 +56,7 @@ def _moments(frames: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     pixels = 3 * patch_size**2
     total, square, count = torch.zeros(pixels).double(), torch.zeros(pixels, pixels).double(), 0
     for part in frames.split(_CHUNK):
-        rows = _patches(part, patch_size).transpose(0, 1).flatten(1) - 0.5  # [3pp, M]; centred for precision
+        rows = _patches(part, patch_size).transpose(0, 1).flatten(1) - 0.5  # [3pp, M]; centered for precision
         total += rows.sum(1)
         square += rows @ rows.T
         count += rows.shape[1]

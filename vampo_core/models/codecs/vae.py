@@ -20,9 +20,9 @@ class VAECodec(nn.Module):
         """Wrap a VAE.
 
         Args:
-            vae: frozen here, and run in its own dtype (float32 where it is float16 and asks for upcasting).
-            encode_chunk_size: frames encoded at once.
-            decode_chunk_size: frames decoded at once, of one clip; fewer need less memory and flicker more.
+            vae: SVD's VAE; it is frozen, and runs in its own dtype (float32 if it is float16 and asks for upcasting).
+            encode_chunk_size: number of frames encoded at once.
+            decode_chunk_size: number of frames of one clip decoded at once; fewer need less memory and flicker more.
         """
         super().__init__()
         if vae.dtype == torch.float16 and vae.config["force_upcast"]:

@@ -7,18 +7,18 @@ from torch import Tensor
 from vampo_core.ops.coefficients import PredictionType, denoiser_scalings
 
 SIGMA_DROWNED = 3.0
-"""Noise level from which on the noisy change tells a small model little; moving latents change by about 2."""
+"""Noise level above which a small model learns little from the noisy change; moving latents change by about 2."""
 
 
 def first_frame_share(sigma: float | Tensor, prediction_type: PredictionType) -> float | Tensor:
-    """What of the first frame's latents, per unit, the raw output for the latents has and that for the change has not.
+    """Share of the first frame's latents in the difference between the raw outputs for the latents and for the change.
 
     With x the noisy latents, f the first frame's and m the raw output for the change, the denoised latents are
     ``f + c_skip (x - f) + c_out m = c_skip x + c_out (m + (1 - c_skip) / c_out f)``.
 
     Args:
-        sigma: noise level of all rows, or [N].
-        prediction_type: what m is.
+        sigma: one noise level for all rows, or one per row [N].
+        prediction_type: meaning of m.
 
     Returns:
         ``(1 - c_skip) / c_out``; a tensor [N, 1, 1, 1, 1] for a tensor.
@@ -33,12 +33,12 @@ def first_frame_share(sigma: float | Tensor, prediction_type: PredictionType) ->
 def input_scale(sigma: float | Tensor) -> float | Tensor:
     """Scale of the noisy change on its way into the UNet, ``((sigma^2 + 1) (1 + (sigma / SIGMA_DROWNED)^2))^(-1/2)``.
 
-    EDM's scale alone (Karras et al. 2022, table 1) brings any input to unit variance, so at large noise levels half
-    of the UNet's channels are noise that it has to learn to ignore: its time embedding is added, and cannot turn them
-    down. The second factor does.
+    EDM's own scale, the first factor (Karras et al. 2022, table 1), brings any input to unit variance. At large noise
+    levels half of the UNet's input channels would then be noise that it has to learn to ignore: its time embedding is
+    added to activations and cannot scale the noise down. The second factor does.
 
     Args:
-        sigma: noise level of all rows, or [N].
+        sigma: one noise level for all rows, or one per row [N].
 
     Returns:
         the scale; a tensor [N, 1, 1, 1, 1] for a tensor.

@@ -7,20 +7,20 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 
 TEXT_DIM = 64
 SIGMA_MAX = 80.0
-"""Largest noise level, of training and sampling."""
+"""Largest noise level in training and sampling."""
 
 
 def default_unet(latent_channels: int, num_frames: int, sample_size: int | None, **overrides: Any):
-    """A small ``UNetSpatioTemporalConditionModel`` that attends, to text as well, in its middle block alone.
+    """A small ``UNetSpatioTemporalConditionModel`` that attends to text, space and time only in its middle block.
 
     Of six arrangements of blocks and widths, each trained once for 150 s of CPU time on PushT, it predicted best:
     attention at full resolution costs more steps than it gains.
 
     Args:
-        latent_channels: C of the codec.
-        num_frames: F.
+        latent_channels: number of the codec's channels (C).
+        num_frames: number of frames of a clip (F).
         sample_size: latents along each side; a note in the config, any multiple of 2 works.
-        overrides: any argument of ``UNetSpatioTemporalConditionModel``.
+        overrides: other arguments of ``UNetSpatioTemporalConditionModel``.
     """
     config: dict[str, Any] = {
         "sample_size": sample_size,

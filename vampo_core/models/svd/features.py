@@ -17,7 +17,7 @@ class UpBlockFeatures:
 
     The input is what the sampler starts from, pure noise, without guidance. The noise is the same for every clip of
     every batch: a policy that sees an observation again sees the same features again. (Zeros would do so too, but the
-    denoiser has only seen noise of unit variance there.) Blocks behind the last chosen one are not run, and nothing is
+    denoiser has only seen noise of unit variance there.) Blocks after the last chosen one are not run, and nothing is
     decoded.
 
     Args:
@@ -63,7 +63,7 @@ class UpBlockFeatures:
         with self._autocast(device):
             self._run(*self._inputs(sample, sigma, condition), return_dict=False)
         outputs = self._outputs.copy()  # each [B * F, D_i, h_i, w_i]
-        self._outputs.clear()  # or the graph would live until the next call
+        self._outputs.clear()  # otherwise the graph would live until the next call
         size = outputs[-1].shape[-2:]
         outputs = [x if x.shape[-2:] == size else functional.interpolate(x, size=size) for x in outputs]
         return torch.cat(outputs, dim=1).unflatten(0, (condition.num_clips, -1))
@@ -103,7 +103,7 @@ class _Tap(nn.Module):
         super().__init__()
         self.block, self.outputs = block, outputs
         self.has_cross_attention = getattr(block, "has_cross_attention", False)
-        self.resnets = list(block.resnets)  # type: ignore[arg-type]  # the UNet counts them to hand out skips
+        self.resnets = list(block.resnets)  # type: ignore[arg-type]  # the UNet counts them to give each block its skips
 
     def forward(self, **inputs: Any) -> Tensor:
         self.outputs.append(self.block(**inputs))
@@ -111,7 +111,7 @@ class _Tap(nn.Module):
 
 
 class _Skip(nn.Module):
-    """Stands for a block behind the last one that is needed; takes its skips and does nothing."""
+    """Replaces a block after the last chosen one: takes its skips and does nothing."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

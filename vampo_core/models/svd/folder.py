@@ -1,11 +1,10 @@
-"""Reads and writes the parts of a checkpoint folder, and says what is wrong with one.
+"""Reads and writes the parts of a model folder, and says what is wrong with one.
 
 Ours: ``unet/ codec/ text_encoder/ scheduler/ vampo.json``. SVD's: ``unet/ vae/ image_encoder/ feature_extractor/
 scheduler/ model_index.json``. VPP's is SVD's and a CLIP text model, which we keep in ``text_encoder/ tokenizer/``.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from vampo_core.models.codecs.vae import VAECodec
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text.clip import import_transformers
 from vampo_core.models.text.text import ClipTextEncoder, InstructionEncoder
+from vampo_core.models.weight_files import copy_weights, weights_variant
 
 SVD_ONLY_PARTS = ("image_encoder", "feature_extractor")
 _PIPELINE_PARTS = {
@@ -35,7 +35,7 @@ _PIPELINE_PARTS = {
 
 
 def check_folder(folder: Path) -> None:
-    """Raise a ValueError that says why ``folder`` is no checkpoint of a video predictor."""
+    """Raise a ValueError that says why ``folder`` holds no video predictor."""
     if not folder.is_dir():
         raise ValueError(f"checkpoint folder is {str(folder)!r}, expected an existing folder")
     if (folder / "adapter_config.json").is_file():
@@ -55,8 +55,17 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} has no scheduler/scheduler_config.json, expected an EulerDiscreteScheduler's")
 
 
-def load_model(cls: Any, folder: Path, **arguments: Any) -> Any:
-    """``cls.from_pretrained`` of a local diffusers or transformers model folder, safetensors alone."""
+def load_model(cls: Any, folder: Path, variant: str | None = None) -> Any:
+    """``cls.from_pretrained`` of a local diffusers or transformers model folder, in float32.
+
+    Args:
+        cls: class of the model.
+        folder: folder of the model; only weights in the safetensors format are read.
+        variant: variant of the weight files; by default the one that the folder holds.
+
+    Raises:
+        ValueError: the folder holds another model, no weights, or damaged ones.
+    """
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"{folder} has no config.json, expected a {cls.__name__}")
@@ -64,27 +73,26 @@ def load_model(cls: Any, folder: Path, **arguments: Any) -> Any:
     kind = description.get("_class_name") or next(iter(description.get("architectures") or []), None)
     if kind is not None and kind != cls.__name__:
         raise ValueError(f"{folder} holds a {kind}, expected a {cls.__name__}")
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} holds no *.safetensors, expected weights in that format")
+    options = {"variant": weights_variant(folder) if variant is None else variant}
     try:
-        return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, **arguments)
+        return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).float()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded as a {cls.__name__}: {error}") from error
 
 
 def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionModel:
     """The UNet in float32."""
-    return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant=variant)
+    return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant)
 
 
 def load_codec(folder: Path, variant: str | None) -> Codec:
-    """Our patch codec, what stands for a missing one, or SVD's VAE."""
+    """Our patch codec, the stand-in for a missing codec, or SVD's VAE."""
     if (folder / "codec").is_dir():
         description = json.loads((folder / "codec" / "config.json").read_text())
         if description.get("_class_name") == "LatentCodec":
             return LatentCodec.from_config(description)
         return load_model(PatchCodec, folder / "codec").requires_grad_(False)
-    return VAECodec(load_model(AutoencoderKLTemporalDecoder, folder / "vae", variant=variant))
+    return VAECodec(load_model(AutoencoderKLTemporalDecoder, folder / "vae", variant))
 
 
 def load_scheduler(folder: Path) -> EulerDiscreteScheduler:
@@ -117,7 +125,7 @@ def load_text_encoder(
 
 def load_image_encoder(folder: Path, variant: str | None) -> nn.Module:
     """SVD's CLIP image encoder."""
-    # here, because these modules are slow to import and complain about a missing torchvision
+    # imported here, because these modules are slow to import and warn about a missing torchvision
     transformers = import_transformers()
 
     from vampo_core.models.svd.image_encoder import ClipImageEncoder
@@ -126,7 +134,7 @@ def load_image_encoder(folder: Path, variant: str | None) -> nn.Module:
         raise ValueError(f"{folder} has no feature_extractor/preprocessor_config.json, expected CLIP's image processor")
     extractor = transformers.CLIPImageProcessor.from_pretrained(folder / "feature_extractor", local_files_only=True)
     return ClipImageEncoder(
-        extractor, load_model(transformers.CLIPVisionModelWithProjection, folder / "image_encoder", variant=variant)
+        extractor, load_model(transformers.CLIPVisionModelWithProjection, folder / "image_encoder", variant)
     )
 
 
@@ -137,10 +145,10 @@ def copy_parts(source: Path | None, folder: Path) -> None:
         if part is None or not part.is_dir():
             raise ValueError(
                 f"{name}/ of the checkpoint that this model was loaded from ({source}) is gone, "
-                "expected it to be there still: a pipeline folder needs it"
+                "expected it to be still there: a pipeline folder needs it"
             )
         if part.resolve() != (folder / name).resolve():
-            shutil.copytree(part, folder / name, dirs_exist_ok=True)
+            copy_weights(part, folder / name)
 
 
 def write_model_index(folder: Path) -> None:

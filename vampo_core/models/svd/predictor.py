@@ -160,11 +160,12 @@ class SVDPredictor(VideoPredictor):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._adapter:
+        if lora.has_adapter(self.unet):
             lora.save_merged(self.unet, folder / "unet")
-            self.save_adapter(folder / "adapter")
         else:
             self.unet.save_pretrained(folder / "unet")
+        if self._adapter:
+            self.save_adapter(folder / "adapter")
         self.scheduler.save_pretrained(folder / "scheduler")
         self.settings.save(folder)
         if isinstance(self.text_encoder, ClipTextEncoder):
@@ -188,7 +189,7 @@ class SVDPredictor(VideoPredictor):
         sigma: float | Tensor,  # one noise level, or [N]
         condition: Condition,  # of N clips, an SVDCondition
     ) -> Tensor:  # [N, F, C, h, w], in the autocast dtype, or float32 with predict_change
-        """The denoiser's raw output at noise level ``sigma``, in the parameterisation of the scheduler.
+        """The denoiser's raw output at noise level ``sigma``, in the parameterization of the scheduler.
 
         The input is scaled by ``1 / sqrt(sigma^2 + 1)``, model time is ``log(sigma) / 4`` and the first frame's latents
         stand beside every frame on channels, as in SVD. With ``settings.predict_change`` the UNet denoises the change
@@ -272,18 +273,19 @@ class SVDPredictor(VideoPredictor):
             "prediction_type": config["prediction_type"],
             "guidance_scale": self.settings.guidance_scale,
             "min_guidance_scale": self.settings.min_guidance_scale,
+            "process": self.process,
             "unit_variance_start": config["timestep_spacing"] == "leading",
         }
         return EulerHybridSampler(**fields | overrides)
 
     def fingerprint(self) -> str:
-        """Changes with all that predictions depend on: weights, settings, noise schedule, precision, codec."""
+        """A hash of everything that predictions depend on: weights, settings, noise schedule, precision, codec."""
         schedule = {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")}
         weights = {name: value for name, value in self.state_dict().items() if not name.startswith("codec.")}
         return fingerprint([asdict(self.settings), schedule, self.dtype, self.codec.fingerprint()], weights)
 
     def set_sampler(self, sampler: EulerHybridSampler) -> None:
-        """Make the schedule and guidance of a sampler this model's own, in the folders it is saved to as well."""
+        """Make the schedule and guidance of a sampler this model's own; they are saved with the model."""
         self.settings = replace(
             self.settings,
             num_inference_steps=sampler.num_inference_steps,
@@ -350,7 +352,7 @@ class SVDPredictor(VideoPredictor):
         if isinstance(sigma, Tensor):
             if sigma.shape != (rows,):
                 raise ValueError(f"sigma has shape {tuple(sigma.shape)}, expected a float or [{rows}]")
-            scale, time = (sigma.square() + 1).rsqrt().view(-1, 1, 1, 1, 1), sigma.log() / 4
+            scale, time = (sigma.square() + 1).rsqrt().view(-1, 1, 1, 1, 1), self.process.model_time(sigma)
         else:
             scale, time = 1 / math.sqrt(sigma * sigma + 1), sample.new_full((rows,), self.process.model_time(sigma))
         first = latents.unsqueeze(1).expand_as(sample).to(sample.dtype)

@@ -1,10 +1,10 @@
-"""CLIP comes with transformers, which SVD and VPP checkpoints need and the embedded default does not."""
+"""CLIP needs transformers: a dependency of SVD and VPP models, but not of the embedded default."""
 
 from typing import Any
 
 
 def import_transformers() -> Any:
-    """The package, or one clear error.
+    """The transformers package, or one clear error.
 
     Raises:
         ImportError: it is not installed.

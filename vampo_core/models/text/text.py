@@ -13,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from vampo_core.models.text.clip import import_transformers
+from vampo_core.models.weight_files import weights_variant
 from vampo_core.ops._checks import check_int
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ class InstructionEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     A word (lower case, letters and digits) is the sum of two rows of one table, chosen by two independent hashes
     (hash embeddings, Svenstrup et al. 2017): words rarely share both. Row 0 is padding. A learned position is added
-    and the sum normalised.
+    and the sum normalized.
 
     Args:
-        embedding_dim: D, the predictor's cross-attention width.
-        max_length: L, words kept; later ones are cut, missing ones padded.
-        table_size: rows of the table.
+        embedding_dim: width of the predictor's cross-attention (D).
+        max_length: number of words kept (L); later ones are cut, missing ones padded.
+        table_size: number of rows of the table.
     """
 
     @register_to_config
@@ -73,11 +74,11 @@ class ClipTextEncoder(nn.Module):
     concatenated with itself until it is as wide as the predictor's cross-attention (512 to 1024).
 
     Args:
-        tokenizer: CLIP's.
-        model: CLIP's text model; frozen here.
-        embedding_dim: D, a multiple of the model's width.
-        max_length: L, tokens.
-        position_code: add the position code.
+        tokenizer: CLIP's tokenizer.
+        model: CLIP's text model; it is frozen.
+        embedding_dim: width of the tokens (D), a multiple of the model's width.
+        max_length: number of tokens (L).
+        position_code: True adds the position code.
     """
 
     def __init__(
@@ -113,7 +114,11 @@ class ClipTextEncoder(nn.Module):
         transformers = import_transformers()
         try:
             loaded: Any = transformers.CLIPTextModelWithProjection.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                variant=weights_variant(Path(folder)),
             )
             tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
@@ -122,7 +127,7 @@ class ClipTextEncoder(nn.Module):
         if info["missing_keys"]:
             missing = len(info["missing_keys"])
             raise ValueError(f"{folder} holds no CLIP text model: {missing} of its weights are missing")
-        return cls(tokenizer, model, **arguments)
+        return cls(tokenizer, model.float(), **arguments)
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Tensor:  # [B, L, D]
