@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from leftovers import leftover_of
@@ -78,3 +80,18 @@ def test_folders_and_links_among_leftovers(tmp_path):
     (folder / "deep").mkdir(parents=True)
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {"kept", "file"}
+
+
+def test_what_an_ended_process_left_is_removed_before_its_parent_notices(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    while _state(process.pid) != "Z":
+        time.sleep(0.01)
+    leftover = leftover_of(tmp_path / "file", process.pid)
+    leftover.write_text("half")
+    remove_leftovers(tmp_path)
+    assert not leftover.exists()
+    process.wait()
+
+
+def _state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -94,4 +94,13 @@ def _is_another_living_process(pid: int) -> bool:
         return False
     except PermissionError:  # it lives, under another user
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and only waits for its parent to notice."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # it is gone, or this system has no /proc
+        return False
+    return state == "Z"
