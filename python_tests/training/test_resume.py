@@ -1,6 +1,6 @@
 """A run that is killed, stopped or out of disk space and resumed is bit for bit the run that was left alone.
 
-``VAMPO_NUM_KILLS=20 pytest python_tests/test_training_resume.py -k random`` kills at more moments.
+``VAMPO_NUM_KILLS=20 pytest python_tests/training/test_resume.py -k random`` kills at more moments.
 """
 
 import errno
@@ -8,10 +8,13 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
+import tiny_run
 import training_processes
 from training_processes import KILL_POINTS, finish, kill_after, run, start, wait_for, warm_up
 from training_runs import assert_same_run, make_config, make_pretrainer, make_trainer, metrics_of, trained_weights
@@ -85,6 +88,24 @@ def test_sigterm_saves_and_ends_in_order(uninterrupted, tmp_path, kind):
     assert 1 <= len(rows) < 6 and find_checkpoint(tmp_path).name == f"step-{len(rows)}"
     assert run(kind, tmp_path, *SETTINGS[kind], resume_from=tmp_path) == 0
     assert_same_run(tmp_path, uninterrupted[kind][0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_saves_too(tmp_path, number):
+    """As schedulers and terminals send it: the processes that load data live until the iteration is done."""
+    tiny_run.write_dataset(tmp_path / "data")
+    tiny_run.settings(tmp_path, "data.num_workers=2", "pretrain.num_steps=500").save(tmp_path / "tiny.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vampo_core", "pretrain", "--config", tmp_path / "tiny.yaml"],
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = tmp_path / "runs" / "tiny" / "metrics.jsonl"
+    wait_for(lambda: process.poll() is not None or (log.exists() and log.read_text().count("\n") >= 2))
+    os.killpg(process.pid, number)
+    printed, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error and "interrupted; continue" in printed, error
+    rows = metrics_of(log.parent)
+    assert 2 <= len(rows) < 500 and find_checkpoint(log.parent).name == f"step-{len(rows)}"
 
 
 def test_a_signal_between_iterations_loses_nothing(tmp_path):

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reason_of
 from vampo_core.data.sampler import ClipSampler
+from vampo_core.data.workers import outlive_signals
 
 
 class ClipItem(TypedDict):
@@ -219,5 +220,6 @@ def clip_loader(
         collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),  # for the workers' seeds; keeps the global generator
         num_workers=num_workers,
+        worker_init_fn=outlive_signals,
         persistent_workers=num_workers > 0,
     )

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from vampo_core.data.clips import collate
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.sampler import ClipSampler
+from vampo_core.data.workers import outlive_signals
 from vampo_core.policy.normalization import Ranges
 
 
@@ -163,5 +164,6 @@ def action_loader(
         collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),  # of the workers' seeds: the global one is left as it is
         num_workers=num_workers,
+        worker_init_fn=outlive_signals,
         persistent_workers=num_workers > 0,
     )
