@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def run_seed(config: VampoConfig) -> dict[str, Any]:
     """One chain, and its policies under instructions in other words."""
     chain = vampo_core.run_chain(config)
     words = ",".join(f"rephrased:make/{name}" for name in envs.split_names(require_simulator(config)))
-    in_other_words = load_config(replace(config, data=replace(config.data, env=words)), "closed_loop.num_videos=0")
+    in_other_words = load_config(config, f"closed_loop.env={words}", "closed_loop.num_videos=0")
     output = Path(config.run.dir).parent / "rephrased"
     results = {}
     for name, loop in chain.closed_loop.items():

@@ -143,13 +143,13 @@ def evaluate(checkpoint: str | Path, config: Config, *overrides: str) -> EvalRes
 def evaluate_policy(
     checkpoint: str | Path | None, config: Config, *overrides: str, output: str | Path | None = None
 ) -> ClosedLoopResult:
-    """Let a policy act in the simulators of ``data.env``: success, coverage, length and latency of seeded episodes.
+    """Let a policy act in simulators: success, coverage, length and latency of seeded episodes.
 
     Call it from under ``if __name__ == "__main__":``, because the simulators run in other processes.
 
     Args:
         checkpoint: policy folder, checkpoint or run folder; None for the simulators' own experts.
-        config: configuration; ``closed_loop`` says how many episodes, ``data`` which simulators at which resolution.
+        config: configuration; ``closed_loop`` says which simulators and how many episodes, ``data`` the resolution.
         overrides: settings to change.
         output: folder in which each controller gets a folder for finished episodes and videos; a second call
             continues where the first was stopped. ``<run.dir>/closed_loop`` by default.

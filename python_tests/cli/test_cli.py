@@ -1,5 +1,6 @@
 """The command line: what it hands to the handlers, what it says, and the code it ends with."""
 
+import dataclasses
 import subprocess
 import sys
 import types
@@ -9,7 +10,8 @@ import torch
 
 from vampo_core.cli import parser as cli
 from vampo_core.cli.parser import Verb, main
-from vampo_core.config import ConfigError, load_config
+from vampo_core.config import ConfigError, VampoConfig, load_config
+from vampo_core.config.vampo import keys
 from vampo_core.envs import SimulatorError
 from vampo_core.training.checkpoint import CheckpointError
 
@@ -26,9 +28,14 @@ def calls(monkeypatch):
 
     module.run = handler
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    verbs = {name: Verb(f"{module.__name__}:run", verb.help, verb.options) for name, verb in cli.VERBS.items()}
+    verbs = {
+        name: Verb(f"{module.__name__}:run", verb.help, verb.reads, verb.options) for name, verb in cli.VERBS.items()
+    }
     monkeypatch.setattr(cli, "VERBS", verbs)
     return module
+
+
+NOT_RESUMED = {"resume_from": None, "continue_": False}
 
 
 @pytest.mark.parametrize(
@@ -41,8 +48,8 @@ def calls(monkeypatch):
     ],
 )
 def test_overrides_stand_anywhere(calls, arguments):
-    assert main(["record", *arguments]) == 0
-    assert calls.calls == [(load_config("pusht", "grpo.num_generations=4", "optim.lr=1e-4"), {})]
+    assert main(["train", *arguments]) == 0
+    assert calls.calls == [(load_config("pusht", "grpo.num_generations=4", "optim.lr=1e-4"), NOT_RESUMED)]
 
 
 def test_options_reach_the_handler(calls, tmp_path):
@@ -52,7 +59,7 @@ def test_options_reach_the_handler(calls, tmp_path):
         assert main([verb, "--config", str(tmp_path / "my.yaml"), "--resume-from", "runs/a"]) == 0
         assert calls.calls.pop() == (config, {"resume_from": "runs/a", "continue_": False})
     assert main(["train", "--config", "pusht"]) == 0
-    assert calls.calls.pop()[1] == {"resume_from": None, "continue_": False}
+    assert calls.calls.pop()[1] == NOT_RESUMED
     assert main(["train", "--continue", "--config", "pusht"]) == 0
     assert calls.calls.pop()[1] == {"resume_from": None, "continue_": True}
     assert main(["evaluate", "--config", "pusht", "--checkpoint", "runs/a", "--against", "runs/b"]) == 0
@@ -65,6 +72,29 @@ def test_a_verb_of_two_words(calls, capsys):
     calls.then = lambda: int("x")
     assert main(["policy", "train", "--config", "pusht"]) == 1
     assert capsys.readouterr().err.startswith("vampo policy train: ")
+
+
+def test_settings_that_a_verb_does_not_read_are_named(calls, capsys):
+    assert main(["record", "--config", "pusht", "grpo.batch_size=4", "data.num_episodes=3", "optim.lr=1e-4"]) == 0
+    assert capsys.readouterr().err == "note: vampo record does not read grpo.batch_size=4, optim.lr=1e-4\n"
+    assert main(["train", "--config", "pusht", "grpo.batch_size=4"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_sections_of_every_verb_exist():
+    sections = {field.name for field in dataclasses.fields(VampoConfig)}
+    assert all(verb.reads and set(verb.reads) <= sections for verb in cli.VERBS.values())
+
+
+def test_config_shows_every_setting_with_its_meaning(tmp_path, capsys):
+    assert main(["config", "--config", "pusht", "optim.lr=1e-5"]) == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "shown.yaml").write_text(shown)
+    assert load_config(tmp_path / "shown.yaml") == load_config("pusht", "optim.lr=1e-5")
+    lines = shown.splitlines()
+    settings = [i for i, line in enumerate(lines) if line.startswith("  ") and not line.strip().startswith("#")]
+    assert len(settings) == len(keys()) and all(lines[i - 1].startswith("  # ") for i in settings)
+    assert "  # Learning rate between warm-up and decay." in shown and "  lr: 1.0e-05" in shown
 
 
 def test_the_handler_may_choose_the_exit_code(calls):

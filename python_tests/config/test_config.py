@@ -1,7 +1,7 @@
 """Configuration: what is read is what was meant, and anything else is refused in one clear line."""
 
 import dataclasses
-import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,14 @@ from vampo_core.config import (
     RunConfig,
     SamplerConfig,
     VampoConfig,
+    deciding,
     load_config,
     presets,
+    resumed,
+    roles,
 )
+from vampo_core.config.meaning import meanings
+from vampo_core.config.vampo import REMOVED, keys
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -53,9 +58,10 @@ def test_the_preset_pusht_differs_from_the_default_in_how_it_samples_and_how_fas
     sampling = {
         f"sampler.{name}" for name in ("num_inference_steps", "sigma_min", "sigma_max", "rho", "guidance_scale")
     } | {"grpo.num_generations"}
-    lengths = {"data.num_episodes", "grpo.num_iterations", "pretrain.num_steps"}
+    lengths = {"grpo.num_iterations", "pretrain.num_steps"}
+    data = {"data.env", "data.root", "data.num_episodes", "data.stride", "run.dir"}
     speed = {"optim.lr", "optim.decay_steps", "pretrain.lr", "pretrain.decay_steps", "pretrain.ema_decay"}
-    assert changed == sampling | lengths | speed
+    assert changed == sampling | lengths | speed | data
 
 
 def test_every_preset_is_valid(monkeypatch):
@@ -95,11 +101,18 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(write):
         ("sampler.stochastic_steps=[2, 0, 2]", (0, 2)),
         ("sampler.tail_chunk_size=null", None),
         ("sampler.tail_chunk_size=7", 7),
-        ("sampler.antithetic=true", True),
+        ("grpo.reuse_first_step=false", False),
         ("run.trackers=[wandb, tensorboard]", ("wandb", "tensorboard")),
         ("run.dir=2026-01-31", "2026-01-31"),
         ("run.dir='7'", "7"),
+        ("run.dir=7", "7"),
         ("run.dir=a=b", "a=b"),
+        ("run.dir=runs/a #2", "runs/a #2"),
+        ("run.dir=runs: a", "runs: a"),
+        ("data.root=/videos/a#b", "/videos/a#b"),
+        ("data.env=null", None),
+        ("data.env=", None),
+        ("closed_loop.env=pusht", "pusht"),
     ],
 )
 def test_values_of_overrides(override, expected):
@@ -156,7 +169,10 @@ def test_paths_are_expanded(monkeypatch):
         ("data.resolution=[64, 0]", ["data.resolution[1]", "0", "at least 1"]),
         ("data.resolution=[64, 96]", ["data.resolution", "[64, 96]", "one number", "pusht"]),
         ("data.root=''", ["data.root", "''", "a folder"]),
-        ("run.dir=7", ["run.dir", "7", "a text"]),
+        ("sampler.antithetic=true", ["sampler.antithetic", "True", "removed", "False"]),
+        ("sampler.shared_noise=false", ["sampler.shared_noise", "False", "removed", "True"]),
+        ("data.steps_after_success=5", ["data.steps_after_success", "5", "removed", "0"]),
+        ("pretrain.condition_dropout=1", ["pretrain.condition_dropout", "1.0", "below 1"]),
         ("run.seed=-1", ["run.seed", "-1", "at least 0"]),
         ("run.trackers=[tensorbord]", ["run.trackers[0]", "'tensorbord'", "did you mean 'tensorboard'"]),
         ("run.dir=[a", ["'run.dir=[a'", "YAML"]),
@@ -169,16 +185,13 @@ def test_a_wrong_override_is_one_line_with_key_value_and_expectation(override, w
 
 
 def test_checks_across_keys():
-    assert "even" in refusal("pusht", "sampler.antithetic=true", "grpo.num_generations=7")
-    assert load_config("pusht", "sampler.antithetic=true", "grpo.num_generations=6").sampler.antithetic
-    assert "shared_noise" in refusal("pusht", "sampler.antithetic=true", "sampler.shared_noise=false")
     assert "above 0" in refusal("pusht", "reward.l1_weight=0", "reward.cosine_weight=0")
     fewer = refusal("pusht", "sampler.num_inference_steps=4", "sampler.stochastic_steps=[0, 3]")
     assert "[0, 3]" in fewer and "= 2" in fewer
 
 
 def test_a_predictor_keeps_its_own_sampler_where_nothing_is_set():
-    kept = {"eta": 1.0, "stochastic_steps": (0,), "antithetic": False, "shared_initial_noise": True}
+    kept = {"eta": 1.0, "stochastic_steps": (0,)}
     assert load_config(VampoConfig()).sampler.overrides() == kept
     set_ = load_config(
         VampoConfig(), "sampler.guidance_scale=2", "sampler.sigma_max=700", "sampler.stochastic_steps=[9]"
@@ -300,19 +313,69 @@ def test_yaml_round_trip_is_exact(lr, steps, text, chunk, strict, tmp_path_facto
     assert again.to_yaml() == config.to_yaml() == path.read_text()
 
 
-def test_every_field_has_a_line_of_documentation():
-    sources = {name: (REPOSITORY / "vampo_core" / "config" / name).read_text() for name in ("sections.py", "vampo.py")}
-    for source in sources.values():
-        for declared in re.finditer(r"^    (\w+): .*= .*\n(.*)\n", source, re.MULTILINE):
-            assert declared[2].strip().startswith('"""'), declared[1]
+def test_every_setting_has_a_meaning_and_a_role():
+    sections = typing.get_type_hints(VampoConfig)
+    for name, section in sections.items():
+        missing = {field.name for field in dataclasses.fields(section)} - meanings(section).keys()
+        assert not missing, (name, missing)
+    assert list(roles()) == keys()
+    assert {key for key, role in roles().items() if role.is_path} == {
+        "data.root", "model.pretrained", "model.text_encoder", "policy.predictor", "run.dir",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["bridge", "metaworld", "pusht"])
+def test_configurations_of_older_runs_still_load(preset, monkeypatch):
+    """Files in ``saved`` were written before defaults changed and settings went; runs go on with what they began."""
+    monkeypatch.setenv("VAMPO_REAL_DATA", "/videos")
+    saved = Path(__file__).parent / "saved" / f"{preset}.yaml"
+    assert any(key.partition(".")[2] in saved.read_text() for key in REMOVED)
+    assert load_config(saved) == load_config(preset)
+
+
+def test_products_depend_on_the_settings_that_decide_them():
+    config = load_config("pusht")
+    assert deciding(load_config(config, "run.dir=elsewhere", "closed_loop.num_episodes=3"), "policy") == deciding(
+        config, "policy"
+    )
+    for override, products in {
+        "data.stride=2": {"data", "base", "evaluation", "vampo", "policy"},
+        "pretrain.lr=1": {"base"},
+        "model.layers_per_block=2": {"base", "vampo"},
+        "grpo.kl_coef=1": {"vampo"},
+        "policy.lr=1": {"policy"},
+        "evaluation.seed=7": {"evaluation", "vampo", "policy"},
+        "closed_loop.seed=7": set(),
+    }.items():
+        other = load_config(config, override)
+        every = ("data", "base", "evaluation", "vampo", "policy")
+        assert {product for product in every if deciding(other, product) != deciding(config, product)} == products
+
+
+def test_a_null_noise_level_is_the_samplers_where_a_base_is_decided():
+    config = load_config("pusht", "sampler.sigma_max=null")
+    assert deciding(config, "base") == deciding(load_config("pusht", "sampler.sigma_max=80"), "base")
+
+
+def test_a_run_goes_on_with_its_own_settings_except_for_how_it_is_made():
+    own = load_config("pusht", "grpo.kl_coef=0.5", "run.num_threads=1")
+    asked = load_config("pusht", "optim.lr=1", "run.num_threads=2", "closed_loop.num_episodes=3")
+    assert resumed(asked, own) == load_config(own, "run.num_threads=2", "closed_loop.num_episodes=3")
+
+
+def test_policies_act_in_the_simulator_of_the_data_or_in_another():
+    assert VampoConfig().simulator is None
+    assert load_config("pusht").simulator == "pusht"
+    other = load_config("pusht", "closed_loop.env=metaworld/reach")
+    assert other.simulator == "metaworld/reach" and other.data.env == "pusht"
+    videos = load_config("pusht", "data.env=null", "data.format=vpp", "closed_loop.env=pusht")
+    assert videos.simulator == "pusht"
 
 
 def test_the_sampler_and_unet_get_what_was_set():
-    config = load_config(
-        "pusht", "sampler.shared_noise=false", "sampler.eta=0.5", "model.block_out_channels=[32, 64, 96]"
-    )
+    config = load_config("pusht", "sampler.eta=0.5", "model.block_out_channels=[32, 64, 96]")
     overrides = config.sampler.overrides()
-    assert (overrides["shared_initial_noise"], overrides["eta"]) == (False, 0.5)
+    assert overrides["eta"] == 0.5
     options = config.model.unet_options()
     assert len(options["down_block_types"]) == len(options["up_block_types"]) == 3
     assert options["block_out_channels"] == (32, 64, 96)

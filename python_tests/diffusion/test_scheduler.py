@@ -7,7 +7,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from svd_folder import make_svd_pipeline
 
-from vampo_core.diffusion import EulerHybridScheduler
+from vampo_core.diffusion.scheduler import EulerHybridScheduler
 from vampo_core.ops import reference
 
 SVD_SCHEDULE = {

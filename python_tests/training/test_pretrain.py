@@ -52,6 +52,31 @@ def test_noise_follows_from_seed_and_step_alone(tmp_path):
     assert other.loss(1, batch).item() != losses[0]
 
 
+def test_conditions_are_dropped_at_random_as_often_as_asked(tmp_path, monkeypatch):
+    """What classifier-free guidance needs: the first frame and the instruction are zeros for a random few clips."""
+    seen = []
+
+    def loss(model, latents, condition, *, sigma, **rest):
+        seen.append(
+            (condition.image_latents == 0).flatten(1).all(1) & (condition.encoder_hidden_states == 0).all(2)[:, 0]
+        )
+        return sigma.sum()
+
+    monkeypatch.setattr("vampo_core.training.pretrain.edm_loss", loss)
+    pretrainer = make_pretrainer(make_config(tmp_path, "pretrain.condition_dropout=0.3"))
+    batch = some_clips()
+    for step in range(400):
+        pretrainer.loss(step, batch)
+    dropped = torch.stack(seen)
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / dropped.numel()) ** 0.5)
+    assert len(set(map(tuple, dropped.tolist()))) == 8  # clips independently
+    pretrainer.loss(7, batch)
+    assert torch.equal(seen[-1], seen[7])
+    without = make_pretrainer(make_config(tmp_path))
+    without.loss(1, batch)
+    assert not seen[-1].any()
+
+
 def test_noise_levels_are_log_normal(tmp_path, monkeypatch):
     pretrainer, levels = make_pretrainer(make_config(tmp_path, "pretrain.p_mean=0.3", "pretrain.p_std=0.8")), []
     monkeypatch.setattr(

@@ -32,7 +32,7 @@ INTERRUPTED = 130
 def record(config: VampoConfig) -> None:
     """Record the episodes of ``data``."""
     if config.data.env is None:
-        raise ConfigError("data.env is None, expected the simulator to record from")
+        raise ConfigError("data.env is null, expected the simulator to record from")
     dataset = open_dataset(config)
     print(f"{len(dataset.episodes)} episodes at {dataset.root}")
 
@@ -107,6 +107,11 @@ def evaluate(config: VampoConfig, *, checkpoint: str, against: str | None, outpu
 def sample(config: VampoConfig, *, checkpoint: str, **options: Any) -> None:
     """Predict videos."""
     print(f"video: {_short(api.sample(checkpoint, config, **options))}")
+
+
+def show_config(config: VampoConfig) -> None:
+    """Show every setting with its value and its meaning."""
+    print(config.to_annotated_yaml(), end="")
 
 
 def report(config: VampoConfig) -> None:

@@ -48,12 +48,21 @@ class Verb:
     """A subcommand.
 
     ``handler`` is ``"module:function"``, called as ``function(config, **options)``. The module is imported when the
-    configuration has been read. The function returns an exit code, or None for success.
+    configuration has been read. The function returns an exit code, or None for success. ``reads`` names the sections of
+    the configuration that it reads.
     """
 
     handler: str
     help: str
+    reads: tuple[str, ...]
     options: tuple[Option, ...] = ()
+
+
+_CLIPS = ("data", "model", "run")
+_PREDICTOR = (*_CLIPS, "pretrain", "sampler", "evaluation")
+_VAMPO = (*_PREDICTOR, "grpo", "reward", "optim")
+_POLICY = (*_PREDICTOR, "policy")
+_ALL = (*_VAMPO, "policy", "closed_loop")
 
 
 _CHECKPOINT = Option("checkpoint", "run folder, checkpoint or model folder", required=True)
@@ -68,16 +77,25 @@ _TRAINING = (
 _GROUPS = {"policy": "train the robot policy, or try it in a simulator"}
 """First words of verbs that have two words."""
 VERBS = {
-    "record": Verb("vampo_core.cli.commands:record", "record expert episodes in a simulator"),
-    "encode": Verb("vampo_core.cli.commands:encode", "encode the videos of a dataset as latents"),
-    "pretrain": Verb("vampo_core.cli.commands:pretrain", "train a base video predictor on expert videos", _TRAINING),
-    "train": Verb("vampo_core.cli.commands:train", "post-train a video predictor with VAMPO", _TRAINING),
+    "record": Verb("vampo_core.cli.commands:record", "record expert episodes in a simulator", ("data", "run")),
+    "encode": Verb("vampo_core.cli.commands:encode", "encode the videos of a dataset as latents", _CLIPS),
+    "pretrain": Verb(
+        "vampo_core.cli.commands:pretrain",
+        "train a base video predictor on expert videos",
+        (*_PREDICTOR, "reward"),
+        _TRAINING,
+    ),
+    "train": Verb("vampo_core.cli.commands:train", "post-train a video predictor with VAMPO", _VAMPO, _TRAINING),
     "policy train": Verb(
-        "vampo_core.cli.commands:train_policy", "train a policy on the features of a video predictor", _TRAINING
+        "vampo_core.cli.commands:train_policy",
+        "train a policy on the features of a video predictor",
+        _POLICY,
+        _TRAINING,
     ),
     "policy eval": Verb(
         "vampo_core.cli.commands:evaluate_policy",
         "let a policy act in a simulator and measure its success",
+        ("data", "model", "policy", "closed_loop", "run"),
         (
             Option("checkpoint", "run folder, checkpoint or policy folder (default: the simulator's own expert acts)"),
             Option("against", "another policy, which acts in the same episodes and is compared with the first"),
@@ -87,6 +105,7 @@ VERBS = {
     "evaluate": Verb(
         "vampo_core.cli.commands:evaluate",
         "measure a video predictor on held-out clips",
+        _PREDICTOR,
         (
             _CHECKPOINT,
             Option("against", "another predictor, which predicts the same clips and is compared with the first"),
@@ -96,6 +115,7 @@ VERBS = {
     "sample": Verb(
         "vampo_core.cli.commands:sample",
         "predict videos and write them as an mp4 file",
+        _PREDICTOR,
         (
             _CHECKPOINT,
             Option("output", "mp4 file to write", required=True, metavar="FILE"),
@@ -117,6 +137,7 @@ VERBS = {
     "chain": Verb(
         "vampo_core.cli.commands:chain",
         "do everything: record, pretrain, post-train, train policies, try them, and report",
+        _ALL,
         (
             Option(
                 "until",
@@ -125,7 +146,10 @@ VERBS = {
             ),
         ),
     ),
-    "report": Verb("vampo_core.cli.commands:report", "write the report of the run in run.dir as an HTML page"),
+    "config": Verb(
+        "vampo_core.cli.commands:show_config", "show every setting with its value and its meaning, as YAML", _ALL
+    ),
+    "report": Verb("vampo_core.cli.commands:report", "write the report of the run in run.dir as an HTML page", _ALL),
 }
 
 
@@ -140,7 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = VERBS[args.verb]
     options = {option.name: getattr(args, option.name) for option in verb.options}
     try:
-        config = load_config(args.config, *args.overrides, *rest)
+        overrides = [*args.overrides, *rest]
+        config = load_config(args.config, *overrides)
+        _note_unread(args.verb, verb, overrides)
         return _handler(verb)(config, **options) or 0
     except KeyboardInterrupt as error:
         return _fail(args, error, str(error) or "interrupted", 130)
@@ -148,6 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(args, error, str(error), 2)
     except EXPECTED_ERRORS as error:
         return _fail(args, error, str(error) or type(error).__name__, 1)
+
+
+def _note_unread(name: str, verb: Verb, overrides: Sequence[str]) -> None:
+    """Say which settings on the command line have no effect; in a file, all sections are usual."""
+    unread = [override for override in overrides if override.partition(".")[0] not in verb.reads]
+    if unread:
+        print(f"note: vampo {name} does not read {', '.join(unread)}", file=sys.stderr)
 
 
 def _fail(args: argparse.Namespace, error: BaseException, message: str, code: int) -> int:

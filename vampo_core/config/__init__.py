@@ -15,7 +15,7 @@ from vampo_core.config.sections import (
     RunConfig,
     SamplerConfig,
 )
-from vampo_core.config.vampo import VampoConfig
+from vampo_core.config.vampo import VampoConfig, deciding, resumed, roles
 
 __all__ = [
     "AdamWConfig",
@@ -32,6 +32,9 @@ __all__ = [
     "RunConfig",
     "SamplerConfig",
     "VampoConfig",
+    "deciding",
     "load_config",
     "presets",
+    "resumed",
+    "roles",
 ]

@@ -69,10 +69,11 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
         ConfigError: it has another type, or lies outside of the annotated range.
     """
     if typing.get_origin(annotation) is typing.Annotated:
-        annotation, allowed = typing.get_args(annotation)
+        annotation, *extras = typing.get_args(annotation)
         value = convert(value, annotation, key)
-        if value not in allowed:
-            raise ConfigError(f"{key} is {value!r}, expected {_describe(annotation)} {allowed}")
+        for allowed in _limits(extras):
+            if value not in allowed:
+                raise ConfigError(f"{key} is {value!r}, expected {_describe(annotation)} {allowed}")
         return value
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):  # X | None, or X | tuple[X, ...]
@@ -97,10 +98,15 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
     return value
 
 
+def _limits(extras: list[Any]) -> "list[Range | MultipleOf]":
+    """Ranges among the annotations of a type; the others are not about its values."""
+    return [extra for extra in extras if isinstance(extra, Range | MultipleOf)]
+
+
 def _describe(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Annotated:
-        inner, allowed = typing.get_args(annotation)
-        return f"{_describe(inner)} {allowed}"
+        inner, *extras = typing.get_args(annotation)
+        return " ".join([_describe(inner), *map(str, _limits(extras))])
     if typing.get_origin(annotation) is typing.Literal:
         return f"one of {', '.join(typing.get_args(annotation))}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}

@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vampo_core.config.checks import ConfigError, nearest
-from vampo_core.config.vampo import VampoConfig, check_section, keys
+from vampo_core.config.vampo import VampoConfig, check_section, is_text, keys, roles
 from vampo_core.config.yaml_text import parse
-
-PATH_KEYS = (
-    ("model", "pretrained"),
-    ("model", "text_encoder"),
-    ("policy", "predictor"),
-    ("data", "root"),
-    ("run", "dir"),
-)
 
 
 def load_config(config: VampoConfig | str | Path, *overrides: str) -> VampoConfig:
@@ -90,11 +82,18 @@ def _override(values: dict[Any, Any], override: str) -> None:
     if values.get(section) is None:
         values[section] = {}
     if isinstance(values[section], dict):  # anything else is refused afterwards, by the section's name
-        values[section][name] = parse(text, f"override {override!r}")
+        values[section][name] = _value(f"{section}.{name}", text, override)
+
+
+def _value(key: str, text: str, override: str) -> Any:
+    """The value of an override: YAML, but a text stands for itself, so that ``#`` and ``: `` mean nothing in paths."""
+    is_yaml = text.strip().lower() in ("", "null", "~") or text.lstrip().startswith(("[", '"', "'"))
+    return parse(text, f"override {override!r}") if is_yaml or not is_text(key) else text
 
 
 def _expand_paths(values: dict[Any, Any]) -> None:
-    for section, name in PATH_KEYS:
+    for key in (key for key, role in roles().items() if role.is_path):
+        section, name = key.split(".")
         entries = values.get(section)
         path = entries.get(name) if isinstance(entries, dict) else None
         if isinstance(entries, dict) and isinstance(path, list):

@@ -1,28 +1,31 @@
 """Settings of policies: their training, and their episodes in simulators."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from vampo_core.config.checks import ConfigError, MultipleOf, Range, check_fields
-from vampo_core.config.sections import Above0, AdamWConfig, AtLeast0, Count, Decay, Positive
+from vampo_core.config.roles import Role
+from vampo_core.config.sections import FREE, Above0, AdamWConfig, AtLeast0, Count, Decay, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig(AdamWConfig):
-    """The action model and its training; ``evaluation`` says on how many held-out frames its error is measured."""
+    """The policy and its training; ``evaluation`` says on how many held-out frames its error is measured."""
 
-    predictor: str | None = None
+    ROLE: ClassVar[Role] = Role(decides=("policy",))
+
+    predictor: Annotated[str, Role(is_path=True)] | None = None
     """Run folder, checkpoint or model folder of the video predictor; null for the base that ``train`` starts from."""
     features: Literal["predictive", "latents"] = "predictive"
-    """What the policy sees: the predictor's features, or as a control the current frame's latents alone."""
+    """What the policy sees: the predictor's features, or as a control only the current frame's latents."""
     feature_layers: tuple[Count, ...] = (0, 1)
-    """Up blocks of the UNet whose outputs are the predictive features, in ascending order."""
+    """Feature layers of the predictor (up blocks of a UNet), in ascending order."""
     action_horizon: Positive = 16
     """Actions predicted at once, a chunk (H)."""
     num_executed_steps: Positive = 8
     """Control steps from one prediction to the next."""
     temporal_ensemble: AtLeast0 | None = None
-    """Average all chunks that cover a step, the i-th oldest weighted exp(-i times this); null for the newest alone."""
+    """Average all chunks that cover a step, the i-th oldest weighted exp(-i times this); null: the newest one only."""
     num_sampling_steps: Annotated[int, Range(minimum=2)] = 8
     """Denoising steps of a chunk."""
     num_queries: Positive = 4
@@ -32,15 +35,15 @@ class PolicyConfig(AdamWConfig):
     depth: Positive = 4
     """Layers of the action head."""
     width: Annotated[int, MultipleOf(4)] = 96
-    """Channels of both."""
+    """Channels of Video Former and action head."""
     num_attention_heads: Positive = 4
-    """Heads of every attention of both."""
+    """Heads of every attention in Video Former and action head."""
     train_predictor: bool = False
-    """Train the predictor's UNet with the policy, instead of keeping it frozen and its features in a cache."""
+    """Train the predictor with the policy, instead of keeping it frozen and its features in a cache."""
     predictor_lr_scale: Above0 = 0.1
     """Learning rate of the predictor, in units of ``lr``."""
-    num_steps: Positive = 2000
-    """Updates."""
+    num_steps: Annotated[Positive, Role(decides=("policy",), may_change=True, unless="policy.decay_steps")] = 2000
+    """Number of updates."""
     batch_size: Positive = 32
     """Frames per update, over all processes together."""
     lr: Above0 = 1e-3
@@ -50,14 +53,14 @@ class PolicyConfig(AdamWConfig):
     max_grad_norm: Above0 = 1.0
     """Gradients are scaled down to this norm."""
     warmup_steps: Count = 100
-    """First updates, over which the learning rate rises from 0, linearly."""
+    """Number of first updates over which the learning rate rises linearly from 0."""
     decay_steps: Count = 1000
-    """Last updates, over which the learning rate falls to 0, linearly."""
+    """Number of last updates over which the learning rate falls linearly to 0; 0 for none."""
     ema_decay: Decay = 0.995
-    """Decay of the weights' running mean, which is then what is evaluated and saved; 0 for none."""
-    eval_every: Positive = 500
+    """Decay of the running mean of the weights, which is then evaluated and saved; 0 for none."""
+    eval_every: Annotated[Positive, Role(decides=("policy",), may_change=True)] = 500
     """Updates between evaluations on held-out frames."""
-    save_every: Positive = 500
+    save_every: Annotated[Positive, Role(decides=("policy",), may_change=True)] = 500
     """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
@@ -83,22 +86,26 @@ class PolicyConfig(AdamWConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoopConfig:
-    """Episodes in the simulators of ``data.env``, in which a policy acts."""
+    """Episodes in simulators, in which a policy acts."""
 
+    ROLE: ClassVar[Role] = FREE
+
+    env: str | None = None
+    """Simulator that policies act in, or several separated by commas; null for that of ``data.env``."""
     num_episodes: Positive = 50
-    """Episodes in each simulator."""
+    """Number of episodes in each simulator."""
     seed: Count = 0
-    """Of the episodes; none is one that was recorded."""
+    """Seed of the episodes; none of them is one that was recorded."""
     num_workers: Count = 2
     """Processes that run the simulators; 0 for this one."""
     num_envs: Positive = 8
-    """Simulators at once, and so the policy's batch."""
+    """Number of simulators at once, which is the policy's batch."""
     num_executed_steps: Positive | None = None
     """Control steps from one prediction to the next; null for the policy's own setting."""
     temporal_ensemble: float | None = None
     """Weights of overlapping chunks, as in the section ``policy``; null for the policy's own, negative for none."""
     num_videos: Count = 2
-    """Videos kept of successes and of failures, in each simulator."""
+    """Number of videos kept of successes, and of failures, in each simulator."""
 
     def __post_init__(self) -> None:
         check_fields(self, "closed_loop")

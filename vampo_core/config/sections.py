@@ -1,15 +1,16 @@
-"""Every setting of a run but a policy's (``policy_sections.py``), with its default, range and meaning.
+"""Every setting of a run except a policy's (``policy_sections.py``): type, range, default, meaning and role.
 
-Defaults are careful enough for a model that was trained elsewhere; presets hold what differs. The classes are immutable
-and check themselves, so a configuration that exists is valid; ``load_config(config, "grpo.num_generations=16")`` makes
-a changed one.
+Defaults are those of no preset: careful enough for a model that was trained elsewhere. The classes are immutable and
+check themselves, so a configuration that exists is valid.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from vampo_core.config.checks import ConfigError, MultipleOf, Range, check_fields
+from vampo_core.config.roles import Role
+from vampo_core.diffusion.settings import EulerHybridSettings
 
 Positive = Annotated[int, Range(minimum=1)]
 Count = Annotated[int, Range(minimum=0)]
@@ -17,13 +18,22 @@ Above0 = Annotated[float, Range(above=0)]
 AtLeast0 = Annotated[float, Range(minimum=0)]
 Decay = Annotated[float, Range(minimum=0, below=1)]
 
+VAMPO = Role(decides=("vampo",))
+BASE = Role(decides=("base",))
+DATA = Role(decides=("data",))
+SHAPE = Role(decides=("base", "vampo"))
+FREE = Role(may_change=True)
+"""A setting that decides nothing: it only says how or where a run is made."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
     """The policy-gradient loop."""
 
-    num_iterations: Positive = 30
-    """Rollout, reward, update: how often."""
+    ROLE: ClassVar[Role] = VAMPO
+
+    num_iterations: Annotated[Positive, Role(decides=("vampo",), may_change=True, unless="optim.decay_steps")] = 30
+    """Number of iterations: rollout, reward, update."""
     batch_size: Positive = 8
     """Clips per iteration (B), over all processes together."""
     num_generations: Annotated[int, Range(minimum=2)] = 8
@@ -35,10 +45,10 @@ class GRPOConfig:
     adv_clip_max: Above0 = 2.0
     """Advantages are clipped to ± this."""
     kl_coef: AtLeast0 = 0.0
-    """Weight of the KL divergence from the base model, which is a second UNet in memory unless model.lora is set."""
+    """Weight of the KL divergence from the base, a second denoiser in memory unless model.lora is set; 0 for none."""
     anchor_coef: AtLeast0 = 0.0
-    """Weight of the squared distance from the base's output at noise levels of the ODE tail, which the policy gradient
-    does not visit; 0 for none."""
+    """Weight of the squared distance from the base's output at the noise levels of the deterministic steps, which the
+    policy gradient does not visit; 0 for none."""
     reuse_first_step: bool = True
     """Use the forward pass that drew the group for the first update too, instead of repeating it."""
 
@@ -48,30 +58,23 @@ class GRPOConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """Euler Hybrid sampling: noise where the policy acts, an ODE everywhere else.
+    """Euler Hybrid sampling: noise where the policy acts, a deterministic ODE everywhere else.
 
-    What is null is the predictor's own setting, as its folder tells; one made from scratch has the one in brackets.
+    The settings and their meanings are those of :class:`vampo_core.EulerHybridSampler`. A setting that is null is the
+    predictor's own, as its folder says; a predictor made from scratch has the sampler's defaults.
     """
 
+    ROLE: ClassVar[Role] = VAMPO
+    DECLARED_IN: ClassVar[tuple[type, ...]] = (EulerHybridSettings,)
+
     num_inference_steps: Annotated[int, Range(minimum=2)] | None = None
-    """Denoiser evaluations of one video (T) [8]."""
     sigma_min: Above0 | None = None
-    """Smallest noise level above 0 [0.002]."""
-    sigma_max: Above0 | None = None
-    """Largest noise level [80; SVD: 700]."""
+    sigma_max: Annotated[Above0, Role(decides=("base", "vampo"))] | None = None
     rho: Above0 | None = None
-    """Exponent of the Karras schedule [7]."""
-    eta: Above0 = 1.0
-    """Noise of the stochastic steps; 1 is the full ancestral step."""
-    stochastic_steps: tuple[Count, ...] = (0,)
-    """Indices of the steps that draw noise; the last step, to noise level 0, cannot."""
+    eta: Above0 = EulerHybridSettings.eta
+    stochastic_steps: tuple[Count, ...] = EulerHybridSettings.stochastic_steps
     guidance_scale: AtLeast0 | None = None
-    """Classifier-free guidance of the last frame, linear from 1 at the first; 1 is none [1]."""
-    antithetic: bool = False
-    """Draw a group's noise in pairs z, -z."""
-    shared_noise: bool = True
-    """One initial noise per clip, shared by its group; otherwise one per generation."""
-    tail_chunk_size: Positive | None = None
+    tail_chunk_size: Annotated[Positive, Role(decides=("vampo",), may_change=True)] | None = None
     """Videos that the deterministic steps work on at once, to bound memory; null for all."""
 
     def __post_init__(self) -> None:
@@ -88,34 +91,23 @@ class SamplerConfig:
                 f"sampler.num_inference_steps - 2{'' if last is None else f' = {last}'}: the step to noise level 0 has "
                 "no density"
             )
-        if self.antithetic and not self.shared_noise:
-            raise ConfigError(
-                "sampler.antithetic is True with sampler.shared_noise = False, expected shared noise: "
-                "pairs z, -z need one starting point"
-            )
 
     def overrides(self) -> dict[str, Any]:
         """What is set, as :class:`~vampo_core.EulerHybridSampler` names it."""
-        fields = {
-            "num_inference_steps": self.num_inference_steps,
-            "sigma_min": self.sigma_min,
-            "sigma_max": self.sigma_max,
-            "rho": self.rho,
-            "eta": self.eta,
-            "stochastic_steps": self.stochastic_steps,
-            "guidance_scale": self.guidance_scale,
-            "min_guidance_scale": None if self.guidance_scale is None else 1.0,
-        }
-        return {name: value for name, value in fields.items() if value is not None}
+        settings = {field.name for field in fields(EulerHybridSettings)} & {field.name for field in fields(self)}
+        given = {name: value for name in sorted(settings) if (value := getattr(self, name)) is not None}
+        return given if self.guidance_scale is None else given | {"min_guidance_scale": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """Weights of the built-in rewards, each per frame; 0 leaves one out.
 
-    The best checkpoint is chosen by held-out L1 and cosine in these weights. What is reported as the held-out reward is
-    always cosine - L1, so that runs with different rewards compare.
+    The best checkpoint is chosen by held-out L1 and cosine with these weights. The reported held-out reward is always
+    cosine - L1, so that runs with different rewards can be compared.
     """
+
+    ROLE: ClassVar[Role] = VAMPO
 
     l1_weight: AtLeast0 = 1.0
     """Negative L1 distance from the expert's latents."""
@@ -136,6 +128,8 @@ class RewardConfig:
 class AdamWConfig:
     """The optimizer and its learning-rate schedule: up, flat, down."""
 
+    ROLE: ClassVar[Role]
+
     lr: Above0 = 3e-5
     """Learning rate between warm-up and decay."""
     weight_decay: AtLeast0 = 0.0
@@ -143,9 +137,9 @@ class AdamWConfig:
     max_grad_norm: Above0 = 0.5
     """Gradients are scaled down to this norm."""
     warmup_steps: Count = 0
-    """First updates, over which the learning rate rises from 0, linearly."""
+    """Number of first updates over which the learning rate rises linearly from 0."""
     decay_steps: Count = 0
-    """Last updates, over which the learning rate falls to 0, linearly."""
+    """Number of last updates over which the learning rate falls linearly to 0; 0 for none."""
     beta1: Decay = 0.9
     """Decay of the gradient's running mean."""
     beta2: Decay = 0.999
@@ -154,10 +148,12 @@ class AdamWConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(AdamWConfig):
-    """AdamW of the post-training."""
+    """The optimizer of the post-training."""
+
+    ROLE: ClassVar[Role] = VAMPO
 
     gradient_accumulation_steps: Positive = 1
-    """Parts that a batch is worked through in, to bound memory; they make one update together."""
+    """Number of parts that a batch is processed in, to bound memory; together they make one update."""
 
     def __post_init__(self) -> None:
         check_fields(self, "optim")
@@ -165,29 +161,31 @@ class OptimConfig(AdamWConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The video predictor; the fields from ``patch_size`` on shape the embedded default alone."""
+    """The video predictor; the fields from ``patch_size`` on shape only the embedded default."""
 
-    pretrained: str | None = None
-    """Checkpoint folder to start from; null for the embedded default, pretrained first."""
-    text_encoder: str | None = None
-    """Folder of a CLIP text model, for a checkpoint that was published without it."""
+    ROLE: ClassVar[Role] = VAMPO
+
+    pretrained: Annotated[str, Role(is_path=True)] | None = None
+    """Model folder, checkpoint or run folder to start from; null for the embedded default, pretrained first."""
+    text_encoder: Annotated[str, Role(decides=("vampo",), is_path=True)] | None = None
+    """Folder of a CLIP text model, for a model that was published without it."""
     lora: Count = 0
-    """Rank of the adapters that are trained instead of the whole UNet; 0 for none."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of autocast around the UNet."""
+    """Rank of the LoRA adapters that are trained instead of the whole denoiser; 0 for none."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Role(decides=("base", "vampo"))] = "float32"
+    """Precision of autocast around the denoiser."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     ema_decay: Decay = 0.0
-    """Decay of the policy's running mean, which is then what is evaluated and saved; 0 for none."""
+    """Decay of the running mean of the weights in post-training, which is then evaluated and saved; 0 for none."""
     patch_size: Positive = 8
     """Pixels per latent along each side of the patch codec."""
     latent_channels: Positive = 16
     """Channels of the latents (C)."""
-    block_out_channels: tuple[Annotated[int, MultipleOf(32)], ...] = (64, 64)
-    """Channels of the UNet at each resolution, the full one first; attention in the middle block alone."""
-    layers_per_block: Positive = 1
+    block_out_channels: Annotated[tuple[Annotated[int, MultipleOf(32)], ...], SHAPE] = (64, 64)
+    """Channels of the UNet at each resolution, the full one first; only the middle block attends."""
+    layers_per_block: Annotated[Positive, SHAPE] = 1
     """Residual blocks at each resolution."""
-    num_attention_heads: Positive = 4
+    num_attention_heads: Annotated[Positive, SHAPE] = 4
     """Heads of every attention."""
 
     def __post_init__(self) -> None:
@@ -219,35 +217,35 @@ class ModelConfig:
 class DataConfig:
     """Expert episodes and the clips cut from them."""
 
+    ROLE: ClassVar[Role] = DATA
+
     format: Literal["recorded", "vpp"] = "recorded"
     """Layout of the data: ours, or that of the Video Prediction Policy."""
-    root: str | tuple[str, ...] = "data/pusht"
+    root: Annotated[str | tuple[str, ...], Role(decides=("data",), may_change=True, is_path=True)] = "data/episodes"
     """Folder of the dataset, or a list of several that are trained on together."""
     weights: tuple[Above0, ...] | None = None
-    """How often each folder is drawn from in training, relative to the others; null for by number of clips."""
+    """Relative frequency of each folder in training; null for the number of its clips."""
     num_frames: Annotated[int, Range(minimum=2)] = 8
     """Frames of a clip (F), the given first one included."""
-    stride: Positive = 3
+    stride: Positive = 1
     """Episode frames from one frame of a clip to the next."""
     sampling: Literal["stride", "episode"] = "stride"
     """Clips by stride (robot data), or one per episode, evenly spaced (internet-style data)."""
-    batch_size: Positive = 32
+    batch_size: Annotated[Positive, Role()] = 32
     """Frames that the codec encodes at once."""
     held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
-    """Share of the episodes that is never trained on."""
-    num_workers: Count = 0
+    """Share of the episodes that is never trained on; unused where the dataset says which episodes are held out."""
+    num_workers: Annotated[Count, FREE] = 0
     """Processes that read clips, and that record episodes; 0 for this one."""
-    strict: bool = False
-    """An episode that cannot be read is an error instead of being skipped."""
-    env: str | None = "pusht"
-    """Simulator to record the dataset from where it does not exist, or several with commas between; null for none."""
+    strict: Annotated[bool, Role()] = False
+    """Make an episode that cannot be read an error, instead of skipping it."""
+    env: str | None = None
+    """Simulator to record missing episodes in, or several separated by commas; null for none."""
     num_episodes: Annotated[int, Range(minimum=2)] = 120
-    """Episodes to record, over all simulators; with ``data.env`` the run uses these, and no others in ``data.root``."""
+    """Number of episodes to record, over all simulators; with ``data.env`` the run uses these and no others."""
     action_noise: AtLeast0 = 0.0
-    """What now and then pushes experts off their way while they are recorded, standard deviation in half the range of
-    an action, so that episodes show how to come back; recorded are the experts' own actions."""
-    steps_after_success: Count = 0
-    """Actions for which experts go on after success while they are recorded, so that episodes show how to stay."""
+    """Standard deviation of the pushes that now and then take experts off their way while they are recorded, in half
+    the range of an action; episodes then show how to come back. The experts' own actions are recorded. 0 for none."""
     resolution: Positive | tuple[Positive, ...] = 64
     """Pixels along each side of a frame, or [height, width] for videos that are not square."""
 
@@ -289,8 +287,10 @@ class DataConfig:
 class PretrainConfig(AdamWConfig):
     """Likelihood training (Karras et al. 2022, table 1) of the base model."""
 
-    num_steps: Positive = 1200
-    """Updates."""
+    ROLE: ClassVar[Role] = BASE
+
+    num_steps: Annotated[Positive, Role(decides=("base",), may_change=True, unless="pretrain.decay_steps")] = 1200
+    """Number of updates."""
     batch_size: Positive = 8
     """Clips per update, over all processes together."""
     lr: Above0 = 3e-4
@@ -298,16 +298,18 @@ class PretrainConfig(AdamWConfig):
     max_grad_norm: Above0 = 1.0
     """Gradients are scaled down to this norm."""
     warmup_steps: Count = 100
-    """First updates, over which the learning rate rises from 0, linearly."""
+    """Number of first updates over which the learning rate rises linearly from 0."""
     ema_decay: Decay = 0.999
-    """Decay of the weights' running mean, which is then what is evaluated and saved; 0 for none."""
+    """Decay of the running mean of the weights, which is then evaluated and saved; 0 for none."""
     p_mean: float = 0.7
     """Mean of ln sigma in training (SVD: 0.7, EDM: -1.2)."""
     p_std: Above0 = 1.6
     """Standard deviation of ln sigma in training (SVD: 1.6, EDM: 1.2)."""
-    eval_every: Positive = 400
+    condition_dropout: Annotated[float, Range(minimum=0, below=1)] = 0.0
+    """Share of clips trained without their condition, which guidance needs (Ho and Salimans 2022, arXiv 2207.12598)."""
+    eval_every: Annotated[Positive, Role(decides=("base",), may_change=True)] = 400
     """Updates between evaluations on held-out clips."""
-    save_every: Positive = 400
+    save_every: Annotated[Positive, Role(decides=("base",), may_change=True)] = 400
     """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
@@ -318,14 +320,16 @@ class PretrainConfig(AdamWConfig):
 class EvaluationConfig:
     """Measurement on held-out clips, with the same noise every time."""
 
+    ROLE: ClassVar[Role] = Role(decides=("evaluation",))
+
     num_clips: Annotated[int, Range(minimum=2)] = 64
-    """Clips, spread over the held-out episodes."""
+    """Number of clips, spread over the held-out episodes."""
     num_samples: Positive = 1
-    """Videos predicted of each."""
+    """Number of videos predicted for each clip."""
     batch_size: Positive = 16
-    """Videos predicted at once."""
+    """Number of videos predicted at once."""
     seed: Count = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
     def __post_init__(self) -> None:
         check_fields(self, "evaluation")
@@ -335,20 +339,22 @@ class EvaluationConfig:
 class RunConfig:
     """The run as a whole."""
 
-    dir: str = "runs/pusht"
-    """Folder of the configuration, metrics, checkpoints, samples and report."""
-    seed: Annotated[int, Range(minimum=0, below=2**32)] = 0
-    """Of everything drawn at random."""
-    eval_every: Positive = 10
-    """Iterations between evaluations on held-out clips."""
+    ROLE: ClassVar[Role] = FREE
+
+    dir: Annotated[str, Role(may_change=True, is_path=True)] = "runs/run"
+    """Folder of configuration, metrics, checkpoints, samples and report."""
+    seed: Annotated[int, Range(minimum=0, below=2**32), Role(decides=("base", "evaluation"))] = 0
+    """Seed of everything drawn at random."""
+    eval_every: Annotated[Positive, Role(decides=("vampo",), may_change=True)] = 10
+    """Iterations between evaluations on held-out clips; one of them gives the best checkpoint."""
     save_every: Positive = 10
     """Iterations between checkpoints."""
     overwrite: bool = False
     """Delete the run that ``run.dir`` holds, instead of refusing to start."""
     num_threads: Count = 0
-    """CPU threads of torch; 0 leaves them as they are, but for closed loops, in which a policy then takes one."""
+    """CPU threads of torch; 0 keeps torch's own number, except in closed loops, where a policy then uses one."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go beside ``metrics.jsonl``."""
+    """Trackers that get the metrics besides ``metrics.jsonl``."""
 
     def __post_init__(self) -> None:
         check_fields(self, "run")

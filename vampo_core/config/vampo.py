@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from vampo_core.config.checks import ConfigError, nearest
+from vampo_core.config.meaning import annotated_yaml
 from vampo_core.config.policy_sections import ClosedLoopConfig, PolicyConfig
+from vampo_core.config.roles import Product, Role, products_behind, roles_of
 from vampo_core.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -19,6 +21,7 @@ from vampo_core.config.sections import (
     SamplerConfig,
 )
 from vampo_core.config.yaml_text import dump
+from vampo_core.diffusion.settings import EulerHybridSettings
 from vampo_core.files import write_text
 
 
@@ -60,15 +63,10 @@ class VampoConfig:
                 f"policy.feature_layers is {list(layers)}, expected indices below {num_blocks}: the UNet has as many "
                 "up blocks as model.block_out_channels has entries"
             )
-        if self.sampler.antithetic and self.grpo.num_generations % 2:
+        if self.grpo.batch_size % self.optim.gradient_accumulation_steps:
             raise ConfigError(
-                f"grpo.num_generations is {self.grpo.num_generations}, expected an even number: "
-                "with sampler.antithetic a group is made of pairs"
-            )
-        if self.optim.gradient_accumulation_steps > self.grpo.batch_size:
-            raise ConfigError(
-                f"optim.gradient_accumulation_steps is {self.optim.gradient_accumulation_steps}, "
-                f"expected at most grpo.batch_size = {self.grpo.batch_size}"
+                f"optim.gradient_accumulation_steps is {self.optim.gradient_accumulation_steps}, expected a divisor of "
+                f"grpo.batch_size = {self.grpo.batch_size}"
             )
 
         if self.model.pretrained is None and self.data.format == "recorded":
@@ -102,6 +100,7 @@ class VampoConfig:
             entries = {} if entries is None else entries  # a section whose lines are all commented out
             if not isinstance(entries, Mapping):
                 raise ConfigError(f"{name} is {entries!r}, expected a section with keys {', '.join(known)}")
+            entries = {key: value for key, value in entries.items() if not _is_removed(f"{name}.{key}", value)}
             for key in entries:
                 if key not in known:
                     elsewhere = [k for k in keys() if k.endswith(f".{key}")]
@@ -120,18 +119,89 @@ class VampoConfig:
             for name, section in _sections().items()
         }
 
+    @property
+    def simulator(self) -> str | None:
+        """Simulators that policies act in, by name: ``closed_loop.env``, by default ``data.env``."""
+        return self.closed_loop.env or self.data.env
+
     def to_yaml(self) -> str:
         """The whole configuration as YAML, which :func:`load_config` reads back as an equal one."""
         return dump(self.to_dict())
+
+    def to_annotated_yaml(self) -> str:
+        """As :meth:`to_yaml`, with the meaning of every setting above it."""
+        return annotated_yaml(self.to_dict(), _sections())
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_yaml` to a file, which is whole or absent at any time."""
         write_text(Path(path), self.to_yaml())
 
 
+REMOVED = {"sampler.antithetic": False, "sampler.shared_noise": True, "data.steps_after_success": 0}
+"""Settings that there were once, each with the value that switched it off: it gained nothing in measurements."""
+
+
+def _is_removed(key: str, value: object) -> bool:
+    """Whether a setting that is no longer there has the value that is now the only one.
+
+    Raises:
+        ConfigError: it has another value.
+    """
+    if key in REMOVED and value != REMOVED[key]:
+        raise ConfigError(
+            f"{key} is {value!r}, but the setting was removed because it gained nothing; expected {REMOVED[key]!r}, or "
+            "no such line"
+        )
+    return key in REMOVED
+
+
+def roles() -> dict[str, Role]:
+    """The role of every setting, by key."""
+    return roles_of(_sections())
+
+
+def deciding(config: VampoConfig, product: Product) -> dict[str, Any]:
+    """Settings that decide a product, by key; where a predictor lies is not among them, as its weights count instead.
+
+    A null ``sampler.sigma_max`` is the sampler's default here, which models from scratch are trained for.
+    """
+    values, products = config.to_dict(), set(products_behind(product))
+    found = {}
+    for key, role in roles().items():
+        section, name = key.split(".")
+        if products & set(role.decides):
+            found[key] = values[section][name]
+    if product == "base":
+        found["sampler.sigma_max"] = config.sampler.sigma_max or EulerHybridSettings.sigma_max
+    return found
+
+
+def resumed(config: VampoConfig, own: VampoConfig) -> VampoConfig:
+    """Settings to continue an unfinished run with: its own, and those of ``config`` that only say how it is made.
+
+    Args:
+        config: what is asked for now.
+        own: settings of the run.
+    """
+    values, now = own.to_dict(), config.to_dict()
+    for key, role in roles().items():
+        if role.may_change and role.unless is None:
+            section, name = key.split(".")
+            values[section][name] = now[section][name]
+    return VampoConfig.from_dict(values)
+
+
 def keys() -> list[str]:
     """Every key there is, as ``section.key``."""
     return [f"{name}.{field.name}" for name, section in _sections().items() for field in fields(section)]
+
+
+def is_text(key: str) -> bool:
+    """Whether a setting is a text, or a list of texts."""
+    section, _, name = key.partition(".")
+    hints = get_type_hints(_sections()[section]) if section in _sections() else {}
+    kinds = get_args(hints[name]) or (hints[name],) if name in hints else ()
+    return bool(kinds) and kinds[0] is str
 
 
 def check_section(name: object) -> None:

@@ -25,9 +25,13 @@ PRETRAIN_NOISE = Stream("noise of pretraining step i", 1 << 42, 1 << 40)
 POLICY_SIGMA = Stream("noise levels of policy training step i", 1 << 43, 1 << 40)
 POLICY_NOISE = Stream("noise of policy training step i", 1 << 44, 1 << 40)
 ANCHOR = Stream("noise of the anchor", 1 << 45)
+PRETRAIN_DROPOUT = Stream("clips without condition in pretraining step i", 1 << 46, 1 << 40)
 CONTROL = Stream("noise of the chunk that begins at control step i of an episode", 0, 1 << 32)
 
-STREAMS = (INITIAL_NOISE, STEP, ROLLOUT, PRETRAIN_SIGMA, PRETRAIN_NOISE, POLICY_SIGMA, POLICY_NOISE, ANCHOR)
+STREAMS = (
+    *(INITIAL_NOISE, STEP, ROLLOUT, PRETRAIN_SIGMA, PRETRAIN_NOISE, PRETRAIN_DROPOUT),
+    *(POLICY_SIGMA, POLICY_NOISE, ANCHOR),
+)
 """Streams that may be drawn from one seed: ``run.seed`` and ``evaluation.seed`` may be the same number. ``CONTROL`` is
 not among them, because only closed loops draw from the seeds of episodes."""
 

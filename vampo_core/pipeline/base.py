@@ -3,14 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from vampo_core.config import VampoConfig
+from vampo_core.config import VampoConfig, deciding
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.models.codecs.base import Codec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.registry import is_model_folder
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.codec import prepare_codec
-from vampo_core.pipeline.deciding import deciding
 from vampo_core.pipeline.names import beside_run, digest
 from vampo_core.pipeline.predictor import new_predictor
 from vampo_core.pipeline.runs import PRETRAINING, completed, find_continue_or_begin

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from vampo_core import envs
-from vampo_core.config import ConfigError, PolicyConfig, VampoConfig
+from vampo_core.config import ConfigError, PolicyConfig, VampoConfig, deciding
 from vampo_core.evaluation.episodes import ClosedLoopResult
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import open_dataset
-from vampo_core.pipeline.closed_loop import simulator_of
-from vampo_core.pipeline.deciding import deciding
+from vampo_core.pipeline.closed_loop import require_simulator
 from vampo_core.pipeline.names import beside_run, digest
 from vampo_core.pipeline.policy import cache_features, check_cacheable
 from vampo_core.pipeline.predictor import policy_predictor
@@ -75,7 +74,7 @@ class Chain:
         self.predictors: dict[str, Path] = {}  # by the names of the policies that stand on them
         self.loops: dict[str, ClosedLoopResult] = {}
         self._contents: dict[str, str] = {}  # fingerprints of predictors
-        digits = digest([simulator_of(config), config.data.resolution])
+        digits = digest([require_simulator(config), config.data.resolution])
         self._closed_loop = beside_run(config, f"closed_loop-{digits}")
 
     def finish(self) -> ChainResult:
@@ -164,8 +163,7 @@ class Chain:
 
 def _check(config: VampoConfig) -> None:
     """Refuse settings before hours go into the stages before those that need them."""
-    if simulator_of(config) is None:
-        raise ConfigError("data.env is None, expected the simulator that episodes are recorded and policies tried in")
+    require_simulator(config)
     policy = config.policy
     if policy.predictor is not None:
         raise ConfigError(
@@ -185,7 +183,7 @@ def _check(config: VampoConfig) -> None:
 
 
 def _check_simulators(config: VampoConfig) -> None:
-    for name in envs.split_names(simulator_of(config) or ""):
+    for name in envs.split_names(require_simulator(config)):
         env = envs.make(name, image_size=config.data.resolution)
         try:
             env.reset(seed=0)  # images need more than the simulator

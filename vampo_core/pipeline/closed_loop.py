@@ -16,21 +16,15 @@ from vampo_core.policy.controller import PolicyController
 from vampo_core.training.processes import new_accelerator
 
 
-def simulator_of(config: VampoConfig) -> str | None:
-    """The simulators that policies are evaluated in, by name; None if there are none."""
-    return config.data.env
-
-
 def require_simulator(config: VampoConfig) -> str:
-    """As :func:`simulator_of`, for a call that cannot do without.
+    """The simulators that policies act in, by name.
 
     Raises:
-        ConfigError: there is no simulator.
+        ConfigError: there are none.
     """
-    env = simulator_of(config)
-    if env is None:
-        raise ConfigError("data.env is None, expected the simulator to act in")
-    return env
+    if config.simulator is None:
+        raise ConfigError("closed_loop.env and data.env are null, expected the simulator to act in")
+    return config.simulator
 
 
 def act_in_simulators(

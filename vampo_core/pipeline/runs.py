@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from vampo_core.config import ConfigError, VampoConfig
+from vampo_core.config import ConfigError, VampoConfig, load_config, resumed
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.pipeline.waiting import made_by_one_job
 from vampo_core.policy.base import SETTINGS_FILE
@@ -17,7 +17,7 @@ from vampo_core.training.checkpoint import Checkpoints, read_counters, step_of
 from vampo_core.training.loop import Evaluation, TrainResult
 from vampo_core.training.metrics import read_metrics
 from vampo_core.training.processes import new_accelerator
-from vampo_core.training.run_folder import RunFolder, continued
+from vampo_core.training.run_folder import RunFolder
 
 E = TypeVar("E", bound=Evaluation)
 
@@ -148,7 +148,7 @@ def _stored_result(kind: RunKind[E], config: VampoConfig, checkpoint: Path) -> T
 def _own_settings(config: VampoConfig) -> VampoConfig:
     """Settings to continue the run in ``run.dir`` with: its own, and those that only say how and where it runs."""
     folder = Path(config.run.dir)
-    own = _with_overwrite(continued(config, folder), False)
+    own = _with_overwrite(resumed(config, load_config(folder)), False)
     model = replace(own.model, pretrained=config.model.pretrained)
     own = replace(own, model=model, policy=replace(own.policy, predictor=config.policy.predictor))
     own.save(folder / "config.yaml")  # `check_run` compares with it

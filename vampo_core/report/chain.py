@@ -25,7 +25,7 @@ def render_chain(config: VampoConfig, result: ChainResult, descriptions: Mapping
         "chain.html",
         config,
         kind="Chain",
-        facts=[config.data.env, f"{config.data.num_episodes} episodes recorded", f"seed {config.run.seed}"],
+        facts=[config.simulator, f"{config.data.num_episodes} episodes recorded", f"seed {config.run.seed}"],
         result=result,
         descriptions=descriptions,
         base_name=base_name,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
-from vampo_core.diffusion.streams import PRETRAIN_NOISE, PRETRAIN_SIGMA, stream_seed
+from vampo_core.diffusion.streams import PRETRAIN_DROPOUT, PRETRAIN_NOISE, PRETRAIN_SIGMA, stream_seed
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.models.predictor import Condition, VideoPredictor
 from vampo_core.ops import philox_normal
@@ -109,6 +109,8 @@ class Pretrainer:
         ]
         sigma = self.model.process.training_sigmas(draws[0].flatten(), settings.p_mean, settings.p_std)
         condition = self.model.observed_condition(latents[:, 0], batch["instruction"])
+        if settings.condition_dropout > 0:
+            condition = condition.drop(self._is_dropped(iteration, len(latents), first_clip).to(device))
         return edm_loss(
             self.model,
             latents,
@@ -117,3 +119,9 @@ class Pretrainer:
             noise=draws[1],
             prediction_type=self.clips.sampler.prediction_type,
         )
+
+    def _is_dropped(self, iteration: int, num_clips: int, first_clip: int) -> Tensor:  # [B] bool
+        """Which clips of this process are trained without their condition."""
+        key = stream_seed(self.config.run.seed, PRETRAIN_DROPOUT, iteration)
+        draws = philox_normal((num_clips, 1, 1, 1, 1, 1), seed=key, first_clip=first_clip, dtype=torch.float64)
+        return torch.special.ndtr(draws.flatten()) < self.config.pretrain.condition_dropout

@@ -1,48 +1,33 @@
-"""The folder of a run: configuration, metrics, checkpoints, samples; begun, continued or begun anew."""
+"""The folder of a run: configuration, metrics, checkpoints, samples."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock
 
-from vampo_core.config import ConfigError, VampoConfig, load_config
-from vampo_core.config.load import PATH_KEYS
+from vampo_core.config import ConfigError, VampoConfig, load_config, roles
 from vampo_core.files import LockedError, lock, remove_leftovers, temporary_beside
 from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, step_of
 from vampo_core.training.metrics import MetricsLog
 from vampo_core.training.trackers import check_trackers
 
 CONTENTS = ("config.yaml", "metrics.jsonl", "checkpoints", "samples", "report.html", "tensorboard", "wandb")
-"""What a run owns in its folder, and ``run.overwrite`` deletes; other files stay."""
+"""Names that a run owns in its folder and ``run.overwrite`` deletes; other files stay."""
 
 _ESSENTIAL = ("config.yaml", "metrics.jsonl", "checkpoints")
-"""What every run writes: where these are somebody else's, no run begins."""
-
-CHANGEABLE = {
-    *("grpo.num_iterations", "pretrain.num_steps", "pretrain.eval_every", "pretrain.save_every"),
-    *("policy.num_steps", "policy.eval_every", "policy.save_every"),
-    *("run.dir", "run.eval_every", "run.save_every", "run.overwrite", "run.num_threads", "run.trackers"),
-    *("data.root", "data.num_workers", "sampler.tail_chunk_size"),
-}
-"""Keys that a resumed run may change: what it has computed so far does not depend on them."""
-
-_DECAYS = {
-    "grpo.num_iterations": "optim.decay_steps",
-    "pretrain.num_steps": "pretrain.decay_steps",
-    "policy.num_steps": "policy.decay_steps",
-}
-"""Lengths of a run, and what counts back from its end: where that is not 0, the length is fixed from the start."""
+"""Names that every run writes: where they belong to somebody else, no run begins."""
 
 
 class RunFolder:
     """A run folder that this process writes to, and no other; use as a context.
 
     Args:
-        config: of the run; ``config.run.dir`` is the folder.
-        resume_from: a checkpoint of this run, or its folder for the newest: metrics and checkpoints after it are
-            removed.
+        config: configuration of the run; ``config.run.dir`` is the folder.
+        resume_from: checkpoint of this run, or its folder for the newest one; what came after it is removed.
 
     Raises:
         ConfigError: the folder holds a run already, another process writes to it, it is not writable, a tracker is not
@@ -132,15 +117,6 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
 
-def continued(config: VampoConfig, run: str | Path) -> VampoConfig:
-    """Settings to go on with an unfinished run: its own, and of ``config`` what changes nothing but how it runs."""
-    values, now = load_config(run).to_dict(), config.to_dict()
-    for key in CHANGEABLE - _DECAYS.keys():
-        section, name = key.split(".")
-        values[section][name] = now[section][name]
-    return VampoConfig.from_dict(values)
-
-
 def _is_ours(folder: Path) -> bool:
     """Whether the folder's ``config.yaml`` was written by a run, of this or another version of the library."""
     try:
@@ -162,28 +138,31 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
     if checkpoint.parent != Path(config.run.dir).resolve() / "checkpoints":
         raise ConfigError(f"run.dir is {config.run.dir!r}, expected {str(run)!r}, the run of resume_from")
     before, now = load_config(run).to_dict(), config.to_dict()
-    for section, entries in now.items():
-        for name, value in entries.items():
-            key, old = f"{section}.{name}", before[section][name]
-            if (section, name) in PATH_KEYS and _is_same_place(value, old):
-                continue
-            decay = _DECAYS.get(key)
-            if value != old and decay is not None and (steps := now[decay.split(".")[0]]["decay_steps"]):
-                raise ConfigError(
-                    f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: with {decay} = {steps} the "
-                    "learning rate falls to 0 at that end, and another one would make it jump"
-                )
-            if value != old and key not in CHANGEABLE and section != "closed_loop":
-                raise ConfigError(
-                    f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
-                    "settings; start a new one in another run.dir to change them (a predictor's from model.pretrained="
-                    f"{checkpoint})"
-                )
+    for key, role in roles().items():
+        value, old = _value_of(key, now), _value_of(key, before)
+        if value == old or (role.is_path and _is_same_place(value, old)):
+            continue
+        if role.unless is not None and (steps := _value_of(role.unless, now)):
+            raise ConfigError(
+                f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: with {role.unless} = {steps} the "
+                "learning rate falls to 0 at that end, and another one would make it jump"
+            )
+        if not role.may_change:
+            raise ConfigError(
+                f"{key} is {value!r}, expected {old!r} as in {run / 'config.yaml'}: a resumed run keeps its "
+                "settings; start a new one in another run.dir to change them (a predictor's from model.pretrained="
+                f"{checkpoint})"
+            )
 
 
 def _is_same_place(path: object, other: object) -> bool:
     """Whether two paths, perhaps written differently, are the same file or folder."""
     return isinstance(path, str) and isinstance(other, str) and Path(path).resolve() == Path(other).resolve()
+
+
+def _value_of(key: str, values: Mapping[str, Mapping[str, Any]]) -> Any:
+    section, name = key.split(".")
+    return values[section][name]
 
 
 def _check_writable(path: Path) -> None:
