@@ -5,6 +5,7 @@ isolated build environment. pip hides the environment's site-packages from ``sys
 an isolated build can use the headers of the torch that is installed there.
 """
 
+import os
 import shutil
 import site
 import sysconfig
@@ -23,7 +24,14 @@ def installed_torch() -> Path | None:
     return next((folder for folder in folders if (folder / "lib" / "libtorch_cpu.so").exists()), None)
 
 
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, as CMake looks for one; without one the package is installed without _C."""
+    return "CXX" in os.environ or any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
 def _requirements() -> list[str]:
+    if not has_compiler():
+        return []
     requirements = ["pybind11>=2.13", "ninja"]
     if shutil.which("cmake") is None:
         requirements.append("cmake>=3.24")

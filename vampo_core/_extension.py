@@ -51,13 +51,13 @@ def has_kernel(tensor: torch.Tensor) -> bool:
     """Whether a compiled kernel serves this tensor's device and dtype; warns once for each reason it does not."""
     device = tensor.device.type
     if not LOADED:
-        reason = f"{_missing}; build them with `pip install .`"
+        reason = f"{_missing}; build them with `pip install .` and a C++ compiler"
     elif device in ("cpu", "meta"):
         return True
     elif device != "cuda":
         reason = f"there are no compiled operators for {device!r} devices"
     elif not _CUDA:
-        reason = "this build has no CUDA operators; install it again with nvcc on the PATH"
+        reason = "this build has no CUDA operators; install again with an nvcc on the PATH that takes the C++ compiler"
     elif tensor.dtype == torch.float64:
         reason = "float64 has compiled operators on CPU alone"
     elif _capability(tensor.get_device()) < _MIN_CUDA_CAPABILITY:
