@@ -46,7 +46,7 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         options = {
             "CMAKE_BUILD_TYPE": "Release",
-            # told anew: the build folder may remember that of an environment that is gone
+            # set every time: the build folder may remember that of an environment that is gone
             "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": output.parent,
             "Python_EXECUTABLE": sys.executable,
@@ -55,7 +55,7 @@ class CMakeBuild(build_ext):
             "VAMPO_CUDA": os.environ.get("VAMPO_CUDA", "AUTO"),
             "VAMPO_SANITIZE": os.environ.get("VAMPO_SANITIZE", "0"),
         }
-        # An editable install keeps its build folder, so that the next one compiles what has changed alone.
+        # An editable install keeps its build folder, so that the next one compiles only what has changed.
         build = ROOT / "build" / "editable" if self.editable_mode else Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         flags = [f"-D{name}={value}" for name, value in options.items()]

@@ -26,7 +26,7 @@ class Case:
     operator: str
     bytes_moved: int  # each input read once, each output written once
     make_inputs: Callable[[], tuple[Tensor, ...]]
-    contenders: dict[str, Callable[..., object]]  # "fused", "eager", "compile" and where it is told apart "eager out="
+    contenders: dict[str, Callable[..., object]]  # "fused", "eager", "compile" and where it is measured "eager out="
     same_result: bool = True  # False where contenders draw noise of their own
 
 

@@ -88,7 +88,7 @@ def _interleave(samplers: dict[str, Callable[[], float]], budget: float) -> Meas
 
 
 def _host_seconds(calls: Calls, count: int) -> float:
-    """Seconds per call on the host's clock; on CUDA, of the launch alone."""
+    """Seconds per call on the host's clock; on CUDA, of the launch only."""
     if count > 1:
         next(calls)()  # brings back to the cache what the contender before pushed out
     start = time.perf_counter()

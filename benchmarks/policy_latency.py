@@ -2,7 +2,7 @@
 
 python benchmarks/policy_latency.py                       the sizes of the preset "pusht", random weights
 python benchmarks/policy_latency.py --policy runs/policy  a trained policy
-python benchmarks/policy_latency.py --svd                 features alone, of a predictor of SVD's size in bfloat16
+python benchmarks/policy_latency.py --svd                 only the features, of a predictor of SVD's size in bfloat16
 """
 
 import argparse

@@ -101,6 +101,6 @@ def test_an_nvcc_that_refuses_the_compiler_leaves_the_cpu_operators(source, tmp_
     assert process.returncode == 0, process.stderr
     assert "vampo_core: CPU operators against torch" in process.stdout
     warning = " ".join(process.stderr.split())
-    assert f"{nvcc} does not work" in warning and "building the CPU operators alone" in warning
+    assert f"{nvcc} does not work" in warning and "building only the CPU operators" in warning
     process = subprocess.run([*command, "-DVAMPO_CUDA=1"], env=os.environ | environment, capture_output=True, text=True)
     assert process.returncode != 0

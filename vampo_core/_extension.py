@@ -59,7 +59,7 @@ def has_kernel(tensor: torch.Tensor) -> bool:
     elif not _CUDA:
         reason = "this build has no CUDA operators; install again with an nvcc on the PATH that takes the C++ compiler"
     elif tensor.dtype == torch.float64:
-        reason = "float64 has compiled operators on CPU alone"
+        reason = "float64 has compiled operators only on CPU"
     elif _capability(tensor.get_device()) < _MIN_CUDA_CAPABILITY:
         reason = "the CUDA operators need compute capability 8.0 or newer"
     else:

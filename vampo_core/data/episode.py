@@ -85,7 +85,7 @@ class Episode(Protocol):
 
     @property
     def is_pushed(self) -> Tensor:  # [T] bool
-        """Frames at which a push, which no frame foretells, was added to the executed action."""
+        """Frames at which a push was added to the executed action; no frame shows that it will come."""
         ...
 
     def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8

@@ -114,12 +114,12 @@ def check_log_prob(
     if sigma_up == 0:
         raise ValueError("eta is 0, expected a number above 0: a deterministic step has no density")
     check_latents("sample", sample, "B, F, C, H, W")
-    check_no_grad("sample", sample, "the log-probability is differentiable in the model outputs alone")
+    check_no_grad("sample", sample, "the log-probability is differentiable only in the model outputs")
     check_tensor("prev_sample", prev_sample, _STEP_AXES)
     check_shape("prev_sample", prev_sample, (sample.shape[0], prev_sample.shape[1], *sample.shape[1:]), _STEP_AXES)
     check_dtype("prev_sample", prev_sample, (sample.dtype,))
     check_device("prev_sample", prev_sample, "sample", sample)
-    check_no_grad("prev_sample", prev_sample, "the log-probability is differentiable in the model outputs alone")
+    check_no_grad("prev_sample", prev_sample, "the log-probability is differentiable only in the model outputs")
     check_model_output("model_output", model_output, sample)
     per_frame, scalar = check_guidance(model_output, model_output_uncond, guidance_scale, sample)
     if reduction not in ("mean", "sum"):

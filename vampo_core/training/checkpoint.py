@@ -52,7 +52,7 @@ class TrainerState:
 
 
 class Checkpoints:
-    """The folder ``checkpoints`` of a run. One process writes to it; reading needs :func:`find_checkpoint` alone."""
+    """The folder ``checkpoints`` of a run. One process writes to it; reading needs only :func:`find_checkpoint`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -181,7 +181,7 @@ def read_state(checkpoint: str | Path) -> TrainerState:
 
 
 def read_counters(checkpoint: str | Path) -> dict[str, Any]:
-    """The ``counters`` of a checkpoint's state alone, which is small.
+    """Only the ``counters`` of a checkpoint's state, which are small.
 
     Raises:
         CheckpointError: the file is missing or damaged.

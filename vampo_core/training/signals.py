@@ -18,7 +18,7 @@ class GracefulStop:
                     save()
                     break
 
-    Python delivers signals to the main thread alone; in another one nothing is ever requested.
+    Python delivers signals to the main thread only; in another one nothing is ever requested.
     """
 
     def __init__(self) -> None:
