@@ -259,7 +259,7 @@ def test_wrong_settings_are_refused_before_anything_is_done(tmp_path, monkeypatc
     def dark(env):
         raise OSError("no lamp")
 
-    with pytest.raises(ConfigError, match=r"data\.env is None"):
+    with pytest.raises(ConfigError, match=r"closed_loop\.env and data\.env are null"):
         api.run_chain(settings(tmp_path))
     for change, message in (
         ("closed_loop.num_executed_steps=5", r"num_executed_steps is 5, expected at most policy.action_horizon = 4"),

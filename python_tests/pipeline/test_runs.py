@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -168,6 +169,21 @@ def test_a_found_base_is_what_its_training_returned(made, monkeypatch):
     codec = prepare_codec(made)
     found, folder = api.base_checkpoint(made), Path(base_config(made, codec).run.dir)
     assert not steps and found == Checkpoints(folder / "checkpoints").latest.resolve()
+
+
+def test_a_run_whose_folders_were_moved_together_continues(made, tmp_path, monkeypatch):
+    base = api.base_checkpoint(made)
+    started = load_config(made, f"model.pretrained={base.parent.parent}", "grpo.num_iterations=2")
+    find(started)
+    new = tmp_path / "elsewhere"
+    shutil.move(made.run.dir, new / "run")
+    shutil.move(base.parent.parent, new / "base")
+    moved = load_config(started, f"run.dir={new / 'run'}", f"model.pretrained={new / 'base'}", "grpo.num_iterations=3")
+    steps = count(monkeypatch, VampoTrainer)
+    assert len(api.train(moved, resume_from=new / "run").history) == 3 and steps == [3]
+    shutil.copytree(new / "base", new / "other")  # the base is where it was, so another path is another base
+    with pytest.raises(ConfigError, match=r"model\.pretrained is .*other', expected .*base'"):
+        api.train(load_config(moved, f"model.pretrained={new / 'other'}"), resume_from=new / "run")
 
 
 def test_a_run_with_other_settings_is_refused_unless_its_name_says_what_decides_it(made, monkeypatch):

@@ -280,7 +280,14 @@ def test_the_table_on_the_command_line_and_its_json(tiny_run, tmp_path, capsys):
     assert main([*run, "--output", str(tmp_path / "none" / "out.json")]) == 2
 
 
-def test_the_loop_measures_latents_alone(tiny_run):
+def test_an_evaluation_that_is_not_finite_fails(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(commands.api, "evaluate", lambda *_: result_of([0.4, math.nan, 0.5, 0.6]))
+    assert main(["evaluate", "--config", tiny_run.run.dir, "--checkpoint", tiny_run.run.dir]) == 1
+    printed = capsys.readouterr()
+    assert "nan" in printed.out and printed.err == f"vampo evaluate: predictions of {tiny_run.run.dir} are not finite\n"
+
+
+def test_the_loop_measures_only_latents(tiny_run):
     state = json.loads((Path(tiny_run.run.dir) / "checkpoints/latest/trainer_state/state.json").read_text())
     assert state["counters"]["last"]["psnr"] is None
 

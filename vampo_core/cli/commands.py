@@ -1,6 +1,7 @@
 """What the verbs of the command line do: the calls of :mod:`vampo_core.api`, with tables for people."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def evaluate(config: VampoConfig, *, checkpoint: str, against: str | None, outpu
     print(metrics_table(result) if before is None else comparison_table(before, result))
     if output is not None:
         write_text(Path(output), json.dumps(evaluation_record(result, before), indent=2) + "\n")
+    if not math.isfinite(result.reward.mean):
+        raise FloatingPointError(f"predictions of {checkpoint} are not finite")
 
 
 def sample(config: VampoConfig, *, checkpoint: str, **options: Any) -> None:

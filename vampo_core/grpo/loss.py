@@ -19,7 +19,9 @@ class PolicyLoss:
     clip_fraction: Tensor  # [], share of ratios outside of the clip range
     num_ratios: int  # B * G * F
     kl: Tensor | None = None  # [], from the base, where it is penalised; then part of the loss
-    anchor: Tensor | None = None  # [], squared distance from the base along the ODE tail, where it is asked for; then part of the loss
+    anchor: Tensor | None = (
+        None  # [], squared distance from the base along the ODE tail, where it is asked for; then part of the loss
+    )
 
 
 def clipped_surrogate(

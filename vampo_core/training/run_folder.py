@@ -140,7 +140,7 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
     before, now = load_config(run).to_dict(), config.to_dict()
     for key, role in roles().items():
         value, old = _value_of(key, now), _value_of(key, before)
-        if value == old or (role.is_path and _is_same_place(value, old)):
+        if value == old or (role.is_path and (_is_same_place(value, old) or _has_moved(old, value))):
             continue
         if role.unless is not None and (steps := _value_of(role.unless, now)):
             raise ConfigError(
@@ -158,6 +158,11 @@ def _check_resume(config: VampoConfig, checkpoint: Path) -> None:
 def _is_same_place(path: object, other: object) -> bool:
     """Whether two paths, perhaps written differently, are the same file or folder."""
     return isinstance(path, str) and isinstance(other, str) and Path(path).resolve() == Path(other).resolve()
+
+
+def _has_moved(old: object, new: object) -> bool:
+    """Whether nothing is at the old path any more and something is at the new one."""
+    return isinstance(old, str) and isinstance(new, str) and not Path(old).exists() and Path(new).exists()
 
 
 def _value_of(key: str, values: Mapping[str, Mapping[str, Any]]) -> Any:
