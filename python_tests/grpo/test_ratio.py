@@ -1,5 +1,7 @@
 """The ratio before any update: exactly 1 where the pass is reused, and 1 within 1e-6 where it is repeated."""
 
+import weakref
+
 import pytest
 import torch
 from training_runs import gradient_of, make_config, make_model, make_trainer, relative_distance
@@ -63,3 +65,20 @@ def test_both_modes_have_the_same_gradient(tmp_path, model):
         config = make_config(tmp_path, *settings, f"grpo.reuse_first_step={reuse}")
         gradients.append(gradient_of(make_trainer(config, model=make_model(config, **arguments))))
     assert relative_distance(*gradients) < 1e-4
+
+
+@pytest.mark.parametrize(("epochs", "alive"), [(1, [0, 0, 0]), (2, [0, 1, 2])])
+def test_a_rollout_is_gone_when_the_next_part_begins_unless_a_later_epoch_needs_it(tmp_path, epochs, alive):
+    parts = ["optim.gradient_accumulation_steps=3", "grpo.batch_size=3", f"grpo.num_inner_epochs={epochs}"]
+    trainer, seen, counts = make_trainer(make_config(tmp_path, *parts)), [], []
+    roll_out = trainer.engine.rollout
+
+    def counted(*args, **options):
+        counts.append(sum(reference() is not None for reference in seen))
+        rollout = roll_out(*args, **options)
+        seen.append(weakref.ref(rollout.latents))
+        return rollout
+
+    trainer.engine.rollout = counted
+    trainer.iterate(1, trainer.batches(0))
+    assert counts == alive

@@ -141,6 +141,7 @@ class VampoTrainer:
             scores.append(rewards)
             if grpo.num_inner_epochs > 1:
                 kept.append((rollout.without_graph(), advantages))
+            del rollout  # two at once would take twice the memory
         with clock("update_s"):
             grad_norm = self.optimizer.step(what=what)
             for _ in range(grpo.num_inner_epochs - 1):
