@@ -65,9 +65,8 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=[*find_packages(include=["vampo_core*"]), "vampo_core.configs"],
-    package_dir={
-        "vampo_core.configs": "configs"
-    },  # the presets: inside the package in a wheel, beside it in a checkout
+    # the presets are inside the package in a wheel, and beside it in a checkout
+    package_dir={"vampo_core.configs": "configs"},
     package_data={"vampo_core": ["py.typed", "report/templates/*"], "vampo_core.configs": ["*.yaml"]},
     ext_modules=[Extension("vampo_core._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

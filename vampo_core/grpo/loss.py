@@ -18,10 +18,8 @@ class PolicyLoss:
     approx_kl: Tensor  # [], Schulman's k3 estimate of KL(old || new)
     clip_fraction: Tensor  # [], share of ratios outside of the clip range
     num_ratios: int  # B * G * F
-    kl: Tensor | None = None  # [], from the base, where it is penalised; then part of the loss
-    anchor: Tensor | None = (
-        None  # [], squared distance from the base along the ODE tail, where it is asked for; then part of the loss
-    )
+    kl: Tensor | None = None  # [], from the base; part of the loss where grpo.kl_coef is above 0
+    anchor: Tensor | None = None  # [], squared distance from the base along the ODE tail; as kl, with grpo.anchor_coef
 
 
 def clipped_surrogate(

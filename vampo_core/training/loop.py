@@ -216,9 +216,7 @@ class Loop(Generic[E]):
         self._folder.checkpoints.save(state, self._save_model, best=best)
 
     def _save_model(self, folder: Path) -> None:
-        with (
-            self._optimizer.ema_weights()
-        ):  # only in the model folder: the trainer's state keeps the weights themselves
+        with self._optimizer.ema_weights():  # the trainer's state keeps the weights themselves
             self._optimizer.model.save_pretrained(folder)
 
     def _load(self, checkpoint: Path) -> None:
