@@ -175,7 +175,7 @@ def test_paths_are_expanded(monkeypatch):
         ("pretrain.condition_dropout=1", ["pretrain.condition_dropout", "1.0", "below 1"]),
         ("run.seed=-1", ["run.seed", "-1", "at least 0"]),
         ("run.trackers=[tensorbord]", ["run.trackers[0]", "'tensorbord'", "did you mean 'tensorboard'"]),
-        ("run.dir=[a", ["'run.dir=[a'", "YAML"]),
+        ("run.trackers=[a", ["'run.trackers=[a'", "YAML"]),
         ("reward.l1_weight=-1", ["reward.l1_weight", "-1", "at least 0"]),
     ],
 )  # fmt: skip

@@ -261,6 +261,9 @@ def test_wrong_settings_are_refused_before_anything_is_done(tmp_path, monkeypatc
 
     with pytest.raises(ConfigError, match=r"closed_loop\.env and data\.env are null"):
         api.run_chain(settings(tmp_path))
+    several = ["data.env=null", f"data.root=[{tmp_path}/a, {tmp_path}/b]", "closed_loop.env=simulators:line"]
+    with pytest.raises(ConfigError, match=r"data\.root is .*, expected one folder: a policy learns from one dataset"):
+        api.run_chain(settings(tmp_path, *TINY, *several))
     for change, message in (
         ("closed_loop.num_executed_steps=5", r"num_executed_steps is 5, expected at most policy.action_horizon = 4"),
         ("policy.features=latents", r"policy\.features is 'latents', expected predictive"),

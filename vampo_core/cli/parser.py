@@ -59,7 +59,8 @@ class Verb:
 
 
 _CLIPS = ("data", "model", "run")
-_PREDICTOR = (*_CLIPS, "pretrain", "sampler", "evaluation")
+_MEASURED = (*_CLIPS, "sampler", "evaluation")
+_PREDICTOR = (*_MEASURED, "pretrain")
 _VAMPO = (*_PREDICTOR, "grpo", "reward", "optim")
 _POLICY = (*_PREDICTOR, "policy")
 _ALL = (*_VAMPO, "policy", "closed_loop")
@@ -95,7 +96,7 @@ VERBS = {
     "policy eval": Verb(
         "vampo_core.cli.commands:evaluate_policy",
         "let a policy act in a simulator and measure its success",
-        ("data", "model", "policy", "closed_loop", "run"),
+        (*_CLIPS, "closed_loop"),
         (
             Option("checkpoint", "run folder, checkpoint or policy folder (default: the simulator's own expert acts)"),
             Option("against", "another policy, which acts in the same episodes and is compared with the first"),
@@ -105,7 +106,7 @@ VERBS = {
     "evaluate": Verb(
         "vampo_core.cli.commands:evaluate",
         "measure a video predictor on held-out clips",
-        _PREDICTOR,
+        _MEASURED,
         (
             _CHECKPOINT,
             Option("against", "another predictor, which predicts the same clips and is compared with the first"),
@@ -115,7 +116,7 @@ VERBS = {
     "sample": Verb(
         "vampo_core.cli.commands:sample",
         "predict videos and write them as an mp4 file",
-        _PREDICTOR,
+        _MEASURED,
         (
             _CHECKPOINT,
             Option("output", "mp4 file to write", required=True, metavar="FILE"),

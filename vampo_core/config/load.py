@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vampo_core.config.checks import ConfigError, nearest
-from vampo_core.config.vampo import VampoConfig, check_section, is_text, keys, roles
+from vampo_core.config.vampo import VampoConfig, check_section, is_text, keys, roles, takes_list
 from vampo_core.config.yaml_text import parse
 
 
@@ -87,7 +87,8 @@ def _override(values: dict[Any, Any], override: str) -> None:
 
 def _value(key: str, text: str, override: str) -> Any:
     """The value of an override: YAML, but a text stands for itself, so that ``#`` and ``: `` mean nothing in paths."""
-    is_yaml = text.strip().lower() in ("", "null", "~") or text.lstrip().startswith(("[", '"', "'"))
+    marks = ('"', "'", "[") if takes_list(key) else ('"', "'")
+    is_yaml = text.strip().lower() in ("", "null", "~") or text.lstrip().startswith(marks)
     return parse(text, f"override {override!r}") if is_yaml or not is_text(key) else text
 
 
@@ -95,11 +96,13 @@ def _expand_paths(values: dict[Any, Any]) -> None:
     for key in (key for key, role in roles().items() if role.is_path):
         section, name = key.split(".")
         entries = values.get(section)
-        path = entries.get(name) if isinstance(entries, dict) else None
-        if isinstance(entries, dict) and isinstance(path, list):
-            entries[name] = [_expanded(part, f"{section}.{name}[{i}]") for i, part in enumerate(path)]
-        elif isinstance(entries, dict):
-            entries[name] = _expanded(path, f"{section}.{name}")
+        if not isinstance(entries, dict) or name not in entries:
+            continue
+        path = entries[name]
+        if isinstance(path, list):
+            entries[name] = [_expanded(part, f"{key}[{i}]") for i, part in enumerate(path)]
+        else:
+            entries[name] = _expanded(path, key)
 
 
 def _expanded(path: Any, key: str) -> Any:

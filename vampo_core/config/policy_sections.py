@@ -7,6 +7,8 @@ from vampo_core.config.checks import ConfigError, MultipleOf, Range, check_field
 from vampo_core.config.roles import Role
 from vampo_core.config.sections import FREE, Above0, AdamWConfig, AtLeast0, Count, Decay, Positive
 
+STORED = Role(decides=("policy",), is_stored=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig(AdamWConfig):
@@ -16,27 +18,27 @@ class PolicyConfig(AdamWConfig):
 
     predictor: Annotated[str, Role(is_path=True)] | None = None
     """Run folder, checkpoint or model folder of the video predictor; null for the base that ``train`` starts from."""
-    features: Literal["predictive", "latents"] = "predictive"
+    features: Annotated[Literal["predictive", "latents"], STORED] = "predictive"
     """What the policy sees: the predictor's features, or as a control only the current frame's latents."""
-    feature_layers: tuple[Count, ...] = (0, 1)
+    feature_layers: Annotated[tuple[Count, ...], STORED] = (0, 1)
     """Feature layers of the predictor (up blocks of a UNet), in ascending order."""
-    action_horizon: Positive = 16
+    action_horizon: Annotated[Positive, STORED] = 16
     """Actions predicted at once, a chunk (H)."""
-    num_executed_steps: Positive = 8
+    num_executed_steps: Annotated[Positive, STORED] = 8
     """Control steps from one prediction to the next."""
-    temporal_ensemble: AtLeast0 | None = None
+    temporal_ensemble: Annotated[AtLeast0 | None, STORED] = None
     """Average all chunks that cover a step, the i-th oldest weighted exp(-i times this); null: the newest one only."""
-    num_sampling_steps: Annotated[int, Range(minimum=2)] = 8
+    num_sampling_steps: Annotated[int, Range(minimum=2), STORED] = 8
     """Denoising steps of a chunk."""
-    num_queries: Positive = 4
+    num_queries: Annotated[Positive, STORED] = 4
     """Tokens of each predicted frame (Q)."""
-    former_depth: Positive = 2
+    former_depth: Annotated[Positive, STORED] = 2
     """Layers of the Video Former."""
-    depth: Positive = 4
+    depth: Annotated[Positive, STORED] = 4
     """Layers of the action head."""
-    width: Annotated[int, MultipleOf(4)] = 96
+    width: Annotated[int, MultipleOf(4), STORED] = 96
     """Channels of Video Former and action head."""
-    num_attention_heads: Positive = 4
+    num_attention_heads: Annotated[Positive, STORED] = 4
     """Heads of every attention in Video Former and action head."""
     train_predictor: bool = False
     """Train the predictor with the policy, instead of keeping it frozen and its features in a cache."""

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-Product = Literal["data", "base", "evaluation", "vampo", "policy"]
+Product = Literal["data", "codec", "base", "evaluation", "vampo", "policy"]
 _BUILDS_ON: dict[Product, tuple[Product, ...]] = {
     "data": (),
+    "codec": (),  # training frames: their content counts, and not how clips are cut from them
     "base": ("data",),
     "evaluation": ("data",),
     "vampo": ("data", "evaluation"),
@@ -33,6 +34,8 @@ class Role:
     """Key of a setting that fixes this one from the start where it is not 0: a decay counts back from the end."""
     is_path: bool = False
     """Whether it is a file or a folder: ``~`` and environment variables are expanded."""
+    is_stored: bool = False
+    """Whether it is stored with the weights of the product that it decides, which cannot be used without it."""
 
 
 def roles_of(sections: Mapping[str, type]) -> dict[str, Role]:

@@ -22,6 +22,7 @@ VAMPO = Role(decides=("vampo",))
 BASE = Role(decides=("base",))
 DATA = Role(decides=("data",))
 SHAPE = Role(decides=("base", "vampo"))
+CODEC = Role(decides=("codec", "vampo"))
 FREE = Role(may_change=True)
 """A setting that decides nothing: it only says how or where a run is made."""
 
@@ -177,9 +178,9 @@ class ModelConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     ema_decay: Decay = 0.0
     """Decay of the running mean of the weights in post-training, which is then evaluated and saved; 0 for none."""
-    patch_size: Positive = 8
+    patch_size: Annotated[Positive, CODEC] = 8
     """Pixels per latent along each side of the patch codec."""
-    latent_channels: Positive = 16
+    latent_channels: Annotated[Positive, CODEC] = 16
     """Channels of the latents (C)."""
     block_out_channels: Annotated[tuple[Annotated[int, MultipleOf(32)], ...], SHAPE] = (64, 64)
     """Channels of the UNet at each resolution, the full one first; only the middle block attends."""
@@ -246,7 +247,7 @@ class DataConfig:
     action_noise: AtLeast0 = 0.0
     """Standard deviation of the pushes that now and then take experts off their way while they are recorded, in half
     the range of an action; episodes then show how to come back. The experts' own actions are recorded. 0 for none."""
-    resolution: Positive | tuple[Positive, ...] = 64
+    resolution: Annotated[Positive | tuple[Positive, ...], Role(decides=("codec", "data"))] = 64
     """Pixels along each side of a frame, or [height, width] for videos that are not square."""
 
     def __post_init__(self) -> None:
@@ -265,11 +266,10 @@ class DataConfig:
         if self.format != "recorded" and self.env is not None:
             raise ConfigError(
                 f"data.env is {self.env!r} with data.format = {self.format!r}, expected null: "
-                "a simulator is recorded in the format 'recorded'"
+                "simulators are recorded in the format 'recorded', and closed_loop.env is where policies act"
             )
-        if isinstance(self.resolution, tuple) and (len(self.resolution) != 2 or self.env is not None):
-            expected = "[height, width]" if self.env is None else f"one number: {self.env} renders squares"
-            raise ConfigError(f"data.resolution is {list(self.resolution)}, expected {expected}")
+        if isinstance(self.resolution, tuple) and len(self.resolution) != 2:
+            raise ConfigError(f"data.resolution is {list(self.resolution)}, expected one number or [height, width]")
 
     @property
     def roots(self) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from vampo_core.config.checks import ConfigError, nearest
 from vampo_core.config.meaning import annotated_yaml
@@ -68,7 +69,11 @@ class VampoConfig:
                 f"optim.gradient_accumulation_steps is {self.optim.gradient_accumulation_steps}, expected a divisor of "
                 f"grpo.batch_size = {self.grpo.batch_size}"
             )
-
+        simulators = ",".join(filter(None, [self.data.env, self.closed_loop.env]))
+        if simulators and isinstance(self.data.resolution, tuple):
+            raise ConfigError(
+                f"data.resolution is {list(self.data.resolution)}, expected one number: {simulators} renders squares"
+            )
         if self.model.pretrained is None and self.data.format == "recorded":
             self.check_resolution()
 
@@ -176,6 +181,16 @@ def deciding(config: VampoConfig, product: Product) -> dict[str, Any]:
     return found
 
 
+def stored_with(config: VampoConfig, product: Product) -> dict[str, Any]:
+    """Settings that are stored with the weights of a product, by name without the section."""
+    found = {}
+    for key, role in roles().items():
+        section, name = key.split(".")
+        if role.is_stored and product in role.decides:
+            found[name] = getattr(getattr(config, section), name)
+    return found
+
+
 def resumed(config: VampoConfig, own: VampoConfig) -> VampoConfig:
     """Settings to continue an unfinished run with: its own, and those of ``config`` that only say how it is made.
 
@@ -198,10 +213,21 @@ def keys() -> list[str]:
 
 def is_text(key: str) -> bool:
     """Whether a setting is a text, or a list of texts."""
+    return str in _types_of(key)
+
+
+def takes_list(key: str) -> bool:
+    """Whether a setting may be a list."""
+    return any(get_origin(kind) is tuple for kind in _types_of(key))
+
+
+def _types_of(key: str) -> tuple[Any, ...]:
+    """The types that a setting may have; none for a key that does not exist."""
     section, _, name = key.partition(".")
     hints = get_type_hints(_sections()[section]) if section in _sections() else {}
-    kinds = get_args(hints[name]) or (hints[name],) if name in hints else ()
-    return bool(kinds) and kinds[0] is str
+    if name not in hints:
+        return ()
+    return get_args(hints[name]) if get_origin(hints[name]) in (UnionType, Union) else (hints[name],)
 
 
 def check_section(name: object) -> None:

@@ -18,7 +18,7 @@ from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import open_dataset
 from vampo_core.pipeline.closed_loop import require_simulator
 from vampo_core.pipeline.names import beside_run, digest
-from vampo_core.pipeline.policy import cache_features, check_cacheable
+from vampo_core.pipeline.policy import cache_features, check_cacheable, check_one_dataset
 from vampo_core.pipeline.predictor import policy_predictor
 from vampo_core.pipeline.runs import POLICY, VAMPO, E, RunKind, completed, find_continue_or_begin
 from vampo_core.policy.evaluation import PolicyEvalResult
@@ -164,6 +164,7 @@ class Chain:
 def _check(config: VampoConfig) -> None:
     """Refuse settings before hours go into the stages before those that need them."""
     require_simulator(config)
+    check_one_dataset(config)
     policy = config.policy
     if policy.predictor is not None:
         raise ConfigError(

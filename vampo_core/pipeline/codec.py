@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vampo_core.config import VampoConfig
+from vampo_core.config import VampoConfig, deciding
 from vampo_core.data.episode import Episode
 from vampo_core.data.spread_frames import spread_frames
 from vampo_core.files import publish, temporary_beside
@@ -40,8 +40,7 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     config.check_resolution()
     parts = [split(config, dataset.episodes)[0] for dataset in datasets]
     names = [[episode.episode_id, episode.fingerprint] for train in parts for episode in train]
-    settings = [config.model.patch_size, config.model.latent_channels, config.data.resolution, _CODEC_FRAMES]
-    folder = beside_run(config, f"codec-{digest([names, settings])}")
+    folder = beside_run(config, f"codec-{digest([names, deciding(config, 'codec'), _CODEC_FRAMES])}")
     if not folder.is_dir():
         with made_by_one_process(folder):
             if not folder.is_dir():  # another process may have made it in the meantime

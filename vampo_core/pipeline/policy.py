@@ -26,10 +26,7 @@ def policy_data(
         ConfigError: ``data.root`` is not one folder, or the predictor does not fit ``policy.feature_layers``.
         ValueError: the checkpoint is of an older architecture.
     """
-    if len(config.data.roots) > 1:
-        raise ConfigError(
-            f"data.root is {list(config.data.roots)}, expected one folder: a policy learns from one dataset"
-        )
+    check_one_dataset(config)
     source: str | Path | None = config.policy.predictor or config.model.pretrained
     if checkpoint is not None:
         policy_settings(checkpoint)  # an older architecture is refused before features are computed
@@ -38,6 +35,18 @@ def policy_data(
     predictor = policy_predictor(config, source or base_checkpoint(config))
     clips = prepare_clips(config, predictor.codec)
     return predictor, *action_datasets(config, predictor, clips, config.data.roots[0])
+
+
+def check_one_dataset(config: VampoConfig) -> None:
+    """Refuse several folders of data.
+
+    Raises:
+        ConfigError: ``data.root`` is not one folder.
+    """
+    if len(config.data.roots) > 1:
+        raise ConfigError(
+            f"data.root is {list(config.data.roots)}, expected one folder: a policy learns from one dataset"
+        )
 
 
 def cache_features(config: VampoConfig) -> Path:

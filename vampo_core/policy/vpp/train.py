@@ -1,14 +1,14 @@
 """Training of a policy on expert episodes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vampo_core.config import PolicyConfig, VampoConfig
+from vampo_core.config import VampoConfig
+from vampo_core.config.vampo import stored_with
 from vampo_core.data.clips import Clips
 from vampo_core.diffusion.streams import POLICY_NOISE, POLICY_SIGMA, stream_seed
 from vampo_core.evaluation.predictor import held_out_batch
@@ -27,8 +27,6 @@ from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.processes import new_accelerator
-
-_COPIED = {field.name for field in fields(VPPSettings)} & {field.name for field in fields(PolicyConfig)}
 
 
 class PolicyTrainer:
@@ -162,7 +160,7 @@ def new_policy(config: VampoConfig, predictor: VideoPredictor, dataset: ActionDa
         state_dim=dataset.state_dim,
         action_dim=dataset.action_dim,
         text_dim=condition.encoder_hidden_states.shape[-1],
-        **{name: getattr(options, name) for name in _COPIED},
+        **stored_with(config, "policy"),
     )
     trained = []
     if extractor is not None and options.train_predictor:

@@ -1,0 +1,123 @@
+"""What every setting means for a run: the products that it decides, whether it may change, whether it is a path."""
+
+import dataclasses
+
+import pytest
+
+from vampo_core.config import ConfigError, VampoConfig, deciding, load_config, resumed, roles
+from vampo_core.config.vampo import keys, stored_with
+from vampo_core.diffusion.settings import EulerHybridSettings
+from vampo_core.policy.vpp.settings import VPPSettings
+
+
+def all_of(*names: str) -> set[str]:
+    """Every key of some sections."""
+    return {key for key in keys() if key.split(".")[0] in names}
+
+
+DATA = {
+    *("data.format", "data.root", "data.weights", "data.env", "data.num_episodes", "data.action_noise"),
+    *("data.resolution", "data.held_out_fraction", "data.num_frames", "data.stride", "data.sampling"),
+}
+EVALUATION = {*DATA, *all_of("evaluation"), "run.seed"}
+DECIDING = {
+    "data": DATA,
+    "codec": {"model.patch_size", "model.latent_channels", "data.resolution"},
+    "base": {
+        *DATA,
+        *all_of("pretrain"),
+        *("model.block_out_channels", "model.layers_per_block", "model.num_attention_heads", "model.dtype"),
+        *("sampler.sigma_max", "run.seed"),
+    },
+    "evaluation": EVALUATION,
+    "vampo": {*EVALUATION, *all_of("grpo", "sampler", "reward", "optim", "model"), "run.eval_every"}
+    - {"model.pretrained"},
+    "policy": {*EVALUATION, *all_of("policy")} - {"policy.predictor"},
+}
+LENGTHS = {
+    "grpo.num_iterations": "optim.decay_steps",
+    "pretrain.num_steps": "pretrain.decay_steps",
+    "policy.num_steps": "policy.decay_steps",
+}
+
+
+@pytest.mark.parametrize("product", DECIDING)
+def test_exactly_these_settings_decide_a_product(product):
+    assert deciding(load_config("pusht"), product).keys() == DECIDING[product]
+
+
+def test_exactly_these_settings_may_change_when_a_run_is_resumed():
+    assert {key for key, role in roles().items() if role.may_change} == {
+        *LENGTHS,
+        *("pretrain.eval_every", "pretrain.save_every", "policy.eval_every", "policy.save_every"),
+        *("data.root", "data.num_workers", "sampler.tail_chunk_size"),
+        *(all_of("run") - {"run.seed"}),
+        *all_of("closed_loop"),
+    }
+    assert {key: role.unless for key, role in roles().items() if role.unless} == LENGTHS
+    assert set(LENGTHS.values()) <= set(keys())
+
+
+def test_an_unfinished_run_keeps_its_length():
+    own = load_config("pusht", "grpo.num_iterations=7", "run.save_every=2")
+    now = load_config("pusht", "grpo.num_iterations=9", "run.save_every=3")
+    assert resumed(now, own) == load_config(own, "run.save_every=3")
+
+
+def test_what_is_null_in_a_post_training_is_the_predictors_own():
+    unset, set_ = (load_config("pusht", f"sampler.sigma_max={value}") for value in ("null", "80"))
+    assert deciding(unset, "vampo") != deciding(set_, "vampo")
+
+
+def test_a_policy_stores_the_settings_that_its_folder_has():
+    config = load_config("pusht", "policy.width=32")
+    names = {field.name for field in dataclasses.fields(VPPSettings)}
+    stored = stored_with(config, "policy")
+    assert stored.keys() == names & {field.name for field in dataclasses.fields(config.policy)}
+    assert stored["width"] == 32 and "lr" not in stored
+
+
+def test_the_sampler_refuses_what_the_section_refuses():
+    """Names and ranges of the section are those of the sampler."""
+    names = {field.name for field in dataclasses.fields(VampoConfig().sampler)} - {"tail_chunk_size"}
+    assert names <= {field.name for field in dataclasses.fields(EulerHybridSettings)}
+    for name in sorted(names - {"stochastic_steps"}):
+        too_small = 1 if name == "num_inference_steps" else -1.0
+        for settings in (EulerHybridSettings, type(VampoConfig().sampler)):
+            with pytest.raises(ValueError, match=name):
+                settings(**{name: too_small})
+
+
+def test_a_missing_key_takes_its_default_also_where_its_section_is_there(tmp_path):
+    path = tmp_path / "part.yaml"
+    path.write_text("data: {stride: 5}\nmodel: {lora: 2}\nclosed_loop:\nrun: {seed: 3}\npolicy: {width: 32}\n")
+    expected = load_config(VampoConfig(), "data.stride=5", "model.lora=2", "run.seed=3", "policy.width=32")
+    assert load_config(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("run.dir=[a", "[a"),
+        ("run.dir=runs/[a]: {b", "runs/[a]: {b"),
+        ("run.dir='null'", "null"),
+        ("data.root=2026-11-26T10:30:00", "2026-11-26T10:30:00"),
+        ("data.root=[a, b #2]", ("a", "b #2")),
+        ("model.pretrained=1e3", "1e3"),
+        ("model.pretrained=true", "true"),
+    ],
+)
+def test_a_text_stands_for_itself_except_for_null_quotes_and_lists(override, value):
+    if override.startswith("data.root=["):  # YAML, where ' #' begins a comment
+        with pytest.raises(ConfigError, match="cannot be read as YAML"):
+            load_config("pusht", "data.env=null", override)
+        override = "data.root=[a, 'b #2']"
+    section, _, name = override.partition("=")[0].partition(".")
+    assert getattr(getattr(load_config("pusht", "data.env=null", override), section), name) == value
+
+
+def test_simulators_render_squares_also_where_only_policies_act():
+    videos = ["data.format=vpp", "data.env=null", "data.root=/videos", "data.resolution=[64, 96]"]
+    assert load_config("pusht", *videos).data.image_size == (64, 96)
+    with pytest.raises(ConfigError, match=r"data\.resolution is \[64, 96\], expected one number: pusht renders"):
+        load_config("pusht", *videos, "closed_loop.env=pusht")
