@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import os
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from leftovers import leftover_of
 from torch.nn import functional
 
 from vampo_core.data import EpisodeError, RecordedDataset, encode
+from vampo_core.data.folder import derived_folder
 from vampo_core.data.formats.recorded import FORMAT, VERSION, EpisodeHeader, episode_folder, write_episode
 from vampo_core.data.latent_files import latents_path, write_latents
 
@@ -174,6 +176,25 @@ def test_latents_of_an_earlier_version_stay_valid(tmp_path):
     header = {"length": 5, "video_bytes": video.stat().st_size}
     write_latents(latents_path(tmp_path, "pool", "000000"), torch.zeros(5, 3, 2, 3), header)
     assert encode(RecordedDataset(tmp_path), PoolCodec(), progress=False).num_reused == 1
+
+
+def test_latents_of_a_read_only_dataset_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+    root, cache = tmp_path / "data", tmp_path / "cache"
+    dataset = make_dataset(root)
+    encode(dataset, PoolCodec(), progress=False)
+    before = sorted(root.rglob("*"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != root and access(path, mode))
+    assert encode(dataset, PoolCodec(), progress=False).num_reused == 3 and not cache.exists()
+    for num_encoded in (3, 0):
+        assert encode(dataset, PoolCodec("other"), progress=False).num_encoded == num_encoded
+    assert sorted(root.rglob("*")) == before and len(list(cache.rglob("*.safetensors"))) == 3
+    written, read = RecordedDataset(root, latents="pool"), RecordedDataset(root, latents="other")
+    assert torch.equal(written.episodes[1].latents([0, 2]), read.episodes[1].latents([0, 2]))
+    elsewhere = tmp_path / "elsewhere" / "data"  # of the same name
+    assert derived_folder(root, "features").parent.parent == cache / "vampo_core"
+    assert derived_folder(elsewhere, "features") == elsewhere / "features"
 
 
 def test_a_read_only_dataset_is_one_clear_line(tmp_path, monkeypatch):

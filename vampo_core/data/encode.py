@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
-from vampo_core.data.folder import writing_to
+from vampo_core.data.folder import derived_folder, writing_to
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
 from vampo_core.data.video import image_hw, resize_frames
 from vampo_core.files import locked, remove_leftovers
@@ -61,6 +61,8 @@ def encode(
 ) -> EncodeResult:
     """Encode every episode of a dataset into ``<root>/latents/<name>/``; latents that are current are kept.
 
+    Latents of a read-only dataset are kept in the user's cache, see :func:`~vampo_core.data.folder.derived_folder`.
+
     A codec that is a module gets its frames on its own device, any other codec gets them on the CPU.
 
     Args:
@@ -78,13 +80,13 @@ def encode(
     Raises:
         ValueError: an argument is wrong, or the codec returns something that is not latents.
         EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
-        PermissionError: the dataset's folder is read-only, and episodes have to be encoded.
+        PermissionError: a folder cannot be written to, and episodes have to be encoded.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     name = latents_name(codec, image_size)
     size = None if image_size is None else image_hw(image_size)
-    folder, episodes = dataset.root / "latents" / name, dataset.episodes
+    folder, episodes = derived_folder(dataset.root, "latents") / name, dataset.episodes
     skipped: list[Skipped] = []
     num_encoded = 0
     if not all(_is_current(dataset.root, name, episode) for episode in episodes):

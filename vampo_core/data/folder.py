@@ -1,7 +1,9 @@
-"""What is written into a dataset's folder: names that stay inside it, and one clear error if it is read-only."""
+"""What is computed from a dataset and kept: where, under which names, and one clear error if it cannot be written."""
 
 import contextlib
 import errno
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,23 @@ def safe_name(episode_id: str) -> str:
             "a dot: files are named after it"
         )
     return episode_id
+
+
+def derived_folder(root: Path, what: str) -> Path:
+    """Folder of files that are computed from a dataset: inside it, or for a read-only dataset in the user's cache.
+
+    The cache is ``$XDG_CACHE_HOME/vampo_core``, by default ``~/.cache/vampo_core``; a dataset's folder there is named
+    after the dataset and the place where it lies.
+
+    Args:
+        root: the dataset's folder.
+        what: what is kept there, in the plural.
+    """
+    if not root.is_dir() or os.access(root, os.W_OK):
+        return root / what
+    place = root.resolve()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vampo_core"
+    return cache / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}" / what
 
 
 @contextlib.contextmanager

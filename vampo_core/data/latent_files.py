@@ -9,15 +9,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vampo_core.data.folder import safe_name
+from vampo_core.data.folder import derived_folder, safe_name
 from vampo_core.files import publish, temporary_beside
 
 _HEADER = "vampo_core"
 
 
 def latents_path(root: Path, name: str, episode_id: str) -> Path:
-    """The file of an episode's latents in the encoding ``name``."""
-    return root / "latents" / name / f"{safe_name(episode_id)}.safetensors"
+    """The file of an episode's latents in the encoding ``name``: those that are inside the dataset come first."""
+    file = f"{safe_name(episode_id)}.safetensors"
+    own = root / "latents" / name / file
+    return own if own.is_file() else derived_folder(root, "latents") / name / file
 
 
 def write_latents(path: Path, latents: Tensor, header: dict[str, object]) -> None:  # latents [T, C, h, w]

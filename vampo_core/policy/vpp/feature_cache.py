@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vampo_core.data.episode import Episode, reading
-from vampo_core.data.folder import safe_name
+from vampo_core.data.folder import derived_folder, safe_name
 from vampo_core.files import locked, publish, remove_leftovers, temporary_beside
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.predictor import VideoPredictor
@@ -40,7 +40,7 @@ class FeatureCache:
         self.predictor = predictor
         self.extractor = predictor.feature_extractor(layers)
         key = fingerprint([predictor.fingerprint(), list(layers), self.extractor.seed], {})
-        self.folder = Path(root) / "features" / key
+        self.folder = derived_folder(Path(root), "features") / key
 
     def fill(self, episodes: Sequence[Episode]) -> int:
         """Compute what is missing or not current; returns the number of episodes computed.
