@@ -152,7 +152,7 @@ def test_paths_are_expanded(monkeypatch):
         ("optim.gradient_accumulation_steps=9", ["optim.gradient_accumulation_steps", "9", "grpo.batch_size = 8"]),
         ("grpo.reuse_first_step=1", ["grpo.reuse_first_step", "1", "true or false"]),
         ("model.dtype=bf16", ["model.dtype", "'bf16'", "float32, bfloat16, float16"]),
-        ("model.block_out_channels=[64, 65]", ["model.block_out_channels[1]", "65", "multiple of 32"]),
+        ("model.block_out_channels=[64, 65]", ["model.block_out_channels[1]", "65", "above 0 that 32 divides"]),
         ("model.block_out_channels=[64]", ["model.block_out_channels", "at least 2"]),
         ("model.num_attention_heads=5", ["model.num_attention_heads", "5", "divisor"]),
         ("sampler.stochastic_steps=0", ["sampler.stochastic_steps", "0", "a list"]),
@@ -282,10 +282,17 @@ def test_an_empty_file_is_the_default(write):
     assert load_config(write("# nothing yet\n")) == VampoConfig()
 
 
-def test_a_run_folder_stands_for_its_config(tmp_path):
-    config = load_config("pusht", "run.seed=3")
+def test_a_run_folder_stands_for_its_config_wherever_it_is_now(tmp_path, monkeypatch):
+    config = load_config("pusht", "run.seed=3", f"run.dir={tmp_path}")
     config.save(tmp_path / "config.yaml")
     assert load_config(tmp_path) == load_config(str(tmp_path)) == config
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_config(tmp_path.name) == config
+    (tmp_path.parent / "pusht").mkdir(exist_ok=True)
+    assert load_config("pusht").run.dir == "runs/pusht"  # a preset's name comes first
+    load_config(config, "run.dir=runs/elsewhere").save(tmp_path / "config.yaml")  # it was moved, or copied
+    assert load_config(tmp_path) == config
+    assert load_config(tmp_path, "run.dir=new").run.dir == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 

@@ -50,7 +50,7 @@ def test_growing_dataset_keeps_most_of_its_split():
     ],
 )
 def test_empty_side_of_a_split_is_an_error(num_episodes, held_out, numbers):
-    with pytest.raises(ValueError, match=rf"held_out is {held_out}: {numbers}"):
+    with pytest.raises(ValueError, match=rf"held_out is {held_out} \(data.held_out_fraction\): {numbers}"):
         split_episodes([FakeEpisode(i) for i in range(num_episodes)], held_out=held_out)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def evaluate_policy(config: VampoConfig, *, checkpoint: str | None, against: str
         before = api.evaluate_policy(against, config, output=output)
         print(closed_loop_table({against: before}))
         print(comparison_line(compare(before, result)))
+    place = Path(config.run.dir) / "closed_loop" if output is None else Path(output)
+    print(f"episodes and videos: {_short(place)}")
 
 
 def evaluate(config: VampoConfig, *, checkpoint: str, against: str | None, output: str | None) -> None:
@@ -145,7 +148,7 @@ def _trained(
 def _ending(result: TrainResult[Any], best: str) -> int:
     print(f"checkpoint: {_short(result.checkpoint)}, {best}: {_short(result.best_checkpoint)}")
     if result.interrupted:
-        print(f"interrupted; continue with --continue, or with --resume-from {result.config.run.dir}")
+        print(f"interrupted; continue with --continue, or with --resume-from {shlex.quote(result.config.run.dir)}")
         return INTERRUPTED
     return 0
 

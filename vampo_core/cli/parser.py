@@ -142,7 +142,7 @@ VERBS = {
         (
             Option(
                 "until",
-                "last stage to run: data, base, vampo, features or policies (default: all stages)",
+                "last stage to run: data, base, vampo, features, policies or closed_loop (default: all stages)",
                 metavar="STAGE",
             ),
         ),

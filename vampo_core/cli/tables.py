@@ -9,6 +9,7 @@ from vampo_core.evaluation.metrics import share_of
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.evaluation.statistics import outcome, paired_difference
 from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.report.page import count
 
 
 def metrics_table(result: EvalResult) -> str:
@@ -50,7 +51,7 @@ def closed_loop_table(results: Mapping[str, ClosedLoopResult]) -> str:
     """Success, coverage, length and control rate of each controller, by simulator."""
     lines = []
     for name, result in results.items():
-        lines.append(f"{name}: {len(result.episodes)} episodes")
+        lines.append(f"{name}: {count(len(result.episodes), 'episode')}")
         rates = result.success_by_env
         if len(rates) > 1:
             rates = {"all": result.success} | rates
@@ -90,5 +91,5 @@ def evaluation_record(result: EvalResult, before: EvalResult | None) -> dict[str
 def _clips(result: EvalResult) -> str:
     episodes = len(set(result.episode_ids))
     what = "episodes" if episodes > 1 else "clips"
-    samples = f"{result.num_samples} video{'s' if result.num_samples > 1 else ''} each"
-    return f"{result.num_clips} held-out clips of {episodes} episodes, {samples}; intervals over {what}"
+    clips, samples = count(result.num_clips, "held-out clip"), count(result.num_samples, "video")
+    return f"{clips} of {count(episodes, 'episode')}, {samples} each; intervals over {what}"

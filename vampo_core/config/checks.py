@@ -32,7 +32,11 @@ class Range:
 
     def __str__(self) -> str:
         words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
-        return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+        return " and ".join(f"{word} {_short(bound)}" for word, bound in words.items() if bound is not None)
+
+
+def _short(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class MultipleOf:
         return value > 0 and value % self.divisor == 0
 
     def __str__(self) -> str:
-        return f"a positive multiple of {self.divisor}"
+        return f"above 0 that {self.divisor} divides"
 
 
 def nearest(name: object, known: Collection[str], cutoff: float = 0.6) -> str:

@@ -17,7 +17,8 @@ def load_config(config: VampoConfig | str | Path, *overrides: str) -> VampoConfi
     ``~`` and environment variables in paths (``data.root: $DATASETS/bridge``) are replaced by what they stand for.
 
     Args:
-        config: a :class:`VampoConfig`, the name of a preset, a YAML file, or a run folder, for its ``config.yaml``.
+        config: a :class:`VampoConfig`, the name of a preset, a YAML file, or a run folder: its ``config.yaml``, with
+            the folder as ``run.dir``.
         overrides: ``"section.key=value"``, the value in YAML; later ones win.
 
     Raises:
@@ -32,10 +33,25 @@ def load_config(config: VampoConfig | str | Path, *overrides: str) -> VampoConfi
             values = {}
         if not isinstance(values, dict):
             raise ConfigError(f"{name} holds {values!r}, expected sections with keys, such as 'grpo:'")
+        if config not in presets():
+            _set_run_folder(values, Path(config).expanduser())
     for override in overrides:
         _override(values, override)
     _expand_paths(values)
     return VampoConfig.from_dict(values)
+
+
+def _set_run_folder(values: dict[Any, Any], source: Path) -> None:
+    """Let a run that was moved or copied be the one in the folder that was given, not the one where it began."""
+    run = values.get("run")
+    begun = run.get("dir") if isinstance(run, dict) else None
+    if (
+        isinstance(run, dict)
+        and isinstance(begun, str)
+        and source.is_dir()
+        and Path(begun).resolve() != source.resolve()
+    ):
+        run["dir"] = str(source)
 
 
 def presets() -> list[str]:

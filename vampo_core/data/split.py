@@ -39,8 +39,8 @@ def split_episodes(episodes: Sequence[Episode], *, held_out: float | int = 0.1, 
     if not 0 < len(chosen) < len(episodes):
         together = f" ({len(videos)} videos)" if len(videos) < len(episodes) else ""
         raise ValueError(
-            f"held_out is {held_out}: of {len(episodes)} episodes{together} {len(chosen)} would be held out and "
-            f"{len(episodes) - len(chosen)} left for training, expected at least 1 each"
+            f"held_out is {held_out} (data.held_out_fraction): of {len(episodes)} episodes{together} {len(chosen)} "
+            f"would be held out and {len(episodes) - len(chosen)} left for training, expected at least 1 each"
         )
     return _sides(episodes, chosen)
 

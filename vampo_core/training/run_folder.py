@@ -69,8 +69,8 @@ class RunFolder:
         if checkpoint is None and not config.run.overwrite and _holds_run(path):
             raise ConfigError(
                 f"run.dir is {config.run.dir!r}, which holds a run already: continue it with "
-                f"--resume-from {config.run.dir} (in Python resume_from={config.run.dir!r}), delete it with "
-                "run.overwrite=true, or choose another folder"
+                f"--continue or --resume-from {config.run.dir} (in Python resume_from={config.run.dir!r}), delete it "
+                "with run.overwrite=true, or choose another folder"
             )
         return checkpoint
 
