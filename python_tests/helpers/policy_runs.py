@@ -13,9 +13,9 @@ from vampo_core.data.clips import Clips
 from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.policy.normalization import Ranges
+from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.policy.vpp.policy import VPPPolicy
 from vampo_core.policy.vpp.settings import VPPSettings
-from vampo_core.policy.vpp.train import PolicyTrainer, action_datasets, new_policy
 
 SIZE, STATE_DIM, ACTION_DIM, HORIZON = 32, 3, 2, 6
 

@@ -21,10 +21,9 @@ from vampo_core.data.episode import EpisodeError
 from vampo_core.data.formats.recorded import episode_folder
 from vampo_core.models import VideoPredictor
 from vampo_core.policy.data import ActionDataset
-from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.policy.vpp.evaluation import evaluate_policy
+from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
+from vampo_core.policy.train import action_datasets
 from vampo_core.policy.vpp.feature_cache import FeatureCache
-from vampo_core.policy.vpp.train import action_datasets
 from vampo_core.training.checkpoint import find_checkpoint
 from vampo_core.training.signals import GracefulStop
 
@@ -322,7 +321,7 @@ def test_an_episode_with_a_nan_among_its_actions_is_left_out(tmp_path):
 
 
 def test_episodes_without_actions():
-    with pytest.raises(EpisodeError, match=r"000 \(it has 7 frames and actions of width 0, expected at least 2 frames"):
+    with pytest.raises(EpisodeError, match=r"000 \(its length is 7 and its actions have width 0, expected at least"):
         ActionDataset([MadeUpEpisode(0)], horizon=4)
 
 
@@ -334,8 +333,8 @@ def test_odd_episodes_are_named_and_left_out():
     with pytest.warns(RuntimeWarning) as caught:
         dataset = ActionDataset([*odd, *usual], horizon=4)
     message = str(caught[0].message)
-    assert message.startswith("3 of 5 episodes of 'made-up' cannot be read: 001 (it has 1 frames")
-    assert "002 (it has 7 frames and actions of width 0" in message
+    assert message.startswith("3 of 5 episodes of 'made-up' cannot be read: 001 (its length is 1 ")
+    assert "002 (its length is 7 and its actions have width 0" in message
     assert "003 (its actions and states have widths (3, 3), expected (2, 3), as in most episodes)" in message
     assert [episode.episode_id for episode in dataset.episodes] == ["000", "004"]
     assert len(dataset) == 12 and dataset.action_dim == 2
