@@ -28,7 +28,7 @@ from vampo_core.pipeline.predictor import inference_predictor, load_predictor, n
 from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, check_run
 from vampo_core.pipeline.sample import sample_videos
 from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.policy.vpp.train import PolicyTrainer, new_policy
+from vampo_core.policy.train import PolicyTrainer, new_policy
 from vampo_core.training.loop import TrainResult
 from vampo_core.training.processes import new_accelerator
 

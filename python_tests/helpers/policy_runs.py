@@ -1,8 +1,9 @@
-"""Tiny policies and made-up expert episodes for the tests of the action model."""
+"""Tiny policies and made-up expert episodes for the tests of policies."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from training_runs import MadeUpEpisode, make_config, make_model
@@ -13,16 +14,22 @@ from vampo_core.data.clips import Clips
 from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.policy.normalization import Ranges
+from vampo_core.policy.train import PolicyTrainer, action_datasets, new_policy
 from vampo_core.policy.vpp.policy import VPPPolicy
 from vampo_core.policy.vpp.settings import VPPSettings
-from vampo_core.policy.vpp.train import PolicyTrainer, action_datasets, new_policy
 
 SIZE, STATE_DIM, ACTION_DIM, HORIZON = 32, 3, 2, 6
+TEXT = "push the block"
+TINY_POLICY = (
+    *("policy.num_steps=1", "policy.width=16", "policy.num_attention_heads=2", "policy.batch_size=4"),
+    "policy.decay_steps=0",
+)
+"""Settings of one update on recorded episodes."""
 
 
 @dataclass
 class ActingEpisode(MadeUpEpisode):
-    """Actions in the hundreds that differ between episodes, and a state that tells the time."""
+    """Actions in the hundreds that differ between episodes, and a state that shows the time."""
 
     @property
     def actions(self) -> Tensor:  # [T, 2]
@@ -66,7 +73,7 @@ def make_policy_trainer(
     episodes: tuple[int, ...] = (0, 1, 2),
     length: int = 7,
 ):
-    """A trainer on made-up episodes, evaluated on one other; features go beside the run."""
+    """A trainer on made-up episodes, evaluated on another one; features are kept beside the run."""
     predictor = make_model(config) if predictor is None else predictor
     train, held_out = (
         ClipDataset([ActingEpisode(number, length) for number in numbers], num_frames=config.data.num_frames)
@@ -79,7 +86,7 @@ def make_policy_trainer(
 
 
 def make_policy(features: str = "predictive", **changes) -> VPPPolicy:
-    """An untrained policy with a codec, which sees frames of 32 pixels."""
+    """An untrained policy with a codec, for frames of 32 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         codec = PatchCodec.fit(torch.rand(40, 3, SIZE, SIZE), patch_size=4, latent_channels=4)
@@ -105,3 +112,10 @@ def make_policy(features: str = "predictive", **changes) -> VPPPolicy:
         action = torch.tensor([[0.0, 100.0], [512.0, 300.0]])
         state = torch.tensor([[0.0, 0.0, 1.0], [10.0, 1.0, 1.0]])
         return VPPPolicy(predictor, VPPSettings(**settings | changes), Ranges(action, state)).eval()
+
+
+def observe(number: int = 0, **changes):
+    """An observation that differs for every number."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return {"pixels": pixels, "state": rng.random(STATE_DIM, dtype=np.float32), **changes}

@@ -15,8 +15,8 @@ from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline import chain, closed_loop
 from vampo_core.policy.base import Policy
+from vampo_core.policy.train import PolicyTrainer
 from vampo_core.policy.vpp.settings import VPPSettings
-from vampo_core.policy.vpp.train import PolicyTrainer
 
 TINY = [
     "data.env=simulators:line", "data.num_episodes=4", "data.stride=1", "data.held_out_fraction=0.25",

@@ -1,4 +1,4 @@
-"""Training of a policy: its data, cache, updates, resume, and the command that does it all."""
+"""Training of a policy: updates, resume, held-out error, and the command that does it all."""
 
 import itertools
 
@@ -6,75 +6,20 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
-from policy_runs import HORIZON, ActingEpisode, make_policy_trainer, policy_config
-from safetensors import safe_open
-from safetensors.torch import save_file
+from policy_runs import HORIZON, TINY_POLICY, make_policy_trainer, policy_config
 from svd_folder import make_svd_pipeline
-from training_runs import MadeUpEpisode, assert_same_run, make_model, metrics_of, trained_weights
+from training_runs import assert_same_run, metrics_of, trained_weights
 
 import vampo_core
 from vampo_core import Policy
 from vampo_core.cli import parser as cli
 from vampo_core.config import ConfigError, load_config
-from vampo_core.data.clips import ClipDataset, Clips, collate
-from vampo_core.data.episode import EpisodeError
-from vampo_core.data.formats.recorded import episode_folder
+from vampo_core.data.clips import collate
 from vampo_core.models import VideoPredictor
-from vampo_core.policy.data import ActionDataset
-from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.policy.vpp.evaluation import evaluate_policy
+from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.vpp.feature_cache import FeatureCache
-from vampo_core.policy.vpp.train import action_datasets
 from vampo_core.training.checkpoint import find_checkpoint
 from vampo_core.training.signals import GracefulStop
-
-
-def test_items_are_chunks_padded_with_the_last_action():
-    episodes = [ActingEpisode(0, 5), ActingEpisode(1, 9)]
-    dataset = ActionDataset(episodes, horizon=HORIZON)
-    assert len(dataset) == 4 + 8
-    item, actions = dataset[2], episodes[0].actions
-    assert torch.equal(item["actions"], actions[[2, 3, 3, 3, 3, 3]])
-    assert item["valid"].tolist() == [True, True, False, False, False, False]
-    assert torch.equal(item["state"], episodes[0].states[2]) and item["clip_id"] == "made-up/000@2"
-    assert torch.equal(item["latents"], episodes[0].latents([2])[0])
-    assert dataset[4]["clip_id"] == "made-up/001@0" and dataset[4]["valid"].all()
-    ranges = dataset.ranges()
-    rows = torch.cat([episode.actions[:-1] for episode in episodes])
-    assert torch.equal(ranges.action, torch.stack([rows.min(0).values, rows.max(0).values]))
-
-
-def test_chunks_end_with_the_first_push_as_no_frame_foretells_what_follows():
-    class Pushed(ActingEpisode):
-        @property
-        def is_pushed(self):
-            return torch.tensor([False, False, True, True, False, False, False])
-
-    episode = Pushed(0)
-    dataset = ActionDataset([episode], horizon=HORIZON)
-    last = [2, 2, 2, 3, 5, 5]  # of the chunk at each frame; 5 is the episode's last action
-    assert len(dataset) == len(last) and episode.length == 7
-    for t, end in enumerate(last):
-        places = torch.arange(t, t + HORIZON)
-        assert dataset[t]["valid"].tolist() == (places <= end).tolist()
-        assert torch.equal(dataset[t]["actions"], episode.actions[places.clamp(max=end)])
-
-
-def test_cached_features_are_the_predictors(tmp_path):
-    model, episodes = make_model(policy_config(tmp_path)).eval(), [ActingEpisode(0), ActingEpisode(1)]
-    cache = FeatureCache(tmp_path, model, (0, 1))
-    assert cache.fill(episodes) == 2 and cache.fill(episodes) == 0
-    features = cache.read(episodes[1], 3)
-    expected = model.features(instructions=["push the block"], first_latents=episodes[1].latents([3]))[0]
-    torch.testing.assert_close(features.float(), expected, rtol=2e-3, atol=2e-3)
-    path = cache.folder / "001.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])  # cut short
-    assert cache.fill(episodes) == 1
-    assert FeatureCache(tmp_path, model, (1,)).folder != cache.folder
-    with torch.no_grad():
-        model.unet.conv_in.bias[0] += 1
-    assert FeatureCache(tmp_path, model, (0, 1)).folder != cache.folder
-    assert cache.fill([ActingEpisode(0, 8)]) == 1  # another episode under the same name
 
 
 def test_the_predictor_is_frozen_and_its_cache_serves(tmp_path):
@@ -96,15 +41,6 @@ def test_the_predictor_is_frozen_and_its_cache_serves(tmp_path):
     assert PolicyEvalResult.from_dict(result.after.to_dict()) == result.after
     saved, means = Policy.from_pretrained(tmp_path / "run").state_dict(), trainer.optimizer.ema.shadow_params
     assert all(torch.equal(saved[name], x) for name, x in zip(trainer.optimizer.names, means, strict=True))
-
-
-def test_cached_features_give_the_loss_of_fresh_ones(tmp_path):
-    trainer = make_policy_trainer(policy_config(tmp_path / "run"))
-    batch = next(trainer.batches(0))
-    assert "features" in batch
-    cached = trainer.loss(1, batch).item()
-    fresh = trainer.loss(1, {key: value for key, value in batch.items() if key != "features"}).item()
-    assert cached == pytest.approx(fresh, rel=1e-3) and trainer.loss(2, batch).item() != cached
 
 
 def test_the_predictor_can_be_trained(tmp_path):
@@ -190,6 +126,23 @@ def test_it_overfits_five_episodes(tmp_path):
     assert len(trainer.train_dataset) == 30 and result.action_l1.mean < 0.08, result.action_l1
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("policy.num_executed_steps=17", "expected at most policy.action_horizon = 16"),
+        ("policy.num_attention_heads=5", "expected a divisor of policy.width"),
+        ("policy.feature_layers=[1, 0]", r"policy.feature_layers is \[1, 0\], expected ascending indices"),
+        ("policy.feature_layers=[]", r"policy.feature_layers is \[\], expected ascending indices"),
+        ("policy.feature_layers=[0, 2]", r"policy.feature_layers is \[0, 2\], expected indices below 2"),
+        ("policy.features=pixels", "expected one of predictive, latents"),
+        ("policy.temporal_ensemble=-1.0", "policy.temporal_ensemble is -1.0, expected a number at least 0"),
+    ],
+)
+def test_wrong_settings(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("pusht", override)
+
+
 def test_the_command(tmp_path, capsys):
     """From recorded video to a policy that acts, with report and cache, and the control beside it."""
     tiny_run.write_dataset(tmp_path / "data")
@@ -241,12 +194,6 @@ def test_runs_of_another_kind_are_refused_before_anything_is_deleted(tmp_path, c
     assert source.is_dir() and find_checkpoint(predictor).is_dir()
 
 
-TINY_POLICY = (
-    *("policy.num_steps=1", "policy.width=16", "policy.num_attention_heads=2", "policy.batch_size=4"),
-    "policy.decay_steps=0",
-)
-
-
 @pytest.mark.parametrize("train_predictor", ["false", "true"])
 def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tmp_path, monkeypatch, train_predictor):
     tiny_run.write_dataset(tmp_path / "data")
@@ -275,77 +222,3 @@ def test_a_resumed_run_keeps_its_predictor_whatever_lies_in_its_place_by_then(tm
     after = Policy.from_pretrained(second).predictor
     assert torch.equal(after.unet.conv_out.weight, before.unet.conv_out.weight)
     assert (after.fingerprint() == before.fingerprint()) == (train_predictor == "false")
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("policy.num_executed_steps=17", "expected at most policy.action_horizon = 16"),
-        ("policy.num_attention_heads=5", "expected a divisor of policy.width"),
-        ("policy.feature_layers=[1, 0]", r"policy.feature_layers is \[1, 0\], expected ascending indices"),
-        ("policy.feature_layers=[]", r"policy.feature_layers is \[\], expected ascending indices"),
-        ("policy.feature_layers=[0, 2]", r"policy.feature_layers is \[0, 2\], expected indices below 2"),
-        ("policy.features=pixels", "expected one of predictive, latents"),
-        ("policy.temporal_ensemble=-1.0", "policy.temporal_ensemble is -1.0, expected a number at least 0"),
-    ],
-)
-def test_wrong_settings(override, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config("pusht", override)
-
-
-def test_an_episode_with_damaged_latents_is_left_out(tmp_path):
-    class Damaged(ActingEpisode):
-        def latents(self, indices):
-            raise EpisodeError(f"episode {self.episode_id!r} of {self.dataset!r}: cut short")
-
-    model, config = make_model(policy_config(tmp_path)).eval(), policy_config(tmp_path)
-    episodes = [ActingEpisode(0), Damaged(1), ActingEpisode(2)]
-    clips = Clips((ClipDataset(episodes, num_frames=3),), ClipDataset([ActingEpisode(3)], num_frames=3))
-    with pytest.warns(RuntimeWarning, match=r"1 of 3 episodes of .* cannot be read: 001 \(cut short\); skipped"):
-        train, _ = action_datasets(config, model, clips, tmp_path)
-    assert {item["episode_id"] for item in train} == {"000", "002"}
-    with pytest.raises(EpisodeError, match="1 of 3 episodes"):
-        action_datasets(load_config(config, "data.strict=true"), model, clips, tmp_path)
-
-
-def test_an_episode_with_a_nan_among_its_actions_is_left_out(tmp_path):
-    root = tmp_path / "data"
-    tiny_run.write_dataset(root)
-    file = episode_folder(root, 1) / "episode.safetensors"
-    with safe_open(file, "pt") as opened:
-        arrays, header = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
-    arrays["actions"][4, 1] = float("nan")
-    save_file(arrays, file, metadata=header)
-    with pytest.warns(RuntimeWarning, match=r"000001 \(actions at frame 4 are \[0.0, nan\], expected finite .*\)"):
-        vampo_core.train_policy(tiny_run.settings(tmp_path, *TINY_POLICY))
-
-
-def test_episodes_without_actions():
-    with pytest.raises(EpisodeError, match=r"000 \(it has 7 frames and actions of width 0, expected at least 2 frames"):
-        ActionDataset([MadeUpEpisode(0)], horizon=4)
-
-
-def test_odd_episodes_are_named_and_left_out():
-    """One frame, no actions, or actions of another width than most: none of them refuses a whole training."""
-    wide = WideEpisode(3)
-    odd = [ActingEpisode(1, length=1), MadeUpEpisode(2), wide]
-    usual = [ActingEpisode(number) for number in (0, 4)]
-    with pytest.warns(RuntimeWarning) as caught:
-        dataset = ActionDataset([*odd, *usual], horizon=4)
-    message = str(caught[0].message)
-    assert message.startswith("3 of 5 episodes of 'made-up' cannot be read: 001 (it has 1 frames")
-    assert "002 (it has 7 frames and actions of width 0" in message
-    assert "003 (its actions and states have widths (3, 3), expected (2, 3), as in most episodes)" in message
-    assert [episode.episode_id for episode in dataset.episodes] == ["000", "004"]
-    assert len(dataset) == 12 and dataset.action_dim == 2
-    with pytest.raises(EpisodeError, match="003"):
-        ActionDataset([wide, *usual], horizon=4, strict=True)
-
-
-class WideEpisode(ActingEpisode):
-    """One number more in each action."""
-
-    @property
-    def actions(self):
-        return torch.cat([super().actions, super().states[:, :1]], dim=1)

@@ -25,7 +25,7 @@ from vampo_core.pipeline.codec import prepare_codec
 from vampo_core.pipeline.pages import write_chain_page
 from vampo_core.pipeline.predictor import load_predictor, predictor_folder
 from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, RunKind, find_continue_or_begin, is_complete
-from vampo_core.policy.base import policy_folder
+from vampo_core.policy.settings import policy_folder
 from vampo_core.training.loop import TrainResult
 
 INTERRUPTED = 130

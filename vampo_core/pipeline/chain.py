@@ -22,7 +22,7 @@ from vampo_core.pipeline.policy import cache_features, check_cacheable, check_on
 from vampo_core.pipeline.predictor import policy_predictor
 from vampo_core.pipeline.runs import POLICY, VAMPO, E, RunKind, completed, find_continue_or_begin
 from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.policy.vpp.settings import VPPSettings
+from vampo_core.policy.settings import trained_architecture
 from vampo_core.report.values import ChainResult
 from vampo_core.training.checkpoint import read_counters, step_of
 from vampo_core.training.loop import TrainResult
@@ -138,7 +138,7 @@ class Chain:
         made: dict[str, Path] = {}
         for name in POLICIES:
             config = replace(self.config, policy=self._policy(name))
-            decided_by = [VPPSettings.architecture, self._contents[name], deciding(config, "policy")]
+            decided_by = [trained_architecture(), self._contents[name], deciding(config, "policy")]
             same = made.get(digest(decided_by))  # VAMPO's best checkpoint may be the base
             folder = same or _stage(f"policy-{name}", POLICY, self.calls.train_policy, config, decided_by)
             made[digest(decided_by)] = self.folders[f"policy-{name}"] = folder

@@ -78,7 +78,7 @@ def _name(policy: Policy, controller: PolicyController) -> str:
 def _imagination(policy: Policy, config: VampoConfig) -> Imagination | None:
     """What shows the policy's predictions in videos of episodes, where the policy makes any that can be shown."""
     has_stride = config.data.sampling == "stride"  # clips of whole episodes have none
-    if policy.uses_predictions and has_stride and policy.predictor.codec.can_decode:
+    if policy.settings.uses_predictions and has_stride and policy.predictor.codec.can_decode:
         return Imagination(policy.predictor, stride=config.data.stride)
     return None
 

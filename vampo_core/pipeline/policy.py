@@ -7,9 +7,10 @@ from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.predictor import policy_predictor
-from vampo_core.policy.base import PREDICTOR, policy_settings
+from vampo_core.policy.base import PREDICTOR
 from vampo_core.policy.data import ActionDataset
-from vampo_core.policy.vpp.train import action_datasets
+from vampo_core.policy.settings import policy_settings
+from vampo_core.policy.train import action_datasets
 
 
 def policy_data(

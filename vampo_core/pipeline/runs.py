@@ -11,8 +11,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from vampo_core.config import ConfigError, VampoConfig, load_config, resumed
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.pipeline.waiting import made_by_one_job
-from vampo_core.policy.base import SETTINGS_FILE
 from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.policy.settings import SETTINGS_FILE
 from vampo_core.training.checkpoint import Checkpoints, read_counters, step_of
 from vampo_core.training.loop import Evaluation, TrainResult
 from vampo_core.training.metrics import read_metrics

@@ -15,9 +15,8 @@ from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline.base import find_base
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.predictor import inference_predictor
-from vampo_core.policy.base import SETTINGS_FILE
 from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.policy.vpp.settings import VPPSettings
+from vampo_core.policy.settings import SETTINGS_FILE, policy_settings
 from vampo_core.report.values import BASE, EXPERT, ClipVideo, PolicySummary, RunSummary, result_name
 from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, read_counters, step_of
 from vampo_core.training.metrics import read_metrics
@@ -79,7 +78,7 @@ def gather_policy(config: VampoConfig) -> PolicySummary:
         ValueError: there is no run with a checkpoint.
     """
     checkpoint = find_checkpoint(config.run.dir)
-    counters, settings = read_counters(checkpoint), VPPSettings.load(checkpoint)
+    counters, settings = read_counters(checkpoint), policy_settings(checkpoint)
     features = f"predictive features of {config.policy.predictor or 'the base'}"
     return PolicySummary(
         config=config,
@@ -88,7 +87,7 @@ def gather_policy(config: VampoConfig) -> PolicySummary:
         after=PolicyEvalResult.from_dict(counters["last"]),
         step=step_of(checkpoint),
         facts=[
-            features if settings.features == "predictive" else "the current frame's latents",
+            features if settings.uses_predictions else "the current frame's latents",
             f"chunks of {settings.action_horizon} actions, {settings.num_executed_steps} executed",
         ],
     )

@@ -1,1 +1,1 @@
-"""From a predictor's features to actions: Video Former, diffusion action head, and the policy made of both."""
+"""Robot policies: what every policy has, its data, training and controller, and a folder for each kind."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -13,12 +13,31 @@ Observation = Mapping[str, np.ndarray]
 """``pixels`` uint8 [H, W, 3] and ``state`` float32 [S], as a simulator or a robot gives them."""
 
 
+class ChunkSettings(Protocol):
+    """What the controller needs of a policy's settings."""
+
+    @property
+    def action_horizon(self) -> int:
+        """Actions in a chunk (H)."""
+        ...
+
+    @property
+    def num_executed_steps(self) -> int:
+        """Control steps from one prediction to the next."""
+        ...
+
+    @property
+    def temporal_ensemble(self) -> float | None:
+        """Decay of the weights of overlapping chunks; None executes only the newest chunk."""
+        ...
+
+
 class ChunkPolicy(Protocol):
     """What the controller needs of a policy."""
 
     @property
-    def settings(self) -> Any:
-        """``action_horizon``, ``num_executed_steps`` and ``temporal_ensemble``, as in ``PolicySettings``."""
+    def settings(self) -> ChunkSettings:
+        """How the policy acts unless the controller says otherwise."""
         ...
 
     def predict(
@@ -35,28 +54,29 @@ class _Slot:
     instruction: str
     seed: int
     step: int = 0
-    """Control steps done."""
+    """Number of control steps done."""
     chunks: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    """Chunks [H, A] that reach the present step, oldest first, each with the step it begins at."""
+    """Chunks [H, A] that reach the current step, oldest first, each with the step at which it begins."""
 
 
 class PolicyController:
-    """Runs a policy in several episodes at once: what is due for a new chunk is predicted in one batch.
+    """Runs a policy in several episodes at once: all episodes that need a new chunk are predicted in one batch.
 
-    Every ``num_executed_steps`` control steps a chunk is predicted; its noise follows only from the episode's seed and
-    the step, so that an episode does not depend on those beside it. Floats round differently in batches of different
-    sizes: with ``batch_size`` every batch is filled up to that size, and an episode is the same to the last bit
-    whatever runs beside it. (On a CPU this takes one thread: several split a batch by its rows.)
+    Every ``num_executed_steps`` control steps a chunk is predicted. Its noise depends only on the episode's seed and
+    the step, so an episode does not depend on the others in its batch. Floats round differently in batches of different
+    sizes; with ``batch_size`` every batch is filled up to that size, and an episode is then the same to the last bit
+    no matter which others run beside it. On a CPU this takes one thread, because several split a batch by its rows.
 
     Args:
         policy: policy in eval mode, on the device where it should run.
         num_executed_steps: control steps from one prediction to the next; the policy's setting by default.
         temporal_ensemble: decay of the weights of overlapping chunks; the policy's setting by default, a negative
             number for none.
-        batch_size: number of observations in every prediction; by default as many as are due.
+        batch_size: number of observations in every prediction; by default as many as need a new chunk.
 
     Raises:
-        ValueError: ``num_executed_steps`` is not between 1 and the policy's action horizon, or ``batch_size`` below 1.
+        ValueError: ``num_executed_steps`` is not between 1 and the policy's action horizon, or ``batch_size`` is below
+            1.
     """
 
     def __init__(
@@ -81,11 +101,11 @@ class PolicyController:
         self._slots: dict[int, _Slot] = {}
 
     def begin(self, slot: int, instruction: str, seed: int) -> None:
-        """Begin an episode in a slot; what was there before is forgotten."""
+        """Begin an episode in a slot; the episode that was there before is forgotten."""
         self._slots[slot] = _Slot(instruction, seed)
 
     def act(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:  # slot -> [A] float32
-        """One control step of every slot that is observed.
+        """One control step of every observed slot.
 
         Raises:
             ValueError: a slot has not begun, or an observation does not fit the policy.
@@ -100,7 +120,7 @@ class PolicyController:
         return {slot: self._next_action(self._slots[slot]) for slot in observations}
 
     def _predict(self, due: list[int], observations: Mapping[int, Observation], size: int) -> None:
-        """A chunk for each of these slots, in a batch filled up to ``size`` with the last one."""
+        """Predict a chunk for each of these slots, in a batch filled up to ``size`` with copies of the last one."""
         rows = due + due[-1:] * (size - len(due))
         slots = [self._slots[slot] for slot in rows]
         chunks = self.policy.predict(

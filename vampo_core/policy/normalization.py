@@ -1,4 +1,4 @@
-"""Actions and states in units of their range in the training data."""
+"""Actions and states on a scale from -1 to 1, the range of the training data."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranges:
-    """Smallest and largest values in the training data, which become -1 and 1."""
+    """Smallest and largest values in the training data, which normalization maps to -1 and 1."""
 
     action: Tensor  # [2, A]
     state: Tensor  # [2, S]
@@ -18,7 +18,7 @@ def normalize(
     values: Tensor,  # [..., D]
     limits: Tensor,  # [2, D], smallest and largest
 ) -> Tensor:  # [..., D]
-    """Bring values between the limits to [-1, 1]; what never varied becomes its difference from that value."""
+    """Map the range of the limits to [-1, 1]; a number that never varied becomes its difference from that value."""
     center, scale = _center_scale(limits)
     return (values - center) / scale
 
@@ -27,7 +27,7 @@ def unnormalize(
     values: Tensor,  # [..., D]
     limits: Tensor,  # [2, D]
 ) -> Tensor:  # [..., D]
-    """The inverse of :func:`normalize`; what never varied keeps its value."""
+    """The inverse of :func:`normalize`; a number that never varied gets that value."""
     center, scale = _center_scale(limits)
     return center + values * scale * (limits[1] > limits[0])
 

@@ -5,6 +5,8 @@ from typing import Any
 
 KINDS = {"vpp": "vampo_core.policy.vpp.policy:VPPPolicy"}
 """Class of each kind, imported when it is needed."""
+DEFAULT = "vpp"
+"""Kind that is trained, and the kind of a folder whose ``policy.json`` names none."""
 
 
 def policy_class(kind: str) -> Any:

@@ -1,1 +1,1 @@
-"""The policy on predictive features (VPP, arXiv 2412.14803)."""
+"""Policies on predictive features (VPP, arXiv 2412.14803)."""

@@ -8,35 +8,36 @@ from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolver
 from torch import Tensor, nn
 
 SIGMA_DATA = 0.5
-"""Standard deviation of the actions, which are normalised to [-1, 1]."""
+"""Standard deviation of the actions, which are normalized to [-1, 1]."""
 SIGMA_MIN, SIGMA_MAX = 0.002, 20.0
 """Range of noise levels; 20 is 40 times the actions' standard deviation."""
 P_MEAN, P_STD = -0.5, 1.5
-"""Of ln sigma in training: wider than EDM's (-1.2, 1.2), so that the first step's level is trained too."""
+"""Mean and standard deviation of ln sigma in training: wider than EDM's (-1.2, 1.2), so that the first sampling step's
+noise level is trained too."""
 
 
 class ActionCondition(NamedTuple):
-    """What actions depend on; the same for all steps of sampling."""
+    """What actions depend on; the same for all sampling steps."""
 
-    tokens: Tensor  # [B, N, width], of the video and the instruction
-    state: Tensor  # [B, width], of the robot
+    tokens: Tensor  # [B, N, width], from the video and the instruction
+    state: Tensor  # [B, width], embedding of the robot's state
 
 
 class ActionHead(nn.Module):
-    """Denoises a chunk of actions, given tokens of what will be seen, the instruction and the robot's own state.
+    """Denoises a chunk of actions, given tokens of the predicted video, the instruction and the robot's state.
 
     A transformer decoder (self-attention over the chunk, cross-attention to the condition) as in Diffusion Policy
     (Chi et al. 2023, arXiv 2303.04137), preconditioned as in EDM (Karras et al. 2022, equation 7) by diffusers'
-    scheduler. Noise level and robot's state are added to every action and attended to as well.
+    scheduler. Noise level and robot state are added to every action, and are attended to as one more token.
 
     Args:
-        action_dim: A.
-        action_horizon: H, actions of a chunk.
-        state_dim: S.
+        action_dim: numbers in an action (A).
+        action_horizon: number of actions in a chunk (H).
+        state_dim: numbers in the robot's state (S).
         text_dim: width of the instruction's embedding.
-        width: of the network and of the tokens it is given.
-        depth: layers.
-        num_heads: of every attention.
+        width: channels of the network and of the tokens it attends to.
+        depth: number of layers.
+        num_heads: number of heads of every attention.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class ActionHead(nn.Module):
         self,
         tokens: Tensor,  # [B, N, width]
         text: Tensor,  # [B, L, text_dim]
-        states: Tensor,  # [B, S], normalised
+        states: Tensor,  # [B, S], normalized
     ) -> ActionCondition:
-        """Tokens of the video, embedding of the instruction and state of the robot as the network takes them."""
+        """The condition from tokens of the video, the instruction's embedding and the robot's state."""
         return ActionCondition(torch.cat([tokens, self.text(text)], dim=1), self.state(states))
 
     def forward(
@@ -87,7 +88,7 @@ class ActionHead(nn.Module):
 
     def network(
         self,
-        scaled: Tensor,  # [B, H, A], times c_in
+        scaled: Tensor,  # [B, H, A], noisy actions times c_in
         c_noise: Tensor,  # [B]
         condition: ActionCondition,  # of B
     ) -> Tensor:  # [B, H, A]
@@ -104,7 +105,7 @@ class ActionHead(nn.Module):
         *,
         num_steps: int,
     ) -> Tensor:  # [B, H, A]
-        """Chunks of actions by DPM-Solver++ of order 2 (Lu et al. 2022, arXiv 2211.01095); no noise but the first."""
+        """Chunks of actions by DPM-Solver++ of order 2 (Lu et al. 2022, arXiv 2211.01095), which adds no noise."""
         scheduler = action_scheduler()
         scheduler.set_timesteps(num_steps, device=noise.device)
         chunk = noise * scheduler.init_noise_sigma
@@ -116,19 +117,26 @@ class ActionHead(nn.Module):
 
 
 def action_scheduler() -> EDMDPMSolverMultistepScheduler:
-    """A scheduler with the noise levels of actions; it counts its steps, so that each sampling takes its own."""
+    """A scheduler with the noise levels of actions. It counts its steps, so each sampling run needs a new one."""
     return EDMDPMSolverMultistepScheduler(sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, sigma_data=SIGMA_DATA)
+
+
+def training_sigmas(
+    normal: Tensor,  # [B], standard normal
+) -> Tensor:  # [B]
+    """Noise levels for training, log-normal as in EDM (table 1), cut to the range of sampling."""
+    return (P_MEAN + P_STD * normal).exp().clamp(SIGMA_MIN, SIGMA_MAX)
 
 
 def action_loss(
     denoised: Tensor,  # [B, H, A]
-    actions: Tensor,  # [B, H, A], normalised
+    actions: Tensor,  # [B, H, A], normalized
     sigma: Tensor,  # [B]
     valid: Tensor,  # [B, H] bool
 ) -> Tensor:  # []
     """Weighted error of EDM (equation 8, table 1): lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
 
-    Actions past an episode's end count as zero error, so that the parts of a batch average to the whole.
+    Actions that are not valid count as zero error, so that the losses of a batch's parts average to that of the whole.
     """
     weight = (sigma.square() + SIGMA_DATA**2) / (sigma * SIGMA_DATA).square()
     errors = weight.view(-1, 1, 1) * (denoised - actions).square()

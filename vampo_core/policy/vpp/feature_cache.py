@@ -1,8 +1,8 @@
-"""Predictive features of recorded frames, computed once for as long as the predictor is the same.
+"""Predictive features of recorded frames, computed once for each predictor.
 
-``<root>/features/<key>/<episode>.safetensors`` holds ``features`` [T, F, D, h, w] in float16; the key follows from the
-predictor's weights and settings and from what is taken out of it. Files are mapped, never loaded whole, and may be
-deleted at any time: a later run makes them again.
+``<root>/features/<key>/<episode>.safetensors`` holds ``features`` [T, F, D, h, w] in float16. The key is a hash of the
+predictor's weights and settings and of the feature layers. Files are mapped into memory, never loaded whole. They may
+be deleted at any time; a later run computes them again.
 """
 
 import json
@@ -31,9 +31,9 @@ class FeatureCache:
     """Features of a dataset's frames from one predictor.
 
     Args:
-        root: the dataset's folder.
-        predictor: frozen, in eval mode.
-        layers: up blocks of its UNet.
+        root: folder of the dataset.
+        predictor: frozen predictor in eval mode.
+        layers: feature layers of the predictor, in ascending order.
     """
 
     def __init__(self, root: str | Path, predictor: VideoPredictor, layers: Sequence[int]) -> None:
@@ -43,7 +43,12 @@ class FeatureCache:
         self.folder = derived_folder(Path(root), "features") / key
 
     def fill(self, episodes: Sequence[Episode]) -> int:
-        """Compute what is missing or not current; returns the number of episodes computed.
+        """Compute the features of episodes that are not in the cache, or that have changed since.
+
+        Another process that fills the same folder waits until this one is done.
+
+        Returns:
+            The number of episodes computed.
 
         Raises:
             ValueError: features are not finite in float16.

@@ -1,4 +1,4 @@
-"""What a policy sees of a video predictor: predictive features, or for the control only the current frame."""
+"""What a policy sees of a video predictor: predictive features, or in the control only the current frame."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The current frame to a token, place by place."""
+"""Encodes the current frame as a token."""
 
 import math
 
@@ -6,18 +6,18 @@ from torch import Tensor, nn
 
 _CHANNELS = 64, 32
 _MAX_SIZE = 16
-"""Largest height and width behind the convolutions; larger frames are averaged over squares."""
+"""Largest height and width after the convolutions; larger frames are averaged over squares."""
 
 
 class FrameEncoder(nn.Module):
-    """Convolutions over the latents of the frame that is observed, then one layer with weights for every place.
+    """Convolutions over the latents of the observed frame, then one linear layer with separate weights for every place.
 
-    Predictive features need not tell what stands still, a goal for example; and where a small thing lies the Video
-    Former's queries would learn late, which from scratch give means over all places.
+    The policy needs it for two reasons. Predictive features do not have to show what stands still, such as a goal. And
+    the Video Former's queries, which begin as means over all places, learn late where a small object is.
 
     Args:
-        latent_size: (C, h, w) of the latents.
-        width: of the token.
+        latent_size: channels, height and width of the latents (C, h, w).
+        width: channels of the token.
     """
 
     def __init__(self, latent_size: tuple[int, int, int], *, width: int) -> None:
@@ -38,5 +38,5 @@ class FrameEncoder(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> Tensor:  # [B, C, h, w] -> [B, 1, width]
-        """A token of each clip."""
+        """One token for each clip."""
         return self.layers(latents).unsqueeze(1)

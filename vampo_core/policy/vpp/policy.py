@@ -1,47 +1,39 @@
-"""A policy on predictive features: video predictor, encoders, diffusion action head and the data's statistics."""
+"""A policy on predictive features: Video Former, frame encoder and diffusion action head above a video predictor."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vampo_core.models.fingerprint import fingerprint
+from vampo_core.config import VampoConfig
+from vampo_core.config.vampo import stored_with
+from vampo_core.diffusion.streams import POLICY_NOISE, POLICY_SIGMA, Stream, stream_seed
 from vampo_core.models.predictor import Condition, VideoPredictor
 from vampo_core.ops import philox_normal
-from vampo_core.policy.base import PREDICTOR, Policy
-from vampo_core.policy.controller import Observation
+from vampo_core.policy.base import Policy
+from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.normalization import Ranges, normalize, unnormalize
-from vampo_core.policy.vpp.action_head import ActionCondition, ActionHead
+from vampo_core.policy.vpp.action_head import ActionCondition, ActionHead, action_loss, training_sigmas
+from vampo_core.policy.vpp.feature_cache import FeatureCache
 from vampo_core.policy.vpp.features import current_latents, feature_extractor, observed_features
 from vampo_core.policy.vpp.frame_encoder import FrameEncoder
 from vampo_core.policy.vpp.settings import VPPSettings
 from vampo_core.policy.vpp.video_former import VideoFormer
 
-_WEIGHTS = "policy.safetensors"
-
 
 class VPPPolicy(Policy):
     """Draws chunks of actions from a diffusion head on predictive features (VPP, arXiv 2412.14803).
 
-    The predictor is frozen, or trained with the policy. ``policy.safetensors`` holds encoders, head and statistics.
-
-    Args:
-        predictor: video predictor; it gives features, the embedding of the instruction, and latents of frames.
-        settings: sizes of the networks, and how the policy acts.
-        ranges: ranges of actions and states in the training data.
+    The predictor is frozen, or trained with the policy. Arguments are those of :class:`Policy`.
     """
 
     settings_type = VPPSettings
     settings: VPPSettings
 
     def __init__(self, predictor: VideoPredictor, settings: VPPSettings, ranges: Ranges) -> None:
-        super().__init__()
-        self.predictor, self.settings = predictor, settings
+        super().__init__(predictor, settings, ranges)
         codec = predictor.codec
         height, columns = (size // codec.spatial_ratio for size in settings.image_size)
         self.frame_encoder = FrameEncoder((codec.latent_channels, height, columns), width=settings.width)
@@ -61,44 +53,46 @@ class VPPPolicy(Policy):
             depth=settings.depth,
             num_heads=settings.num_attention_heads,
         )
-        self.action_range: Tensor
-        self.state_range: Tensor
-        self.register_buffer("action_range", ranges.action.clone())
-        self.register_buffer("state_range", ranges.state.clone())
         self._extractor = feature_extractor(predictor, settings.features, settings.feature_layers)
 
-    @property
-    def uses_predictions(self) -> bool:
-        """Whether it sees predictive features."""
-        return self.settings.features == "predictive"
+    @classmethod
+    def new(cls, config: VampoConfig, predictor: VideoPredictor, dataset: ActionDataset) -> "VPPPolicy":
+        """See :meth:`Policy.new`; sizes are those of the dataset's first frame."""
+        options, item = config.policy, dataset[0]
+        latents = item["latents"].unsqueeze(0).to(predictor.device)  # [1, C, h, w]
+        extractor = feature_extractor(predictor, options.features, options.feature_layers)
+        with torch.no_grad():
+            condition = predictor.observed_condition(latents, [item["instruction"]])
+            num_frames, channels, height, width = observed_features(predictor, extractor, condition).shape[1:]
+        ratio = predictor.codec.spatial_ratio
+        settings = VPPSettings(
+            feature_size=(num_frames, channels, height, width),
+            image_size=(latents.shape[-2] * ratio, latents.shape[-1] * ratio),
+            state_dim=dataset.state_dim,
+            action_dim=dataset.action_dim,
+            text_dim=condition.encoder_hidden_states.shape[-1],
+            **stored_with(config, "policy"),
+        )
+        trained = []
+        if options.train_predictor:  # with adapters, only those require grad
+            trained = [p for p in predictor.feature_parameters(options.feature_layers) if p.requires_grad]
+        predictor.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        return cls(predictor, settings, dataset.ranges())
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: str | torch.dtype) -> "VPPPolicy":
-        """Load a policy folder; see :meth:`Policy.from_pretrained`."""
-        settings = VPPSettings.load(folder)
-        predictor = VideoPredictor.from_pretrained(folder / PREDICTOR, dtype=dtype)
-        policy = cls(
-            predictor, settings, Ranges(torch.zeros(2, settings.action_dim), torch.zeros(2, settings.state_dim))
-        )
-        try:
-            loaded = {f"{PREDICTOR}.{name}": x for name, x in predictor.state_dict().items()}
-            policy.load_state_dict(load_file(folder / _WEIGHTS) | loaded, strict=True)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # the second line names weights
-            raise ValueError(f"{folder / _WEIGHTS} cannot be loaded: {reason}") from error
-        return policy.eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a policy folder, the predictor included, with its adapters merged."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.predictor.save_pretrained(folder / PREDICTOR)
-        self.settings.save(folder)
-        save_file({name: x.contiguous() for name, x in self._own_weights().items()}, folder / _WEIGHTS)
-
-    def fingerprint(self) -> str:
-        """A hash of all weights and settings, including the predictor's and its precision."""
-        return fingerprint([asdict(self.settings), self.predictor.fingerprint()], self._own_weights())
+    def prepare_data(
+        cls, config: VampoConfig, predictor: VideoPredictor, datasets: Sequence[ActionDataset], root: str | Path
+    ) -> None:
+        """Compute a frozen predictor's features of all frames, unless they are in the cache below ``root``."""
+        options = config.policy
+        if options.features == "latents" or options.train_predictor:
+            return
+        cache = FeatureCache(root, predictor, options.feature_layers)
+        cache.fill([episode for dataset in datasets for episode in dataset.episodes])
+        for dataset in datasets:
+            dataset.cache = cache
 
     def compile_features(self) -> None:
         """Run the predictor's denoiser through ``torch.compile``; the first prediction of each batch size is slow."""
@@ -111,19 +105,39 @@ class VPPPolicy(Policy):
 
     def forward(
         self,
-        noisy: Tensor,  # [B, H, A], normalised
+        noisy: Tensor,  # [B, H, A], normalized
         sigma: Tensor,  # [B]
-        states: Tensor,  # [B, S], as the robot tells them
+        states: Tensor,  # [B, S], in the data's units
         condition: Condition,  # of B clips
         features: Tensor | None = None,  # [B, F, D, h, w], computed here by default
     ) -> Tensor:  # [B, H, A]
-        """Denoised actions, normalised."""
+        """Denoised actions, normalized."""
         return self.head(noisy, sigma, self._action_condition(states, condition, features))
+
+    def training_loss(self, batch: Mapping[str, Any], *, seed: int, iteration: int, first_clip: int) -> Tensor:  # []
+        """The denoising loss; see :meth:`Policy.training_loss`."""
+        device = self.action_range.device
+        actions = normalize(batch["actions"].to(device), self.action_range)  # [B, H, A]
+
+        def draw(stream: Stream, *shape: int) -> Tensor:  # [B, *shape]
+            key = stream_seed(seed, stream, iteration)
+            size = (len(actions), 1, 1, 1, *shape)
+            return philox_normal(size, seed=key, first_clip=first_clip, device=device)[:, 0, 0, 0]
+
+        sigma = training_sigmas(draw(POLICY_SIGMA, 1, 1).flatten())
+        denoised = self(
+            actions + sigma.view(-1, 1, 1) * draw(POLICY_NOISE, *actions.shape[1:]),
+            sigma,
+            batch["state"].to(device),
+            self.predictor.observed_condition(batch["latents"].to(device), batch["instruction"]),
+            _cached_features(batch, device),
+        )
+        return action_loss(denoised, actions, sigma, batch["valid"].to(device))
 
     @torch.no_grad()
     def sample_actions(
         self,
-        states: Tensor,  # [B, S], as the robot tells them
+        states: Tensor,  # [B, S], in the data's units
         condition: Condition,  # of B clips
         noise: Tensor,  # [B, H, A], standard normal
         features: Tensor | None = None,  # [B, F, D, h, w], computed here by default
@@ -134,26 +148,31 @@ class VPPPolicy(Policy):
         return unnormalize(chunk.clamp(-1, 1), self.action_range)
 
     @torch.no_grad()
-    def predict(
-        self,
-        observations: Sequence[Observation],  # B of them
-        instructions: Sequence[str],
-        seeds: Sequence[int],  # [B]
-    ) -> np.ndarray:  # [B, H, A] float32
-        """Chunks of actions for what is observed; see :meth:`Policy.predict`."""
-        for observation in observations:
-            self.check_observation(observation)
+    def predict_recorded(
+        self, batch: Mapping[str, Any], *, num_samples: int, seed: int, first_clip: int
+    ) -> Tensor:  # [B, num_samples, H, A]
+        """See :meth:`Policy.predict_recorded`."""
         device = self.action_range.device
-        frames = torch.from_numpy(np.stack([o["pixels"] for o in observations])).to(device).permute(0, 3, 1, 2)
-        states = torch.from_numpy(np.stack([np.asarray(o["state"], np.float32) for o in observations])).to(device)
-        condition = self.predictor.condition(instructions=instructions, first_frames=frames.float() / 255)
+        condition = self.predictor.observed_condition(batch["latents"].to(device), batch["instruction"])
+        features = _cached_features(batch, device)
+        features = self.features(condition) if features is None else features  # once for all samples
+        shape = (len(features), num_samples, 1, 1, *self.head.chunk_shape)
+        noise = philox_normal(shape, seed=seed, first_clip=first_clip, device=device)[:, :, 0, 0]
+        states = batch["state"].to(device)
+        chunks = [self.sample_actions(states, condition, noise[:, i], features) for i in range(num_samples)]
+        return torch.stack(chunks, dim=1)
+
+    @torch.no_grad()
+    def predict_observed(
+        self,
+        states: Tensor,  # [B, S], in the data's units
+        condition: Condition,  # of B clips
+        seeds: Sequence[int],  # [B]
+    ) -> Tensor:  # [B, H, A]
+        """See :meth:`Policy.predict_observed`."""
         shape = (1, 1, 1, 1, *self.head.chunk_shape)
         noise = torch.cat([philox_normal(shape, seed=seed)[0, 0, 0] for seed in seeds])  # [B, H, A]
-        actions = self.sample_actions(states, condition, noise.to(device)).cpu().numpy()
-        if np.isnan(actions).any():  # a robot would execute them
-            hint = "" if self.dtype == torch.float32 else f": with dtype = {self.dtype} features may have overflowed"
-            raise FloatingPointError(f"the policy predicts actions that are nan, expected finite numbers{hint}")
-        return actions
+        return self.sample_actions(states, condition, noise.to(states.device))
 
     def _action_condition(self, states: Tensor, condition: Condition, features: Tensor | None) -> ActionCondition:
         features = self.features(condition) if features is None else features
@@ -161,6 +180,7 @@ class VPPPolicy(Policy):
         tokens = torch.cat([self.former(features), current], dim=1)
         return self.head.condition(tokens, condition.encoder_hidden_states, normalize(states, self.state_range))
 
-    def _own_weights(self) -> dict[str, Tensor]:
-        """Weights of encoders, head and statistics."""
-        return {name: x for name, x in self.state_dict().items() if not name.startswith(f"{PREDICTOR}.")}
+
+def _cached_features(batch: Mapping[str, Any], device: torch.device) -> Tensor | None:  # [B, F, D, h, w] float32
+    """Features that came with a batch; None if there is no cache."""
+    return batch["features"].to(device).float() if "features" in batch else None

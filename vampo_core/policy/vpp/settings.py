@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from vampo_core.policy.base import PolicySettings
+from vampo_core.policy.settings import PolicySettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class VPPSettings(PolicySettings):
     num_sampling_steps: int
     """Denoising steps of a chunk."""
     num_queries: int
-    """Tokens of each frame."""
+    """Tokens of each frame (Q)."""
     former_depth: int
     """Layers of the Video Former."""
     depth: int
@@ -33,3 +33,8 @@ class VPPSettings(PolicySettings):
     """Channels of Video Former and action head."""
     num_attention_heads: int
     """Heads of every attention."""
+
+    @property
+    def uses_predictions(self) -> bool:
+        """Whether the policy sees predictive features."""
+        return self.features == "predictive"

@@ -1,4 +1,4 @@
-"""Predictive features to a few tokens per frame, by learned queries."""
+"""Reduces predictive features to a few tokens per frame, by learned queries."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ class VideoFormer(nn.Module):
     """Learned queries that attend over space within their frame, then over time (VPP, arXiv 2412.14803, section 4.2).
 
     Args:
-        feature_size: (F, D, h, w) of the features.
-        width: of the tokens, a multiple of 4.
-        num_queries: Q, tokens of each frame.
-        depth: layers.
-        num_heads: of every attention.
+        feature_size: frames, channels, height and width of the features (F, D, h, w).
+        width: channels of the tokens, a multiple of 4.
+        num_queries: number of tokens for each frame (Q).
+        depth: number of layers.
+        num_heads: number of heads of every attention.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class VideoFormer(nn.Module):
         super().__init__()
         num_frames, channels, height, columns = feature_size
         self.feature_size = tuple(feature_size)
-        # scale and shift would be the linear layer's again, and cost a gradient of what it is given, frozen or not
+        # no scale and shift: the linear layer has them, and they would cost a gradient of the features, frozen or not
         self.embed = nn.Sequential(nn.LayerNorm(channels, elementwise_affine=False), nn.Linear(channels, width))
         self.queries = nn.Parameter(0.02 * torch.randn(num_frames, num_queries, width))
         position = get_2d_sincos_pos_embed(width, (height, columns), output_type="pt")
@@ -36,7 +36,7 @@ class VideoFormer(nn.Module):
         """Tokens of each clip, frame by frame.
 
         Raises:
-            ValueError: the features are of another size.
+            ValueError: the features have another size than ``feature_size``.
         """
         if tuple(features.shape[1:]) != self.feature_size:
             raise ValueError(f"features has shape {tuple(features.shape)}, expected [B, *{list(self.feature_size)}]")
@@ -77,10 +77,14 @@ class _FormerLayer(nn.Module):
 class QueryAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762) of a few queries to many pixels.
 
-    A score is linear in the pixel, ``q . (W_k x) = (W_k^T q) . x``, and a head's output in the mean of the pixels it
-    attends to. So the queries are projected in place of the pixels, which are many more: the same function at a quarter
-    of the multiplications, for 4 queries of 4 heads, 64 pixels and width 96. The keys' bias cancels in the softmax and
-    is left out.
+    A score is linear in the pixel, ``q . (W_k x) = (W_k^T q) . x``, and a head's output is linear in the mean of the
+    pixels it attends to. So the few queries are projected instead of the many pixels: the same function with a quarter
+    of the multiplications for 4 queries, 4 heads, 64 pixels and width 96. The keys' bias cancels in the softmax and is
+    left out.
+
+    Args:
+        width: channels of queries and pixels.
+        num_heads: number of heads.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
