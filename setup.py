@@ -64,10 +64,14 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["vampo_core*"]), "vampo_core.configs"],
+    packages=[*find_packages(include=["vampo_core*"]), "vampo_core.configs", "vampo_core.report.templates"],
     # the presets are inside the package in a wheel, and beside it in a checkout
     package_dir={"vampo_core.configs": "configs"},
-    package_data={"vampo_core": ["py.typed", "report/templates/*"], "vampo_core.configs": ["*.yaml"]},
+    package_data={
+        "vampo_core": ["py.typed"],
+        "vampo_core.configs": ["*.yaml"],
+        "vampo_core.report.templates": ["*"],
+    },
     ext_modules=[Extension("vampo_core._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -68,8 +68,11 @@ def test_without_a_compiler_the_package_runs_its_reference(source, tmp_path):
     environment = {"PATH": str(tmp_path / "no_compiler")}
     printed = build("wheel", source, tmp_path, **environment)
     assert "vampo_core: there is no C++ compiler; installing without the compiled operators" in printed
+    assert "Package would be ignored" not in printed
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         assert {"vampo_core/configs/pusht.yaml", "vampo_core/py.typed"} <= set(wheel.namelist())
+        templates = {path.name for path in (REPOSITORY / "vampo_core" / "report" / "templates").iterdir()}
+        assert {f"vampo_core/report/templates/{name}" for name in templates} <= set(wheel.namelist())
         wheel.extractall(tmp_path / "installed")
     code = (
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]; "  # of the checkout
