@@ -183,7 +183,11 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         record_short(tmp_path / "data", 1, action_noise=0.1)
     with pytest.raises(ValueError, match=r"env_kwargs is .* was recorded with"):
         record("pusht", tmp_path / "data", num_episodes=1, progress=False)
+    for name in ("thesis.txt", "latents/pool/000000.safetensors"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("precious")
     assert len(record_short(tmp_path / "data", 1, seed=5, overwrite=True)) == 1
+    assert (tmp_path / "data" / "thesis.txt").exists() and not (tmp_path / "data" / "latents").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"expected a recorded dataset, or an empty or new folder"):

@@ -24,7 +24,7 @@ from vampo_core.data.formats.recorded import (
 )
 from vampo_core.envs.idle import borrowed_env
 from vampo_core.envs.workers import Run, run_each
-from vampo_core.files import LOCK, locked, remove_leftovers, write_text
+from vampo_core.files import locked, remove_leftovers, write_text
 from vampo_core.progress import progress as progress_bar
 
 PUSH_RATE = 0.03
@@ -63,7 +63,7 @@ def record(
         action_noise: standard deviation of pushes that now and then throw the expert off course, in half the range of
             an action, so that episodes show how to recover. The simulator gets the sum, the dataset the expert's own
             actions (as in DART, Laskey et al. 2017, arXiv 1703.09327).
-        overwrite: whether to delete a dataset at ``root`` first.
+        overwrite: whether to delete a dataset at ``root`` first; other files there stay.
         progress: whether to show a progress bar.
 
     Returns:
@@ -159,6 +159,10 @@ class OtherSettingsError(ValueError):
         self.name, self.found = name, found
 
 
+_CONTENTS = ("episodes", "latents", "features", INFO)
+"""What ``overwrite`` deletes, last the file that marks a dataset; other files in its folder stay."""
+
+
 def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     """Refuse a folder that holds something else, or a dataset with other settings."""
     is_dataset = (root / INFO).exists()
@@ -180,11 +184,11 @@ def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
 def _begin(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     """Make a dataset without episodes, or continue the existing one; the folder is locked."""
     if overwrite:
-        for path in sorted(root.iterdir(), key=lambda path: path.name == INFO):  # last the file that marks a dataset
+        for path in (root / name for name in _CONTENTS):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
+            else:
+                path.unlink(missing_ok=True)
     else:
         _check_root(root, info, overwrite)  # another process may have begun one since
     if not (root / INFO).exists():
