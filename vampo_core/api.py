@@ -23,6 +23,7 @@ from vampo_core.pipeline.chain import Calls, Chain, ChainResult
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.closed_loop import act_in_simulators
 from vampo_core.pipeline.codec import prepare_codec
+from vampo_core.pipeline.decoders import judge_of, reward_decoders
 from vampo_core.pipeline.policy import policy_data
 from vampo_core.pipeline.predictor import inference_predictor, load_predictor, new_predictor
 from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, check_run
@@ -63,12 +64,15 @@ def train(
     check_run(VAMPO, config, resume_from)
     model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
     clips = prepare_clips(config, model.codec)
+    decoders = None if reward_funcs else reward_decoders(config, model.codec, clips)
     trainer = VampoTrainer(
         model=model,
         config=config,
         train_dataset=clips.train,
         eval_dataset=clips.held_out,
         reward_funcs=reward_funcs,
+        action_decoders=decoders,
+        judge=judge_of(config, model.codec, clips, decoders),
     )
     result = trainer.train(resume_from)
     del model, clips, trainer  # the report loads two models
@@ -137,6 +141,7 @@ def evaluate(checkpoint: str | Path, config: Config, *overrides: str) -> EvalRes
         seed=config.evaluation.seed,
         batch_size=config.evaluation.batch_size,
         decode=True,
+        judge=judge_of(config, model.codec, clips),
     )
 
 

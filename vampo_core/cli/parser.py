@@ -59,7 +59,7 @@ class Verb:
 
 
 _CLIPS = ("data", "model", "run")
-_MEASURED = (*_CLIPS, "sampler", "evaluation")
+_MEASURED = (*_CLIPS, "sampler", "evaluation", "decoder")
 _PREDICTOR = (*_MEASURED, "pretrain")
 _VAMPO = (*_PREDICTOR, "grpo", "reward", "optim")
 _POLICY = (*_PREDICTOR, "policy")

@@ -16,6 +16,10 @@ class PolicyConfig(AdamWConfig):
 
     ROLE: ClassVar[Role] = Role(decides=("policy",))
 
+    kind: Literal["vpp", "inverse_dynamics"] = "vpp"
+    """``vpp``: a diffusion head on predictive features. ``inverse_dynamics``: imagine a video, decode its actions."""
+    num_episodes: Positive | None = None
+    """Number of training episodes whose actions a policy, or a decoder for rewards, learns from; null for all."""
     predictor: Annotated[str, Role(is_path=True)] | None = None
     """Run folder, checkpoint or model folder of the video predictor; null for the base that ``train`` starts from."""
     features: Annotated[Literal["predictive", "latents"], STORED] = "predictive"
@@ -84,6 +88,39 @@ class PolicyConfig(AdamWConfig):
             raise ConfigError(
                 "policy.train_predictor is True with policy.features = latents, expected false: its forward is not run"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(AdamWConfig):
+    """The action decoder (inverse dynamics): from the latents of two frames to the actions between them.
+
+    Its network is that of every decoder. Its training is that of decoders which are made on the way, for rewards, as a
+    judge and in a chain; ``vampo policy train policy.kind=inverse_dynamics`` trains as the section ``policy`` says.
+    """
+
+    ROLE: ClassVar[Role] = Role(decides=("decoder", "vampo", "policy"))
+
+    width: Positive = 64
+    """Channels of the convolutions."""
+    latent_noise: AtLeast0 = 0.05
+    """Standard deviation of the noise on latents in training, against errors that predicted videos have."""
+    num_steps: Positive = 3000
+    """Number of updates at most."""
+    max_epochs: Positive = 100
+    """Fewer updates are made where each pair of frames has then been seen this often."""
+    batch_size: Positive = 128
+    """Pairs of frames per update, over all processes together."""
+    lr: Above0 = 1e-3
+    """Learning rate between warm-up and decay."""
+    weight_decay: AtLeast0 = 1e-3
+    """Decoupled weight decay."""
+    max_grad_norm: Above0 = 1.0
+    """Gradients are scaled down to this norm."""
+    decay_steps: Count = 3000
+    """Number of last updates over which the learning rate falls linearly to 0; all of them where there are fewer."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)

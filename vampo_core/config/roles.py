@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-Product = Literal["data", "codec", "base", "evaluation", "vampo", "policy"]
+Product = Literal["data", "codec", "base", "evaluation", "decoder", "vampo", "policy"]
 _BUILDS_ON: dict[Product, tuple[Product, ...]] = {
     "data": (),
     "codec": (),  # training frames: their content counts, and not how clips are cut from them
     "base": ("data",),
     "evaluation": ("data",),
+    "decoder": ("data",),
     "vampo": ("data", "evaluation"),
     "policy": ("data", "evaluation"),
 }

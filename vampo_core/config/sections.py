@@ -104,8 +104,7 @@ class SamplerConfig:
 class RewardConfig:
     """Weights of the built-in rewards, each per frame; 0 leaves one out.
 
-    The best checkpoint is chosen by held-out L1 and cosine with these weights. The reported held-out reward is always
-    cosine - L1, so that runs with different rewards can be compared.
+    The reported held-out reward is always cosine - L1, so that runs with different rewards can be compared.
     """
 
     ROLE: ClassVar[Role] = VAMPO
@@ -114,6 +113,10 @@ class RewardConfig:
     """Negative L1 distance from the expert's latents."""
     cosine_weight: AtLeast0 = 1.0
     """Cosine similarity to the expert's latents."""
+    action_weight: AtLeast0 = 0.0
+    """Negative error of the actions that a frozen decoder reads from the predicted video, against the expert's."""
+    action_decoder: Annotated[str | tuple[str, ...], Role(decides=("vampo",), is_path=True)] | None = None
+    """Folder of the decoder, or a list with one for each folder of ``data.root``; null: trained when missing."""
     motion_weight: AtLeast0 = 0.0
     """L1 and cosine of frame-to-frame differences, where a static background counts for nothing."""
     pixel_weight: AtLeast0 = 0.0
@@ -121,7 +124,8 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "reward")
-        if not any((self.l1_weight, self.cosine_weight, self.motion_weight, self.pixel_weight)):
+        weights = (self.l1_weight, self.cosine_weight, self.action_weight, self.motion_weight, self.pixel_weight)
+        if not any(weights):
             raise ConfigError("reward.l1_weight is 0.0 like every other weight, expected at least one above 0")
 
 
@@ -329,10 +333,21 @@ class EvaluationConfig:
     batch_size: Positive = 16
     """Number of videos predicted at once."""
     seed: Count = 0
-    """Seed of the noise."""
+    """Seed of the noise, and of the judge."""
+    action_error: bool = True
+    """Measure the actions in predicted videos with a judge: a decoder that no training sees, trained when missing;
+    without actions in the data, or with clips of whole episodes, there is none."""
+    best_by: Literal["reward", "l1", "cosine", "motion_ratio", "action_error", "action_ratio"] = "reward"
+    """Metric that chooses the best checkpoint: errors count down, ratios towards 1; ``reward`` is cosine and L1 with
+    the weights of ``reward``."""
 
     def __post_init__(self) -> None:
         check_fields(self, "evaluation")
+        if self.best_by.startswith("action") and not self.action_error:
+            raise ConfigError(
+                f"evaluation.best_by is {self.best_by!r} with evaluation.action_error = False, expected true: nothing "
+                "else measures actions"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from vampo_core.config.checks import ConfigError, nearest
 from vampo_core.config.meaning import annotated_yaml
-from vampo_core.config.policy_sections import ClosedLoopConfig, PolicyConfig
+from vampo_core.config.policy_sections import ClosedLoopConfig, DecoderConfig, PolicyConfig
 from vampo_core.config.roles import Product, Role, products_behind, roles_of
 from vampo_core.config.sections import (
     DataConfig,
@@ -44,6 +44,8 @@ class VampoConfig:
     """Episodes and clips."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """Likelihood training of the base."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The action decoder, for rewards, as a judge and in policies that act on imagined videos."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """The action model and its training."""
     closed_loop: ClosedLoopConfig = field(default_factory=ClosedLoopConfig)

@@ -15,11 +15,13 @@ from vampo_core.data.sampler import ClipSampler
 from vampo_core.data.workers import outlive_signals
 
 
-class ClipItem(TypedDict):
-    """What a ClipDataset gives."""
+class ClipItem(TypedDict, total=False):
+    """What a ClipDataset gives; actions between frames only for clips with a stride, of data with actions."""
 
     latents: Tensor  # [F, C, h, w] float32
     actions: Tensor  # [F, A] float32, A = 0 if the data has none
+    action_chunks: Tensor  # [F - 1, stride, A] float32, those from each frame to the next
+    action_valid: Tensor  # [F - 1, stride] bool, False past the episode's end and where a push was added
     states: Tensor  # [F, S] float32, S = 0 if the data has none
     instruction: str
     clip_id: str
@@ -136,14 +138,23 @@ class ClipDataset(Dataset[ClipItem]):
 
     def _read(self, clip: Clip) -> ClipItem:
         episode, indices = clip.episode, list(clip.indices)
-        return ClipItem(
+        actions = episode.actions
+        item = ClipItem(
             latents=episode.latents(indices),
-            actions=episode.actions[indices],
+            actions=actions[indices],
             states=episode.states[indices],
             instruction=episode.instruction,
             clip_id=clip.clip_id,
             episode_id=f"{episode.dataset}/{episode.episode_id}" if self._is_mixed else episode.episode_id,
         )
+        if self.mode == "stride" and actions.shape[1]:
+            # from the clip's own start: frames past the end are repeated, actions there are not valid
+            start = torch.arange(self.num_frames - 1) * self.stride + indices[0]
+            steps = start.view(-1, 1) + torch.arange(self.stride)  # [F - 1, stride]
+            taken = steps.clamp(max=max(episode.length - 2, 0))
+            item["action_chunks"] = actions[taken]
+            item["action_valid"] = (steps <= episode.length - 2) & ~episode.is_pushed[taken]
+        return item
 
     def _skip(self, number: int, error: EpisodeError) -> None:
         self._unreadable[number] = True

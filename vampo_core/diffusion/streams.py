@@ -26,11 +26,13 @@ POLICY_SIGMA = Stream("noise levels of policy training step i", 1 << 43, 1 << 40
 POLICY_NOISE = Stream("noise of policy training step i", 1 << 44, 1 << 40)
 ANCHOR = Stream("noise of the anchor", 1 << 45)
 PRETRAIN_DROPOUT = Stream("clips without condition in pretraining step i", 1 << 46, 1 << 40)
+DECODER_NOISE = Stream("noise on latents in step i of an action decoder's training", 1 << 47, 1 << 40)
+JUDGE = Stream("seed of the judge", 1 << 48)
 CONTROL = Stream("noise of the chunk that begins at control step i of an episode", 0, 1 << 32)
 
 STREAMS = (
     *(INITIAL_NOISE, STEP, ROLLOUT, PRETRAIN_SIGMA, PRETRAIN_NOISE, PRETRAIN_DROPOUT),
-    *(POLICY_SIGMA, POLICY_NOISE, ANCHOR),
+    *(POLICY_SIGMA, POLICY_NOISE, ANCHOR, DECODER_NOISE, JUDGE),
 )
 """Streams that may be drawn from one seed: ``run.seed`` and ``evaluation.seed`` may be the same number. ``CONTROL`` is
 not among them, because only closed loops draw from the seeds of episodes."""

@@ -12,8 +12,8 @@ from vampo_core.evaluation.episodes import EpisodeResult
 from vampo_core.evaluation.panels import side_by_side
 from vampo_core.files.atomic import publish, temporary_beside
 
-Imagine = Callable[[Tensor, str], Tensor]
-"""From an episode's frames [T, 3, H, W] in [0, 1] and its instruction to as many images of that size."""
+Imagine = Callable[[Tensor, str, int], Tensor]
+"""From an episode's frames [T, 3, H, W] in [0, 1], its instruction and its seed to as many images of that size."""
 
 
 class EpisodeVideos:
@@ -53,7 +53,7 @@ class EpisodeVideos:
         frames = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255  # [T, 3, H, W]
         columns = {"simulator": frames}
         if self._imagine is not None:
-            columns["imagined"] = self._imagine(frames, instruction)
+            columns["imagined"] = self._imagine(frames, instruction, seed)
         path = self._folder / "videos" / name
         path.parent.mkdir(exist_ok=True)
         temporary = temporary_beside(path)

@@ -29,6 +29,10 @@ METRICS: dict[str, MetricInfo] = {
     "reward": MetricInfo(title="Reward", higher_is_better=True, has_share=False, in_charts=False),
     "psnr": MetricInfo(title="PSNR, dB", higher_is_better=True, digits=2, has_share=False),
     "ssim": MetricInfo(title="SSIM", higher_is_better=True),
+    "motion_ratio": MetricInfo(title="Motion, of the expert's", higher_is_better=True, digits=3),
+    "action_error": MetricInfo(title="Action error (judge)", higher_is_better=False),
+    "action_ratio": MetricInfo(title="Action length, of the expert's", higher_is_better=True, digits=3),
+    "decoder_error": MetricInfo(title="Action error (reward's decoder)", higher_is_better=False),
     "action_l1": MetricInfo(title="Action L1", higher_is_better=False),
     "action_mse": MetricInfo(title="Action MSE", higher_is_better=False),
 }

@@ -13,11 +13,20 @@ from vampo_core.config import RewardConfig
 from vampo_core.data.clips import collate
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.evaluation.images import psnr, ssim
+from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.metrics import METRICS
 from vampo_core.evaluation.statistics import Metric, bootstrap, metrics_of
 from vampo_core.models.codecs.base import Codec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import latent_reward
+
+RATIOS = {
+    "motion_ratio": ("motion", "expert_motion"),
+    "action_ratio": ("action_length", "expert_action_length"),
+}
+"""Metrics that are a ratio of means, each with what it divides; 1 is the expert's."""
+LEVELS = ("action_error_true", "action_error_still")
+"""What a metric would be for other videos than the predicted ones."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,11 @@ class EvalResult:
 
     ``reward`` is always the paper's ``cosine - l1``, so that runs with different rewards can be compared. ``psnr`` (dB)
     and ``ssim`` compare decoded predictions with the expert's decoded latents, so that what the codec loses does not
-    count; both are None where nothing was decoded. A new metric is a field here and a line in ``METRICS``.
+    count; both are None where nothing was decoded. ``motion_ratio`` is how much of the expert's change from frame to
+    frame is left in the predictions. A judge measures the actions that are read from them, normalized:
+    ``action_error``, and ``action_ratio``, how much of the length of the expert's actions is left; ``decoder_error`` is
+    the error of the decoder that a reward trains on. They are None where they cannot be measured. A new metric is a
+    field here and a line in ``METRICS``.
     """
 
     l1: Metric
@@ -39,24 +52,38 @@ class EvalResult:
     episode_ids: list[str]  # [num_clips]: intervals resample episodes, as clips of one episode resemble each other
     psnr: Metric | None = None
     ssim: Metric | None = None
+    motion_ratio: Metric | None = None
+    action_error: Metric | None = None
+    action_ratio: Metric | None = None
+    decoder_error: Metric | None = None
+    action_error_true: float | None = None
+    """``action_error`` of the expert's own video: what the judge's mistakes cost."""
+    action_error_still: float | None = None
+    """``action_error`` of a video in which nothing moves."""
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """The metrics that were measured, by name."""
         return metrics_of(self)
 
-    def score(self, reward: RewardConfig) -> float:
-        """The number that is highest for the best checkpoint: cosine and L1 with the reward's weights.
+    def score(self, reward: RewardConfig, best_by: str = "reward") -> float:
+        """The number that is highest for the best checkpoint.
 
-        Motion and pixels are not measured here; where the reward consists only of these, the score is :attr:`reward`.
+        Args:
+            reward: weights of cosine and L1, for ``best_by = "reward"``. Other rewards are not measured here; where
+                there are only such, the score is :attr:`reward`.
+            best_by: name of the metric that decides; what was not measured leaves the decision to ``"reward"``.
         """
+        metric = self.metrics.get(best_by)
+        if best_by != "reward" and metric is not None:
+            return _score_of(best_by, metric.mean)
         if not reward.l1_weight and not reward.cosine_weight:
             return self.reward.mean
         return reward.cosine_weight * self.cosine.mean - reward.l1_weight * self.l1.mean
 
     def row(self) -> dict[str, float]:
         """The means for a line of ``metrics.jsonl``."""
-        return {"l1": self.l1.mean, "cosine": self.cosine.mean, "reward": self.reward.mean}
+        return {name: metric.mean for name, metric in self.metrics.items() if name not in ("psnr", "ssim")}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, for JSON."""
@@ -118,16 +145,17 @@ def evaluate_predictor(
     seed: int = 0,
     batch_size: int = 16,
     decode: bool = False,
+    judge: Judge | None = None,
 ) -> EvalResult:
-    """Latent L1, cosine and reward on held-out clips, with fixed noise, so that two models can be paired.
+    """Metrics on held-out clips, with fixed noise, so that two models can be paired.
 
-    With ``decode``, also PSNR and SSIM where the codec can decode.
+    With ``decode``, also PSNR and SSIM where the codec can decode; with a judge, also those of actions.
     """
     was_training = model.training
     model.eval()
     videos = predict(model, sampler, batch, num_samples=num_samples, seed=seed, batch_size=batch_size)
     model.train(was_training)
-    return score(videos, batch, codec=model.codec if decode else None)
+    return score(videos, batch, codec=model.codec if decode else None, judge=judge)
 
 
 def score(
@@ -135,9 +163,10 @@ def score(
     batch: Mapping[str, Any],  # collated clips
     *,
     codec: Codec | None = None,
+    judge: Judge | None = None,
 ) -> EvalResult:
-    """Metrics of predictions, with PSNR and SSIM if a codec is given that can decode."""
-    return summarize(frame_metrics(videos, batch, codec=codec), list(batch["episode_id"]))
+    """Metrics of predictions; arguments are those of :func:`frame_metrics`."""
+    return summarize(frame_metrics(videos, batch, codec=codec, judge=judge), list(batch["episode_id"]))
 
 
 def frame_metrics(
@@ -145,10 +174,22 @@ def frame_metrics(
     batch: Mapping[str, Any],  # collated clips
     *,
     codec: Codec | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Tensor]:  # each [B, num_samples, F]
-    """Metrics of every predicted frame, by name."""
-    result = latent_reward(videos, batch["latents"].float())
-    values = {"l1": result.l1, "cosine": result.cosine, "reward": result.reward}
+    """What is measured of every predicted frame, by name.
+
+    Args:
+        videos: predictions.
+        batch: clips with the expert's latents.
+        codec: codec for PSNR and SSIM, where it can decode.
+        judge: judge of actions; it is on the CPU, as the predictions are.
+    """
+    expert = batch["latents"].float()
+    result = latent_reward(videos, expert)
+    values = {"l1": result.l1, "cosine": result.cosine, "reward": result.reward, "motion": _motion(videos)}
+    values["expert_motion"] = _motion(expert.unsqueeze(1)).expand(videos.shape[:3])
+    if judge is not None:
+        values |= judge(videos, batch)
     if codec is not None and codec.can_decode:
         values |= _decoded_metrics(videos, batch["latents"], codec)
     return values
@@ -159,15 +200,37 @@ def summarize(
     episodes: Sequence[str],  # [B], episode of each clip
 ) -> EvalResult:
     """Means and intervals of metrics of frames."""
-    per_clip = {name: value.mean((1, 2)).tolist() for name, value in values.items()}
+    shown = {name: value for name, value in values.items() if name in METRICS}
+    per_clip = {name: value.mean((1, 2)).tolist() for name, value in shown.items()}
+    per_frame = {name: value.mean((0, 1)).tolist() for name, value in shown.items()}
+    for name, (part, whole) in RATIOS.items():
+        if part in values and float(values[whole].mean()) > 0:
+            # a clip's share of the ratio of means: ratios of single clips explode where the expert hardly moves
+            per_clip[name] = (values[part].mean((1, 2)) / values[whole].mean()).tolist()
+            per_frame[name] = (values[part].mean((0, 1)) / values[whole].mean((0, 1)).clamp_min(1e-12)).tolist()
+    measured: dict[str, Any] = {name: bootstrap(x, episodes) for name, x in per_clip.items()}
+    measured |= {name: values[name].mean().item() for name in LEVELS if name in values}
     return EvalResult(
-        **{name: bootstrap(per_clip[name], episodes) for name in values},
+        **measured,
         num_clips=len(episodes),
         num_samples=values["l1"].shape[1],
-        per_frame={name: value.mean((0, 1)).tolist() for name, value in values.items()},
+        per_frame=per_frame,
         per_clip=per_clip,
         episode_ids=list(episodes),
     )
+
+
+def _score_of(metric: str, mean: float) -> float:
+    """How good a value of a metric is: errors count down, ratios towards 1."""
+    if metric in RATIOS:
+        return -abs(mean - 1)
+    return mean if METRICS[metric].higher_is_better else -mean
+
+
+def _motion(videos: Tensor) -> Tensor:  # [B, S, F, C, h, w] -> [B, S, F]
+    """Mean absolute change from the frame before; the first frame is credited with the change to its successor."""
+    change = videos.float().diff(dim=2).abs().flatten(3).mean(-1)
+    return torch.cat([change[:, :, :1], change], dim=2)
 
 
 def decode_video(

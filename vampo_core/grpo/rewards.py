@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vampo_core.config import RewardConfig
+from vampo_core.config import ConfigError, RewardConfig
+from vampo_core.evaluation.actions import Decoders, action_errors
 from vampo_core.models.codecs.base import Codec
 from vampo_core.ops import LatentReward, latent_reward
 
@@ -53,6 +54,23 @@ def motion(
         raise ValueError(f"pred has {pred.shape[2]} frames, expected at least 2: motion is the change between frames")
     reward = latent_reward(pred.diff(dim=2), target.diff(dim=1)).reward  # [B, G, F - 1]
     return torch.cat([reward[:, :, :1], reward], dim=2)
+
+
+def action(decoders: Decoders) -> RewardFunction:
+    """Negative error of the actions that frozen decoders read from the predicted video, against the expert's.
+
+    As verifiable as a distance to the expert's video, and it counts what the robot would do: a blurred prediction has a
+    small distance and the wrong actions.
+
+    Args:
+        decoders: a decoder for each dataset, by name.
+    """
+
+    def action_l1(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        with torch.no_grad():
+            return -action_errors(decoders, pred, batch)
+
+    return action_l1
 
 
 def pixel(decode: Callable[[Tensor], Tensor]) -> RewardFunction:
@@ -141,12 +159,25 @@ def _versions(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> list[in
     return [tensor._version for tensor in (pred, target, *batch.values()) if isinstance(tensor, Tensor)]
 
 
-def configured_rewards(config: RewardConfig, codec: Codec) -> list[tuple[RewardFunction, float]]:
-    """The built-in rewards with a weight above 0."""
+def configured_rewards(
+    config: RewardConfig, codec: Codec, decoders: Decoders | None = None
+) -> list[tuple[RewardFunction, float]]:
+    """The built-in rewards with a weight above 0.
+
+    Raises:
+        ConfigError: there is an action reward without decoders.
+    """
     functions: list[tuple[RewardFunction, float]] = []
     if config.l1_weight or config.cosine_weight:
         weighted = functools.partial(latent, l1_weight=config.l1_weight, cosine_weight=config.cosine_weight)
         functions.append((functools.update_wrapper(weighted, latent), 1.0))
+    if config.action_weight:
+        if decoders is None:
+            raise ConfigError(
+                f"reward.action_weight is {config.action_weight} without decoders, expected action_decoders for the "
+                "trainer; vampo_core.train makes them"
+            )
+        functions.append((action(decoders), config.action_weight))
     if config.motion_weight:
         functions.append((motion, config.motion_weight))
     if config.pixel_weight:

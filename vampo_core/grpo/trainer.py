@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.streams import ROLLOUT, stream_seed
+from vampo_core.evaluation.actions import Decoders
+from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
@@ -40,6 +42,8 @@ class VampoTrainer:
         reward_funcs: functions or ``(function, weight)`` pairs, see :mod:`vampo_core.rewards`; by default those of
             ``config.reward``.
         callbacks: functions that are called with the trainer and the row of metrics after every iteration.
+        action_decoders: decoders of the action reward by dataset, needed where ``config.reward`` has one.
+        judge: judge of the actions in held-out predictions; None to measure none.
 
     Raises:
         ValueError: the batch does not divide into parts and processes, or a reward has the name of another metric.
@@ -56,6 +60,8 @@ class VampoTrainer:
         eval_dataset: ClipDataset,
         reward_funcs: Sequence[RewardFunction | tuple[RewardFunction, float]] | None = None,
         callbacks: Sequence[Callback] = (),
+        action_decoders: Decoders | None = None,
+        judge: Judge | None = None,
     ) -> None:
         grpo = config.grpo
         self.model, self.config = model, config
@@ -75,10 +81,10 @@ class VampoTrainer:
                 f"optim.gradient_accumulation_steps = {self.num_parts} times {self.accelerator.num_processes} processes"
             )
         if reward_funcs is None:
-            reward_funcs = configured_rewards(config.reward, model.codec)
+            reward_funcs = configured_rewards(config.reward, model.codec, action_decoders)
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         check_names(self.rewards)
-        self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset)
+        self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset, judge)
         compares = grpo.kl_coef > 0 or grpo.anchor_coef > 0
         self.reference = model.to(self.accelerator.device).frozen_reference() if compares else None
         if isinstance(model.text_encoder, nn.Module):
@@ -113,8 +119,8 @@ class VampoTrainer:
             return self.clips.evaluate()
 
     def score(self, result: EvalResult) -> float:
-        """The held-out reward, in the weights of the configuration."""
-        return result.score(self.config.reward)
+        """What ``evaluation.best_by`` says, higher for a better model."""
+        return result.score(self.config.reward, self.config.evaluation.best_by)
 
     def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         """One iteration: roll out, score and add gradients part by part, then update; returns its metrics."""

@@ -10,6 +10,7 @@ from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.registry import is_model_folder
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.codec import prepare_codec
+from vampo_core.pipeline.decoders import judge_of
 from vampo_core.pipeline.names import beside_run, digest
 from vampo_core.pipeline.predictor import new_predictor
 from vampo_core.pipeline.runs import PRETRAINING, completed, find_continue_or_begin
@@ -44,7 +45,13 @@ def pretrain_model(
 ) -> TrainResult[EvalResult]:
     """Train a predictor by denoising likelihood on the clips of ``data``; the run goes to ``run.dir``."""
     clips = prepare_clips(config, model.codec)
-    trainer = Pretrainer(model=model, config=config, train_dataset=clips.train, eval_dataset=clips.held_out)
+    trainer = Pretrainer(
+        model=model,
+        config=config,
+        train_dataset=clips.train,
+        eval_dataset=clips.held_out,
+        judge=judge_of(config, model.codec, clips),
+    )
     return trainer.train(resume_from)
 
 

@@ -138,7 +138,7 @@ class Chain:
         made: dict[str, Path] = {}
         for name in POLICIES:
             config = replace(self.config, policy=self._policy(name))
-            decided_by = [trained_architecture(), self._contents[name], deciding(config, "policy")]
+            decided_by = [trained_architecture(config.policy.kind), self._contents[name], deciding(config, "policy")]
             same = made.get(digest(decided_by))  # VAMPO's best checkpoint may be the base
             folder = same or _stage(f"policy-{name}", POLICY, self.calls.train_policy, config, decided_by)
             made[digest(decided_by)] = self.folders[f"policy-{name}"] = folder

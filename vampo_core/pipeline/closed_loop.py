@@ -8,11 +8,13 @@ import torch
 
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.evaluation.closed_loop import evaluate_closed_loop
+from vampo_core.evaluation.episode_videos import Imagine
 from vampo_core.evaluation.episodes import ClosedLoopResult
-from vampo_core.evaluation.imagination import Imagination
+from vampo_core.evaluation.imagination import ActedImagination, Imagination
 from vampo_core.pipeline.names import digest
 from vampo_core.policy.base import Policy
 from vampo_core.policy.controller import PolicyController
+from vampo_core.policy.inverse_dynamics.policy import InverseDynamicsPolicy
 from vampo_core.training.processes import new_accelerator
 
 
@@ -54,7 +56,7 @@ def act_in_simulators(
             output=parent / name,
             controller_id=name,
             num_videos=settings.num_videos,
-            imagine=None if policy is None else _imagination(policy, config),
+            imagine=None if policy is None or controller is None else _imagination(policy, controller, config),
         )
 
 
@@ -75,10 +77,19 @@ def _name(policy: Policy, controller: PolicyController) -> str:
     return policy.fingerprint() + ("" if acting == own else f"-{digest(acting)}")
 
 
-def _imagination(policy: Policy, config: VampoConfig) -> Imagination | None:
+def _imagination(policy: Policy, controller: PolicyController, config: VampoConfig) -> Imagine | None:
     """What shows the policy's predictions in videos of episodes, where the policy makes any that can be shown."""
+    if not policy.predictor.codec.can_decode:
+        return None
+    if isinstance(policy, InverseDynamicsPolicy):
+        return ActedImagination(
+            policy.predictor,
+            policy.imagine,
+            stride=policy.decoder.settings.num_actions,
+            num_executed_steps=controller.num_executed_steps,
+        )
     has_stride = config.data.sampling == "stride"  # clips of whole episodes have none
-    if policy.settings.uses_predictions and has_stride and policy.predictor.codec.can_decode:
+    if policy.settings.uses_predictions and has_stride:
         return Imagination(policy.predictor, stride=config.data.stride)
     return None
 

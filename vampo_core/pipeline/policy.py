@@ -1,16 +1,22 @@
 """What a policy is trained on: its predictor, and frames with actions and features."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from vampo_core.config import ConfigError, VampoConfig
+from vampo_core.files.atomic import publish, temporary_beside
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import prepare_clips
+from vampo_core.pipeline.decoders import action_decoders
 from vampo_core.pipeline.predictor import policy_predictor
 from vampo_core.policy.base import PREDICTOR
 from vampo_core.policy.data import ActionDataset
+from vampo_core.policy.inverse_dynamics.policy import InverseDynamicsPolicy
 from vampo_core.policy.settings import policy_settings
-from vampo_core.policy.train import action_datasets
+from vampo_core.policy.train import action_datasets, labelled
 
 
 def policy_data(
@@ -36,6 +42,36 @@ def policy_data(
     predictor = policy_predictor(config, source or base_checkpoint(config))
     clips = prepare_clips(config, predictor.codec)
     return predictor, *action_datasets(config, predictor, clips, config.data.roots[0])
+
+
+def imagined_policy(
+    config: VampoConfig, predictor: str | Path, folder: str | Path, *, action_scale: float = 1.0
+) -> Path:
+    """Write a policy that acts on the videos of a predictor, with the configuration's action decoder.
+
+    Nothing is trained for the predictor: its videos are read by the decoder that reads the expert's.
+
+    Args:
+        config: configuration of the policy.
+        predictor: run folder, checkpoint or model folder of the predictor.
+        folder: policy folder to write.
+        action_scale: factor on decoded actions; a control for motion that has shrunk.
+
+    Returns:
+        ``folder``.
+    """
+    check_one_dataset(config)
+    model = policy_predictor(replace(config, policy=replace(config.policy, kind="inverse_dynamics")), predictor)
+    clips = prepare_clips(config, model.codec)
+    (decoder,) = action_decoders(config, model.codec, clips).values()
+    states = torch.cat([episode.states for episode in labelled(clips.train[0].episodes, config.policy.num_episodes)])
+    state_range = torch.stack([states.amin(0), states.amax(0)]).to(decoder.action_range)
+    policy = InverseDynamicsPolicy.of(decoder, model, config, state_range, action_scale=action_scale)
+    folder = Path(folder)
+    temporary = temporary_beside(folder)
+    policy.save_pretrained(temporary)
+    publish(temporary, folder)
+    return folder
 
 
 def check_one_dataset(config: VampoConfig) -> None:

@@ -61,7 +61,8 @@ def policy_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     """
     model = inference_predictor(config, folder)
     layers, num_layers = list(config.policy.feature_layers), model.num_feature_layers
-    if config.policy.features == "predictive" and layers[-1] >= num_layers:
+    is_vpp = config.policy.kind == "vpp"
+    if is_vpp and config.policy.features == "predictive" and layers[-1] >= num_layers:
         raise ConfigError(
             f"policy.feature_layers is {layers}, expected indices below {num_layers}, the number of feature layers "
             f"of the model at {str(folder)!r}"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vampo_core.config import VampoConfig
+from vampo_core.data.episode import Episode
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.models.predictor import Condition, VideoPredictor
 from vampo_core.policy.controller import Observation, PolicyController
@@ -60,6 +61,20 @@ class Policy(nn.Module, ABC):
 
         Its weights follow torch's global seed.
         """
+
+    @classmethod
+    def dataset(
+        cls, config: VampoConfig, episodes: Sequence[Episode], widths: tuple[int, int] | None = None
+    ) -> ActionDataset:
+        """What it learns from in expert episodes; by default every frame with the chunk of actions that begins there.
+
+        Args:
+            config: settings of the run.
+            episodes: episodes with latents.
+            widths: see :class:`~vampo_core.policy.data.ActionDataset`.
+        """
+        horizon = config.policy.action_horizon
+        return ActionDataset(episodes, horizon=horizon, widths=widths, strict=config.data.strict)
 
     @classmethod
     def prepare_data(

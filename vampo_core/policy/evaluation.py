@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vampo_core.evaluation.statistics import Metric, bootstrap
-from vampo_core.policy.base import Policy
+from vampo_core.policy.learner import Learner
 from vampo_core.policy.normalization import normalize
 
 
@@ -52,7 +52,7 @@ class PolicyEvalResult:
 
 @torch.no_grad()
 def evaluate_policy(
-    policy: Policy,
+    policy: Learner,
     batch: Mapping[str, Any],  # collated held-out items of an ActionDataset
     *,
     num_samples: int = 1,
@@ -62,14 +62,14 @@ def evaluate_policy(
     """Action error on held-out frames under fixed noise, so that two policies can be paired.
 
     Args:
-        policy: policy on the device where it should run.
+        policy: policy or action decoder on the device where it should run.
         batch: held-out frames with the expert's actions.
         num_samples: number of chunks for each frame.
         seed: seed of the noise.
         batch_size: number of frames predicted at once.
     """
     was_training, limits, errors = policy.training, policy.action_range, []
-    policy.eval()
+    policy.train(False)
     for start in range(0, len(batch["instruction"]), batch_size):
         part = {key: values[start : start + batch_size] for key, values in batch.items()}
         chunks = policy.predict_recorded(part, num_samples=num_samples, seed=seed, first_clip=start)

@@ -3,10 +3,13 @@
 import importlib
 from typing import Any
 
-KINDS = {"vpp": "vampo_core.policy.vpp.policy:VPPPolicy"}
+KINDS = {
+    "vpp": "vampo_core.policy.vpp.policy:VPPPolicy",
+    "inverse_dynamics": "vampo_core.policy.inverse_dynamics.policy:InverseDynamicsPolicy",
+}
 """Class of each kind, imported when it is needed."""
-DEFAULT = "vpp"
-"""Kind that is trained, and the kind of a folder whose ``policy.json`` names none."""
+OLDEST = "vpp"
+"""Kind of a folder whose ``policy.json`` names none."""
 
 
 def policy_class(kind: str) -> Any:

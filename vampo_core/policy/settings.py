@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from vampo_core.policy.registry import DEFAULT, policy_class
+from vampo_core.policy.registry import OLDEST, policy_class
 from vampo_core.training.checkpoint import find_checkpoint
 
 SETTINGS_FILE = "policy.json"
@@ -90,12 +90,12 @@ def policy_kind(folder: Path) -> str:
     Raises:
         ValueError: ``policy.json`` cannot be read.
     """
-    return _read(folder).get("kind", DEFAULT)
+    return _read(folder).get("kind", OLDEST)
 
 
-def trained_architecture() -> int:
-    """Version of the network that is trained now."""
-    return policy_class(DEFAULT).settings_type.architecture
+def trained_architecture(kind: str) -> int:
+    """Version of the network of a kind that is trained now."""
+    return policy_class(kind).settings_type.architecture
 
 
 def policy_settings(folder: Path) -> PolicySettings:

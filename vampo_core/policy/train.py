@@ -1,45 +1,57 @@
 """Training of a policy of any kind on expert episodes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vampo_core.config import VampoConfig
-from vampo_core.data.clips import Clips
+from vampo_core.data.clips import ClipDataset, Clips
+from vampo_core.data.episode import Episode
 from vampo_core.evaluation.predictor import held_out_batch
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.policy.base import PREDICTOR, Policy
 from vampo_core.policy.data import ActionDataset, action_loader
 from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
-from vampo_core.policy.registry import DEFAULT, policy_class
+from vampo_core.policy.learner import Learner
+from vampo_core.policy.registry import policy_class
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.processes import new_accelerator
+
+D = TypeVar("D", bound=ActionDataset)
 
 
 class PolicyTrainer:
     """Trains a policy, and on request the predictor inside it, to imitate experts.
 
     Args:
-        model: policy; parameters that require grad are trained.
+        model: policy or action decoder; parameters that require grad are trained.
         config: settings of the run, ``config.policy`` above all.
         train_dataset: frames of training episodes.
         eval_dataset: frames of held-out episodes.
+        name: name of the work, for the progress bar.
     """
 
     result_type: type[PolicyEvalResult] = PolicyEvalResult
     callbacks: Sequence[Callback] = ()
 
     def __init__(
-        self, *, model: Policy, config: VampoConfig, train_dataset: ActionDataset, eval_dataset: ActionDataset
+        self,
+        *,
+        model: Learner,
+        config: VampoConfig,
+        train_dataset: ActionDataset,
+        eval_dataset: ActionDataset,
+        name: str = "policy",
     ) -> None:
         settings = config.policy
         self.model, self.config = model, config
-        self.schedule = Schedule.of_updates("policy", settings)
+        self.schedule = Schedule.of_updates(name, settings)
         self.accelerator = new_accelerator()
         self.train_dataset = train_dataset
         self.eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
@@ -102,6 +114,8 @@ def action_datasets(
 ) -> tuple[ActionDataset, ActionDataset]:
     """Frames of the episodes that the predictor is trained on and evaluated on, ready for a policy's training.
 
+    Of the training episodes there are ``policy.num_episodes``, or all.
+
     Args:
         config: settings of the run.
         predictor: video predictor of the policy, on the device where it should run.
@@ -111,17 +125,41 @@ def action_datasets(
     Returns:
         Training and held-out frames.
     """
-    (train_clips,), options, strict = clips.train, config.policy, config.data.strict
-    train = ActionDataset(train_clips.episodes, horizon=options.action_horizon, strict=strict)
-    held_out = ActionDataset(
-        clips.held_out.episodes, horizon=options.action_horizon, widths=train.widths, strict=strict
-    )
-    policy_class(DEFAULT).prepare_data(config, predictor, (train, held_out), root)
+    (train_clips,), kind = clips.train, policy_class(config.policy.kind)
+    train, held_out = datasets_of(kind.dataset, config, train_clips, clips.held_out)
+    kind.prepare_data(config, predictor, (train, held_out), root)
     return train, held_out
+
+
+def datasets_of(
+    dataset: Callable[..., D], config: VampoConfig, train: ClipDataset, held_out: ClipDataset
+) -> tuple[D, D]:
+    """Training and held-out items of one dataset's episodes, of which ``policy.num_episodes`` are trained on.
+
+    Args:
+        dataset: makes a dataset as :meth:`vampo_core.Policy.dataset` does.
+        config: settings of the run.
+        train: clips of the training episodes.
+        held_out: clips of held-out episodes, of this dataset and perhaps of others.
+    """
+    name = train.episodes[0].dataset
+    learned = dataset(config, labelled(train.episodes, config.policy.num_episodes))
+    own = [episode for episode in held_out.episodes if episode.dataset == name]
+    return learned, dataset(config, own, learned.widths)
+
+
+def labelled(episodes: Sequence[Episode], number: int | None) -> list[Episode]:
+    """The first ``number`` episodes, taken in turn from each instruction; all of them for None."""
+    by_instruction: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        by_instruction.setdefault(episode.instruction, []).append(episode)
+    rounds = itertools.zip_longest(*by_instruction.values())
+    in_turn = [episode for one in rounds for episode in one if episode is not None]
+    return list(episodes) if number is None else in_turn[:number]
 
 
 def new_policy(config: VampoConfig, predictor: VideoPredictor, dataset: ActionDataset) -> Policy:
     """An untrained policy for a dataset; its weights follow ``run.seed``, and its trained parameters require grad."""
     with torch.random.fork_rng():
         torch.manual_seed(config.run.seed)
-        return policy_class(DEFAULT).new(config, predictor, dataset)
+        return policy_class(config.policy.kind).new(config, predictor, dataset)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset, clip_loader
+from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult, frame_metrics, held_out_batch, predict, summarize
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.training.processes import gathered
@@ -26,6 +27,7 @@ class PredictorClips:
         accelerator: this process among the others.
         train_dataset: training clips with latents, of one dataset or several.
         eval_dataset: held-out clips with latents.
+        judge: judge of the actions in predicted videos; None to measure none.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class PredictorClips:
         accelerator: Accelerator,
         train_dataset: ClipDataset | Sequence[ClipDataset],
         eval_dataset: ClipDataset,
+        judge: Judge | None = None,
     ) -> None:
+        self._judge = judge
         self._model, self._config, self._accelerator = model, config, accelerator
         self._train_datasets = [train_dataset] if isinstance(train_dataset, ClipDataset) else list(train_dataset)
         self._eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
@@ -79,7 +83,7 @@ class PredictorClips:
                     batch_size=settings.batch_size,
                     first_clip=start,
                 )
-                own[start] = frame_metrics(videos, part)
+                own[start] = frame_metrics(videos, part, judge=self._judge)
         model.train(was_training)
         parts = {start: values for share in gathered(own) for start, values in share.items()}
         names = next(iter(parts.values()))

@@ -10,6 +10,7 @@ from torch import Tensor
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.streams import PRETRAIN_DROPOUT, PRETRAIN_NOISE, PRETRAIN_SIGMA, stream_seed
+from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.models.predictor import Condition, VideoPredictor
 from vampo_core.ops import philox_normal
@@ -50,6 +51,7 @@ class Pretrainer:
         config: settings of the run, ``config.pretrain`` above all.
         train_dataset: training clips with latents.
         eval_dataset: held-out clips with latents.
+        judge: judge of the actions in held-out predictions; None to measure none.
     """
 
     result_type: type[EvalResult] = EvalResult
@@ -62,12 +64,13 @@ class Pretrainer:
         config: VampoConfig,
         train_dataset: ClipDataset | Sequence[ClipDataset],
         eval_dataset: ClipDataset,
+        judge: Judge | None = None,
     ) -> None:
         settings = config.pretrain
         self.model, self.config = model, config
         self.schedule = Schedule.of_updates("pretraining", settings)
         self.accelerator = new_accelerator()
-        self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset)
+        self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset, judge)
         self.optimizer = ModelOptimizer(
             model, self.accelerator, settings, num_updates=settings.num_steps, ema_decay=settings.ema_decay
         )
@@ -90,8 +93,8 @@ class Pretrainer:
             return self.clips.evaluate()
 
     def score(self, result: EvalResult) -> float:
-        """The held-out reward, in the weights of the configuration."""
-        return result.score(self.config.reward)
+        """What ``evaluation.best_by`` says, higher for a better model."""
+        return result.score(self.config.reward, self.config.evaluation.best_by)
 
     def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:  # []
         """The denoising loss of this process's part of a batch; its noise follows from seed, iteration and process."""

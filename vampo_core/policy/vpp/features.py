@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vampo_core.models.predictor import Condition, FeatureExtractor, VideoPredictor
+from vampo_core.policy.observed import current_latents
 
 
 def feature_extractor(
@@ -19,8 +20,3 @@ def observed_features(
 ) -> Tensor:  # [B, F, D, h, w] float32
     """Predictive features, or without an extractor the current frame's latents as features of one frame."""
     return current_latents(predictor, condition).unsqueeze(1) if extractor is None else extractor(condition).float()
-
-
-def current_latents(predictor: VideoPredictor, condition: Condition) -> Tensor:  # [B, C, h, w] float32
-    """Latents of the observed frame, as the codec gives them."""
-    return (condition.image_latents * predictor.codec.scaling_factor).float()

@@ -15,9 +15,10 @@ from vampo_core.ops import philox_normal
 from vampo_core.policy.base import Policy
 from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.normalization import Ranges, normalize, unnormalize
+from vampo_core.policy.observed import current_latents
 from vampo_core.policy.vpp.action_head import ActionCondition, ActionHead, action_loss, training_sigmas
 from vampo_core.policy.vpp.feature_cache import FeatureCache
-from vampo_core.policy.vpp.features import current_latents, feature_extractor, observed_features
+from vampo_core.policy.vpp.features import feature_extractor, observed_features
 from vampo_core.policy.vpp.frame_encoder import FrameEncoder
 from vampo_core.policy.vpp.settings import VPPSettings
 from vampo_core.policy.vpp.video_former import VideoFormer

@@ -1,0 +1,1 @@
+"""Inverse dynamics: actions read from videos, and a policy that acts on the video it imagines."""
