@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.streams import ROLLOUT, stream_seed
 from vampo_core.evaluation.actions import Decoders
+from vampo_core.evaluation.fooled import fooled_decoder
 from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.grpo.anchor import anchor_loss
@@ -82,6 +84,8 @@ class VampoTrainer:
             )
         if reward_funcs is None:
             reward_funcs = configured_rewards(config.reward, model.codec, action_decoders)
+        self._first: EvalResult | None = None  # of this process; what later evaluations are compared with
+        self._is_fooled = False
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         check_names(self.rewards)
         self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset, judge)
@@ -116,7 +120,14 @@ class VampoTrainer:
     def evaluate(self) -> EvalResult:
         """Held-out metrics of the model, or of its EMA."""
         with self.optimizer.ema_weights():
-            return self.clips.evaluate()
+            result = self.clips.evaluate()
+        self._first = self._first or result
+        warning = None if self._is_fooled else fooled_decoder(self._first, result)
+        if warning is not None:
+            self._is_fooled = True
+            if self.accelerator.is_main_process:
+                warnings.warn(warning, RuntimeWarning, stacklevel=2)
+        return result
 
     def score(self, result: EvalResult) -> float:
         """What ``evaluation.best_by`` says, higher for a better model."""

@@ -79,7 +79,7 @@ def gather_policy(config: VampoConfig) -> PolicySummary:
     """
     checkpoint = find_checkpoint(config.run.dir)
     counters, settings = read_counters(checkpoint), policy_settings(checkpoint)
-    features = f"predictive features of {config.policy.predictor or 'the base'}"
+    source = f" of {config.policy.predictor or 'the base'}" if settings.uses_predictions else ""
     return PolicySummary(
         config=config,
         rows=read_metrics(Path(config.run.dir) / "metrics.jsonl"),
@@ -87,7 +87,7 @@ def gather_policy(config: VampoConfig) -> PolicySummary:
         after=PolicyEvalResult.from_dict(counters["last"]),
         step=step_of(checkpoint),
         facts=[
-            features if settings.uses_predictions else "the current frame's latents",
+            f"{settings.sees}{source}",
             f"chunks of {settings.action_horizon} actions, {settings.num_executed_steps} executed",
         ],
     )

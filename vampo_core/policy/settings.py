@@ -42,6 +42,11 @@ class PolicySettings:
         """Whether the policy acts on predictions; False for a control that sees only the current frame."""
         return True
 
+    @property
+    def sees(self) -> str:
+        """What it acts on, in a few words."""
+        return "predictive features"
+
     def save(self, folder: Path) -> None:
         """Write ``policy.json``."""
         values = {"kind": self.kind, "architecture": self.architecture} | dataclasses.asdict(self)

@@ -10,7 +10,7 @@ from vampo_core.report.values import PolicySummary
 
 _CURVES = {
     **{f"eval_{name}": f"Held out: {within_sentence(info.title)}" for name, info in METRICS.items()},
-    "loss": "In training: denoising loss",
+    "loss": "In training: loss",
     "grad_norm": "Gradient norm before clipping",
     "lr": "Learning rate",
 }

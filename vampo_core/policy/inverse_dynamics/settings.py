@@ -54,3 +54,8 @@ class InverseDynamicsSettings(PolicySettings):
     """Settings of the decoder, see :class:`DecoderSettings`."""
     action_scale: float = 1.0
     """Factor on decoded actions, measured from those of a video that stands still; a control for shrunken motion."""
+
+    @property
+    def sees(self) -> str:
+        """See :attr:`PolicySettings.sees`."""
+        return "the imagined video"

@@ -38,3 +38,8 @@ class VPPSettings(PolicySettings):
     def uses_predictions(self) -> bool:
         """Whether the policy sees predictive features."""
         return self.features == "predictive"
+
+    @property
+    def sees(self) -> str:
+        """See :attr:`PolicySettings.sees`."""
+        return "predictive features" if self.uses_predictions else "the current frame's latents"
