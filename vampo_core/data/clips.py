@@ -21,7 +21,7 @@ class ClipItem(TypedDict, total=False):
     latents: Tensor  # [F, C, h, w] float32
     actions: Tensor  # [F, A] float32, A = 0 if the data has none
     action_chunks: Tensor  # [F - 1, stride, A] float32, those from each frame to the next
-    action_valid: Tensor  # [F - 1, stride] bool, False past the episode's end and where a push was added
+    action_valid: Tensor  # [F - 1] bool, whether they count: False past the episode's end, and from a push on
     states: Tensor  # [F, S] float32, S = 0 if the data has none
     instruction: str
     clip_id: str
@@ -148,12 +148,14 @@ class ClipDataset(Dataset[ClipItem]):
             episode_id=f"{episode.dataset}/{episode.episode_id}" if self._is_mixed else episode.episode_id,
         )
         if self.mode == "stride" and actions.shape[1]:
-            # from the clip's own start: frames past the end are repeated, actions there are not valid
+            # from the clip's own start: frames past the end are repeated, and no action leads to them
             start = torch.arange(self.num_frames - 1) * self.stride + indices[0]
             steps = start.view(-1, 1) + torch.arange(self.stride)  # [F - 1, stride]
             taken = steps.clamp(max=max(episode.length - 2, 0))
             item["action_chunks"] = actions[taken]
-            item["action_valid"] = (steps <= episode.length - 2) & ~episode.is_pushed[taken]
+            # nothing in the first frame says that a push will come, nor how the expert will answer it
+            foreseen = ~episode.is_pushed[taken].any(1).cummax(0).values
+            item["action_valid"] = foreseen & (steps[:, -1] <= episode.length - 2)
         return item
 
     def _skip(self, number: int, error: EpisodeError) -> None:

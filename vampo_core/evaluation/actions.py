@@ -39,8 +39,8 @@ def action_errors(
 ) -> Tensor:  # [B, S, F]
     """Mean absolute error of decoded actions against the expert's, normalized.
 
-    Frame f is credited with the actions from f - 1 to f, the first one with those to its successor. Actions that the
-    data marks as not valid do not count; where none counts, the error is 0 for every video.
+    Frame f is credited with the actions from f - 1 to f, the first one with those to its successor. Where the data says
+    that actions do not count, the error is 0 for every video.
 
     Raises:
         ValueError: the batch has no actions between frames, or no decoder for a clip's dataset.
@@ -50,9 +50,8 @@ def action_errors(
         decoder, part = decoders[name], videos[clips]
         expert, valid = (_stacked(batch[key], clips, videos) for key in ("action_chunks", "action_valid"))
         decoded = decode_actions(decoder, part.flatten(0, 1)).unflatten(0, part.shape[:2])  # [b, S, F - 1, n, A]
-        error = (decoded - decoder.normalize(expert).unsqueeze(1)).abs().mean(-1)  # [b, S, F - 1, n]
-        weight = valid.to(error).unsqueeze(1)  # [b, 1, F - 1, n]
-        by_pair = (error * weight).sum(-1) / weight.sum(-1).clamp_min(1)  # [b, S, F - 1]
+        error = (decoded - decoder.normalize(expert).unsqueeze(1)).abs().mean((-2, -1))  # [b, S, F - 1]
+        by_pair = error * valid.unsqueeze(1)
         errors[clips] = torch.cat([by_pair[..., :1], by_pair], dim=-1).to(errors)
     return errors
 
@@ -79,7 +78,7 @@ def action_lengths(
 
 def has_valid_actions(batch: Mapping[str, Any]) -> Tensor:  # [B, F] bool
     """Frames that :func:`action_errors` credits with an action that counts."""
-    by_pair = torch.stack([valid.any(-1) for valid in batch["action_valid"]])  # [B, F - 1]
+    by_pair = torch.stack(list(batch["action_valid"]))  # [B, F - 1]
     return torch.cat([by_pair[:, :1], by_pair], dim=1)
 
 
@@ -105,7 +104,7 @@ def _by_dataset(decoders: Decoders, batch: Mapping[str, Any]) -> dict[str, list[
     return clips
 
 
-def _stacked(values: Tensor | Sequence[Tensor], clips: Sequence[int], like: Tensor) -> Tensor:  # [b, F - 1, n, ...]
+def _stacked(values: Tensor | Sequence[Tensor], clips: Sequence[int], like: Tensor) -> Tensor:  # [b, F - 1, ...]
     """The rows of some clips; a batch of robots with different actions comes as a list."""
     rows = values[list(clips)] if isinstance(values, Tensor) else torch.stack([values[i] for i in clips])
     return rows.to(like.device)
