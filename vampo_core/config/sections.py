@@ -17,6 +17,7 @@ Count = Annotated[int, Range(minimum=0)]
 Above0 = Annotated[float, Range(above=0)]
 AtLeast0 = Annotated[float, Range(minimum=0)]
 Decay = Annotated[float, Range(minimum=0, below=1)]
+Credit = Literal["frame", "clip"]
 
 VAMPO = Role(decides=("vampo",))
 BASE = Role(decides=("base",))
@@ -43,6 +44,10 @@ class GRPOConfig:
     """Updates made from one iteration's rollouts."""
     clip_range: Above0 = 1e-3
     """Ratios count within 1 ± this; small, because log-probabilities are means over a frame's latents."""
+    credit: Credit = "frame"
+    """Rewards that a frame's draw is credited with: "frame" its own only, which leaves out what the draw does to other
+    frames; "clip" the clip's mean, unbiased but with more variance. The metric zero_std_fraction is the share of groups
+    without spread in these rewards: of frames, or of whole clips."""
     adv_clip_max: Above0 = 2.0
     """Advantages are clipped to ± this."""
     kl_coef: AtLeast0 = 0.0
