@@ -209,6 +209,7 @@ def main() -> None:
     if args.draws < 1 or args.draws % (2 * max(GENERATIONS)):
         parser.error(f"--draws is {args.draws}, expected a multiple of {2 * max(GENERATIONS)}: two halves of groups")
 
+    where = environment("cpu")  # at the beginning: the commit of the code that runs
     config = load_config(args.config, *args.overrides)
     model = load_predictor(config, args.checkpoint).eval()
     batch = held_out_batch(prepare_clips(config, model.codec).held_out, args.clips)
@@ -217,7 +218,6 @@ def main() -> None:
         print(f"{steps} steps", flush=True)
         sampled = load_config(config, f"sampler.num_inference_steps={steps}")
         rows.append(measure(model, sampled, batch, args.draws))
-    where = environment("cpu")
     args.results.mkdir(parents=True, exist_ok=True)
     result = {"environment": where, "config": config.to_dict(), "num_clips": args.clips, "num_draws": args.draws}
     (args.results / "credit-cpu.json").write_text(json.dumps(result | {"rows": [asdict(row) for row in rows]}) + "\n")
