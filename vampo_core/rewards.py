@@ -1,5 +1,5 @@
 """Reward functions for ``reward_funcs``; :mod:`vampo_core.grpo.rewards` holds them and describes the interface."""
 
-from vampo_core.grpo.rewards import RewardFunction, latent, motion, pixel
+from vampo_core.grpo.rewards import RewardFunction, latent, motion, moving, pixel
 
-__all__ = ["RewardFunction", "latent", "motion", "pixel"]
+__all__ = ["RewardFunction", "latent", "motion", "moving", "pixel"]

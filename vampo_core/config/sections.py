@@ -121,12 +121,14 @@ class RewardConfig:
     """Cosine similarity to the expert's latents."""
     motion_weight: AtLeast0 = 0.0
     """L1 and cosine of frame-to-frame differences, where a static background counts for nothing."""
+    moving_weight: AtLeast0 = 0.0
+    """Negative L1 distance from the expert's latents, weighted by how much these change at each place."""
     pixel_weight: AtLeast0 = 0.0
     """Negative L1 distance after decoding."""
 
     def __post_init__(self) -> None:
         check_fields(self, "reward")
-        if not any((self.l1_weight, self.cosine_weight, self.motion_weight, self.pixel_weight)):
+        if not any((self.l1_weight, self.cosine_weight, self.motion_weight, self.moving_weight, self.pixel_weight)):
             raise ConfigError("reward.l1_weight is 0.0 like every other weight, expected at least one above 0")
 
 

@@ -48,7 +48,7 @@ class EvalResult:
     def score(self, reward: RewardConfig) -> float:
         """The number that is highest for the best checkpoint: cosine and L1 with the reward's weights.
 
-        Motion and pixels are not measured here; where the reward consists only of these, the score is :attr:`reward`.
+        Other rewards are not measured here; where only these have a weight, the score is :attr:`reward`.
         """
         if not reward.l1_weight and not reward.cosine_weight:
             return self.reward.mean
