@@ -1,6 +1,6 @@
 """How much of the policy gradient grpo.credit keeps, against the exact gradient of the mean reward.
 
-    python benchmarks/credit.py --checkpoint FOLDER [--config metaworld] [--steps 2 8 25] [--clips 8] [--draws 64]
+    python benchmarks/credit.py --checkpoint FOLDER [--config metaworld] [--steps 2 8 25] [--clips 8] [--draws 32]
         [--results FOLDER] [-- key=value ...]
 
 The exact gradient differentiates the latent reward through the ODE tail, back to the draws of the stochastic step, and
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--config", default="metaworld")
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 8, 25], help="numbers of sampling steps")
     parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--draws", type=int, default=64, help="draws of each clip")
+    parser.add_argument("--draws", type=int, default=32, help="draws of each clip")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the configuration")
     args = parser.parse_args()
