@@ -106,7 +106,7 @@ export -f build
 export python WHEELS scratch install root run_folder
 pytest=("$python" -m pytest -p no:cacheprovider --rootdir "$root" -c "$root/pyproject.toml" -q)
 if step build 100 bash -c build; then
-  step tests 140 "${pytest[@]}" -rs "$root/python_tests/ops"
+  step tests 300 "${pytest[@]}" -rs "$root/python_tests/ops"
   sanitize memcheck 60
   sanitize racecheck 60
   step benchmark 115 "${pytest[@]}" "$root/benchmarks" --benchmark-disable-gc --device cuda --budget 1 --results "$OUT"

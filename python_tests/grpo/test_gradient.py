@@ -20,6 +20,8 @@ VARIANTS = {
     # of seeds 0 to 3 the first is three times as steep, and rounding alone moves it by up to 2e-4
     "less noise": ["sampler.eta=0.7"],
     "guidance": ["sampler.guidance_scale=2.5", "sampler.stochastic_steps=[0,2]", "sampler.sigma_min=1.0"],
+    "credit of the clip": ["grpo.credit=clip"],
+    "credit of the clip, every step": ["grpo.credit=clip", *ALL_STEPS],
     "clipped advantages": ["grpo.adv_clip_max=0.5", "run.seed=3"],
 }
 

@@ -67,6 +67,54 @@ def test_motion_rewards_what_moves(videos):
         rewards.motion(pred[:, :, :1], target[:, :1], {})
 
 
+def test_moving_weights_places_by_the_experts_change(videos):
+    def expected(x, expert):
+        rewards = []
+        for f in range(F):
+            weights, errors = [], []
+            for row in range(SIDE):
+                for column in range(SIDE):
+                    here = expert[:, :, row, column]  # [F, C]
+                    previous = here[f - 1] if f > 0 else here[0]
+                    weights.append((here[f] - here[0]).abs().mean() + (here[f] - previous).abs().mean())
+                    errors.append((x[f, :, row, column] - here[f]).abs().mean())
+            if sum(weights) == 0:
+                weights = [1.0] * len(errors)
+            rewards.append(-sum(w * e for w, e in zip(weights, errors, strict=True)) / sum(weights))
+        return torch.stack(rewards)
+
+    pred, target = videos
+    target[0, 2] = target[0, 0]  # moves away and back: only the change from the frame before is left
+    target[1, 1] = target[1, 0]  # nothing moves yet
+    result = rewards.moving(pred, target, {})
+    torch.testing.assert_close(result, in_loops(expected, pred, target))
+    torch.testing.assert_close(result[:, :, 0], -(pred - target.unsqueeze(1)).abs().flatten(3).mean(3)[:, :, 0])
+    ((function, weight),) = configured_rewards(
+        RewardConfig(l1_weight=0, cosine_weight=0, moving_weight=0.5), LatentCodec(C)
+    )
+    assert function is rewards.moving and weight == 0.5
+
+
+def test_moving_of_a_static_clip_is_plain_l1(videos):
+    pred, target = videos
+    still = target[:, :1].expand_as(target)
+    torch.testing.assert_close(rewards.moving(pred, still, {}), -(pred - still.unsqueeze(1)).abs().mean((3, 4, 5)))
+
+
+def test_moving_hardly_counts_the_background():
+    """A square of one quarter of the frame moves: noise on it costs four times its plain L1, elsewhere nothing."""
+    target = torch.zeros(1, F, C, SIDE, SIDE)
+    target[:, 1:, :, : SIDE // 2, : SIDE // 2] = torch.arange(1.0, F).view(-1, 1, 1, 1)
+    noise = torch.randn(C, SIDE // 2, SIDE // 2, generator=torch.Generator().manual_seed(0))
+    pred = target.unsqueeze(1).repeat(1, 2, 1, 1, 1, 1)
+    pred[:, 0, :, :, : SIDE // 2, : SIDE // 2] += noise
+    pred[:, 1, :, :, SIDE // 2 :, SIDE // 2 :] += noise
+    on_square, on_background = rewards.moving(pred, target, {})[0]
+    torch.testing.assert_close(on_square[1:], (-noise.abs().mean()).expand(F - 1))
+    assert (on_background[1:] == 0).all()
+    torch.testing.assert_close(on_square[0], on_background[0])  # nothing has moved yet
+
+
 @pytest.mark.parametrize("kind", ["patches", "SVD's temporal decoder"])
 def test_pixel_reward_decodes_each_clip_on_its_own(videos, kind):
     """SVD's decoder mixes neighbouring frames: those of another clip must not be among them."""

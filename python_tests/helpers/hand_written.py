@@ -105,8 +105,10 @@ def roll_out(model: VideoPredictor, config: VampoConfig, batch: Mapping[str, Any
     return groups
 
 
-def advantages_of(rewards: Tensor, clip: float) -> Tensor:  # [G, F] -> [G, F]
-    """Each frame's rewards in units of their standard deviation over the group, around their mean."""
+def advantages_of(rewards: Tensor, clip: float, credit: str = "frame") -> Tensor:  # [G, F] -> [G, F]
+    """Each frame's rewards, or the clip's, in units of their standard deviation over the group, around their mean."""
+    if credit == "clip":
+        rewards = torch.stack([torch.full_like(frames, sum(frames) / len(frames)) for frames in rewards])
     columns = []
     for frame in rewards.unbind(1):
         spread = (((frame - frame.mean()) ** 2).sum() / (len(frame) - 1)) ** 0.5
@@ -131,7 +133,7 @@ def reinforce_gradient(
     for index, group in enumerate(groups):
         if only_clip not in (None, index):
             continue
-        advantages = advantages_of(group.rewards, config.grpo.adv_clip_max)
+        advantages = advantages_of(group.rewards, config.grpo.adv_clip_max, config.grpo.credit)
         for generation, actions in enumerate(group.actions):
             for action in actions:
                 mean, std = mean_and_std(model, config, batch, index, action.step, action.sample)

@@ -17,6 +17,7 @@ Count = Annotated[int, Range(minimum=0)]
 Above0 = Annotated[float, Range(above=0)]
 AtLeast0 = Annotated[float, Range(minimum=0)]
 Decay = Annotated[float, Range(minimum=0, below=1)]
+Credit = Literal["frame", "clip"]
 
 VAMPO = Role(decides=("vampo",))
 BASE = Role(decides=("base",))
@@ -43,6 +44,10 @@ class GRPOConfig:
     """Updates made from one iteration's rollouts."""
     clip_range: Above0 = 1e-3
     """Ratios count within 1 ± this; small, because log-probabilities are means over a frame's latents."""
+    credit: Credit = "frame"
+    """Rewards that a frame's draw is credited with: "frame" its own only, which leaves out what the draw does to other
+    frames; "clip" the clip's mean, unbiased but with more variance. The metric zero_std_fraction is the share of groups
+    without spread in these rewards: of frames, or of whole clips."""
     adv_clip_max: Above0 = 2.0
     """Advantages are clipped to ± this."""
     kl_coef: AtLeast0 = 0.0
@@ -119,13 +124,15 @@ class RewardConfig:
     """Folder of the decoder, or a list with one for each folder of ``data.root``; null: trained when missing."""
     motion_weight: AtLeast0 = 0.0
     """L1 and cosine of frame-to-frame differences, where a static background counts for nothing."""
+    moving_weight: AtLeast0 = 0.0
+    """Negative L1 distance from the expert's latents, weighted by how much these change at each place."""
     pixel_weight: AtLeast0 = 0.0
     """Negative L1 distance after decoding."""
 
     def __post_init__(self) -> None:
         check_fields(self, "reward")
-        weights = (self.l1_weight, self.cosine_weight, self.action_weight, self.motion_weight, self.pixel_weight)
-        if not any(weights):
+        names = ("l1", "cosine", "action", "motion", "moving", "pixel")
+        if not any(getattr(self, f"{name}_weight") for name in names):
             raise ConfigError("reward.l1_weight is 0.0 like every other weight, expected at least one above 0")
 
 

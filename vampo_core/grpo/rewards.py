@@ -73,6 +73,23 @@ def action(decoders: Decoders) -> RewardFunction:
     return action_l1
 
 
+def moving(
+    pred: Tensor,  # [B, G, F, C, H, W]
+    target: Tensor,  # [B, F, C, H, W]
+    batch: Mapping[str, Any],
+) -> Tensor:  # [B, G, F]
+    """Negative L1 distance where the expert's video moves, so that a static background counts for little.
+
+    A place's weight is proportional to the change of the expert's latents there, since the first frame plus since the
+    previous one; weights have mean 1 over the places of a frame. A frame where nothing moves counts uniformly.
+    """
+    change = (target - target[:, :1]).abs().mean(2)  # [B, F, H, W]
+    change[:, 1:] += target.diff(dim=1).abs().mean(2)
+    mean = change.mean((2, 3), keepdim=True)
+    weight = torch.where(mean > 0, change / mean, 1.0).unsqueeze(1)
+    return -(weight * (pred - target.unsqueeze(1)).abs().mean(3)).mean((3, 4))
+
+
 def pixel(decode: Callable[[Tensor], Tensor]) -> RewardFunction:
     """Negative L1 distance after decoding: ``decode`` maps videos ``[B, F, C, h, w]`` to frames ``[B, F, 3, H, W]``.
 
@@ -180,6 +197,8 @@ def configured_rewards(
         functions.append((action(decoders), config.action_weight))
     if config.motion_weight:
         functions.append((motion, config.motion_weight))
+    if config.moving_weight:
+        functions.append((moving, config.moving_weight))
     if config.pixel_weight:
         functions.append((pixel(codec.decode), config.pixel_weight))
     return functions

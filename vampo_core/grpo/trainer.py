@@ -20,12 +20,12 @@ from vampo_core.evaluation.actions import Decoders
 from vampo_core.evaluation.fooled import fooled_decoder
 from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.grpo.advantages import compared_rewards, credited_advantages
 from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
 from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.ops import group_advantages
 from vampo_core.ops.spread import is_flat
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
@@ -152,7 +152,7 @@ class VampoTrainer:
                 )
             with clock("reward_s"):
                 rewards = self._score(rollout, what)
-                advantages = group_advantages(rewards.total, clip=grpo.adv_clip_max)
+                advantages = credited_advantages(rewards.total, credit=grpo.credit, clip=grpo.adv_clip_max)
             with clock("update_s"):
                 losses += self._backward(rollout, advantages, what)
             scores.append(rewards)
@@ -225,7 +225,7 @@ class VampoTrainer:
             "loss": mean("loss"),
             "reward_mean": rewards.mean(),
             "reward_std": spread.mean(),
-            "zero_std_fraction": is_flat(rewards).float().mean(),
+            "zero_std_fraction": is_flat(compared_rewards(rewards, self.config.grpo.credit)).float().mean(),
             **{name: torch.cat([score.parts[name] for score in scores]).mean() for name in scores[0].parts},
             **{name: mean(name) for name in ("ratio_mean", "approx_kl", "clip_fraction")},
             **{name: mean(name) for name in ("kl", "anchor") if getattr(losses[0], name) is not None},
