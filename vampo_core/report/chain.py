@@ -1,5 +1,6 @@
 """The page of a chain: what changed in the robot's success, and in the video."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,18 +34,15 @@ def render_chain(
     environments = list(first_loop.success_by_env)
     styles = {arm.title: "base" if name == "base" else "vampo" for name, arm in result.arms.items()}
     found = headline(config, result)
-    sentence = found.sentence.replace(" -", " \N{MINUS SIGN}").replace("(-", "(\N{MINUS SIGN}")
     return render(
         "chain.html",
         config,
         kind="Chain",
         facts=[config.simulator, f"{config.data.num_episodes} episodes recorded", f"seed {config.run.seed}"],
         result=result,
-        sentence=sentence.replace(" %", "\N{NO-BREAK SPACE}%"),
+        sentence=_with_minus(found.sentence).replace(" %", "\N{NO-BREAK SPACE}%"),
         comparison=found.comparison,
-        change=None
-        if found.comparison is None
-        else points(found.comparison.success.mean).replace("-", "\N{MINUS SIGN}"),
+        change=None if found.comparison is None else _with_minus(points(found.comparison.success.mean)),
         style=_STYLES[found.outcome],
         kinds=[POLICY_TITLES[kind] for kind in chain.policies if kind != "latents"],
         success=_success(config, result),
@@ -85,10 +83,13 @@ def _success(config: VampoConfig, result: ChainResult) -> list[dict[str, Any]]:
     for arm, made in result.arms.items():
         names = [name_of.get((arm, kind)) for kind in columns]
         rows.append({"title": made.title, "cells": [name and _cell(config, result, name) for name in names], "span": 1})
-    alike = {"latents": POLICY_TITLES["latents"]} if "latents" in chain.controllers else {}
-    alike |= {name: EXPERT_TITLE for name in result.closed_loop if name not in chain.controllers}
-    for name, title in alike.items():
-        rows.append({"title": title, "cells": [_cell(config, result, name)], "span": len(columns)})
+    words = titles(config, result)
+    of_arms = {name for name, (_, kind) in chain.controllers.items() if kind in columns}
+    rows += [
+        {"title": words[name], "cells": [_cell(config, result, name)], "span": len(columns)}
+        for name in result.closed_loop
+        if name not in of_arms
+    ]
     return rows
 
 
@@ -100,7 +101,19 @@ def _cell(config: VampoConfig, result: ChainResult, name: str) -> dict[str, Any]
     if reference is None:
         return {"success": acted.success, "comparison": None, "style": "even"}
     comparison = compare(result.closed_loop[reference], acted)
-    return {"success": acted.success, "comparison": comparison, "style": _style(comparison.success)}
+    difference, interval = comparison.success, comparison.success.ci95
+    return {
+        "success": acted.success,
+        "comparison": comparison,
+        "points": _with_minus(points(difference.mean)),
+        "interval": None if interval is None else " to ".join(_with_minus(points(bound)) for bound in interval),
+        "style": _style(difference),
+    }
+
+
+def _with_minus(text: str) -> str:
+    """Text with real minus signs before its numbers."""
+    return re.sub(r"-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _style(difference: Metric) -> str:
