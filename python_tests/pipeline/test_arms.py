@@ -1,7 +1,6 @@
 """Arms and kinds of policies in a chain: how each is made from the base, found again, continued, left out."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tiny_chain import TINY, kill
@@ -178,12 +177,11 @@ def imagining(finished, monkeypatch):
     config, before = finished
     made = []
 
-    def imagined_policy(config, predictor, decoder, *, folder, action_scale=1.0):
-        made.append((predictor, decoder, folder.name.rpartition("-")[0], action_scale))
+    def imagined_policy(config, predictor, folder, *, action_scale=1.0):
+        made.append((predictor, folder.name.rpartition("-")[0], action_scale))
         return before.folders["policy-vampo" if predictor == before.arms["vampo"].predictor else "policy-base"]
 
     monkeypatch.setattr(chain, "check_imagined", lambda config: None)
-    monkeypatch.setattr(chain, "action_decoder", lambda config: Path("decoder-0"))
     monkeypatch.setattr(chain, "imagined_policy", imagined_policy)
     return load_config(config, "chain.policies=[imagined, predictive]", "chain.arms=[base, base_scaled, vampo]"), made
 
@@ -202,9 +200,9 @@ def test_policies_that_imagine_are_put_together_for_every_arm(finished, imaginin
     result = api.run_chain(config)
     base, vampo = before.folders["base"], before.arms["vampo"].predictor
     assert made == [
-        (base, Path("decoder-0"), "policy-imagined-base", 1.0),
-        (base, Path("decoder-0"), "policy-imagined-base_scaled", 1.25),
-        (vampo, Path("decoder-0"), "policy-imagined-vampo", 1.0),
+        (base, "policy-imagined-base", 1.0),
+        (base, "policy-imagined-base_scaled", 1.25),
+        (vampo, "policy-imagined-vampo", 1.0),
     ]
     names = ["imagined-base", "imagined-base_scaled", "imagined-vampo", "base", "vampo"]
     assert list(result.closed_loop) == [*names, "expert"]

@@ -8,7 +8,6 @@ from the stage that it concerns on.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vampo_core import envs
 from vampo_core.config import ConfigError, PolicyConfig, VampoConfig, deciding
@@ -20,11 +19,12 @@ from vampo_core.pipeline.arms import ARMS
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import open_dataset
 from vampo_core.pipeline.closed_loop import require_simulator
-from vampo_core.pipeline.imagined import action_decoder, check_imagined, imagined_policy
+from vampo_core.pipeline.imagined import check_imagined, imagined_policy
 from vampo_core.pipeline.names import beside_run, digest
 from vampo_core.pipeline.policy import cache_features, check_cacheable, check_one_dataset
 from vampo_core.pipeline.predictor import policy_predictor
 from vampo_core.pipeline.runs import POLICY, VAMPO, E, RunKind, completed, find_continue_or_begin
+from vampo_core.pipeline.waiting import made_by_one_job
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.settings import trained_architecture
 from vampo_core.report.values import ArmResult, ChainResult
@@ -143,24 +143,18 @@ class Chain:
 
     def policies(self) -> None:
         """Policies on all arms; those of one kind differ only in their predictor."""
-        decoder = action_decoder(self.config) if self._names("imagined") else None
         for name, (arm, policy) in self.config.chain.controllers.items():
-            config = replace(self.config, policy=self._policy(name))
-            key = f"policy-{name}"
+            key, config = f"policy-{name}", replace(self.config, policy=self._policy(name))
+            scale = self._action_scale() if ARMS[arm].scales_actions else 1.0
+            decided_by = [trained_architecture(), self._contents[arm], deciding(config, "policy")]
             if policy == "imagined":
-                assert decoder is not None
-                scale = self._action_scale() if ARMS[arm].scales_actions else 1.0
-                decided_by: list[Any] = [self._contents[arm], decoder.name, scale, deciding(config, "policy")]
-                folder = beside_run(config, f"{key}-{digest(decided_by)}")
-                folder = self._made.get(digest(decided_by)) or imagined_policy(
-                    config, self.predictors[arm], decoder, folder=folder, action_scale=scale
-                )
-            else:
-                decided_by = [trained_architecture(), self._contents[arm], deciding(config, "policy")]
-                folder = self._made.get(digest(decided_by)) or _stage(
-                    key, POLICY, self.calls.train_policy, config, decided_by
-                )
-            self._made[digest(decided_by)] = self.folders[key] = folder  # an arm's best checkpoint may be the base
+                decided_by += [policy, scale]
+            folder = self._made.get(digest(decided_by))  # an arm's best checkpoint may be the base
+            if folder is None and policy == "imagined":
+                folder = self._imagined(beside_run(config, f"{key}-{digest(decided_by)}"), config, arm, scale)
+            elif folder is None:
+                folder = _stage(key, POLICY, self.calls.train_policy, config, decided_by)
+            self._made[digest(decided_by)] = self.folders[key] = folder
 
     def closed_loop(self) -> None:
         """Episodes of all policies and of the expert, which have the same seeds."""
@@ -169,6 +163,13 @@ class Chain:
             print(f"closed loop: {name}")
             policy = self.folders.get(f"policy-{name}")
             self.loops[name] = self.calls.evaluate_policy(policy, self.config, output=self._closed_loop)
+
+    def _imagined(self, folder: Path, config: VampoConfig, arm: ArmName, scale: float) -> Path:
+        """The folder of a policy that is put together, unless it is there: it is whole or absent at any time."""
+        with made_by_one_job(folder):
+            is_there = folder.exists()
+            print(f"{folder.name.rpartition('-')[0]}: {folder}{' (found)' if is_there else ''}")
+            return folder if is_there else imagined_policy(config, self.predictors[arm], folder, action_scale=scale)
 
     def _names(self, kind: PolicyName) -> list[str]:
         """Names of the policies of one kind."""
@@ -197,8 +198,8 @@ class Chain:
         """Held-out metrics of the base, which every training measures before it begins."""
         if self._base_result is None:
             trained = [self.predictors[name] for name in self.config.chain.arms if ARMS[name].kind is not None]
-            if trained:
-                self._base_result = EvalResult.from_dict(read_counters(trained[0])["before"])
+            if trained:  # the last one measures what its own rewards need, too
+                self._base_result = EvalResult.from_dict(read_counters(trained[-1])["before"])
             else:
                 self._base_result = self.calls.evaluate(self.predictors["base"], self.config)
         return self._base_result

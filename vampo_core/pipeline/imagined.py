@@ -1,4 +1,4 @@
-"""Policies that act on the video that they imagine, as a chain makes them: one decoder of actions, many predictors."""
+"""Policies that act on the video that they imagine, as a chain puts them together."""
 
 from pathlib import Path
 
@@ -16,28 +16,18 @@ def check_imagined(config: VampoConfig) -> None:
     )
 
 
-def action_decoder(config: VampoConfig) -> Path:
-    """The decoder of actions that all arms share, trained on true latents, made where it is missing.
-
-    Returns:
-        Its folder, whose name changes with everything that decides its weights.
-    """
-    raise NotImplementedError
-
-
 def imagined_policy(
-    config: VampoConfig, predictor: Path, decoder: Path, *, folder: Path, action_scale: float = 1.0
+    config: VampoConfig, predictor: str | Path, folder: str | Path, *, action_scale: float = 1.0
 ) -> Path:
-    """Put a policy together from a predictor and a decoder; nothing is trained.
+    """Write a policy that acts on the videos of a predictor, with the decoder of actions that all arms share.
 
     Args:
-        config: configuration of the chain.
-        predictor: folder of the video predictor.
-        decoder: folder of the decoder of actions.
-        folder: folder of the policy, which is whole or absent at any time; a policy that is there is kept.
+        config: configuration of the policy.
+        predictor: run folder, checkpoint or model folder of the predictor.
+        folder: policy folder to write.
         action_scale: factor on decoded actions.
 
     Returns:
-        The policy's folder.
+        ``folder``.
     """
     raise NotImplementedError
