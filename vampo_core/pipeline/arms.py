@@ -60,8 +60,8 @@ def same_compute(config: VampoConfig, sampler: EulerHybridSettings) -> VampoConf
 
 def paper_reward(config: VampoConfig, sampler: EulerHybridSettings) -> VampoConfig:
     """Reward what the paper rewards, and nothing else: latent L1 and cosine."""
-    others = {f.name: 0.0 for f in fields(RewardConfig) if f.name.endswith("_weight")}
-    return replace(config, reward=RewardConfig(**{**others, "l1_weight": 1.0, "cosine_weight": 1.0}))
+    weights: dict[str, Any] = {f.name: 0.0 for f in fields(RewardConfig) if f.name.endswith("_weight")}
+    return replace(config, reward=RewardConfig(**{**weights, "l1_weight": 1.0, "cosine_weight": 1.0}))
 
 
 ARMS: dict[ArmName, Arm] = {
