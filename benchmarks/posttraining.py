@@ -23,9 +23,10 @@ from report import environment
 import vampo_core
 from vampo_core.config import VampoConfig, load_config
 from vampo_core.data.clips import ClipDataset
+from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.evaluation.predictor import EvalResult, held_out_batch, score
 from vampo_core.evaluation.statistics import Metric, bootstrap, paired_difference
-from vampo_core.models import PredictorSettings
+from vampo_core.grpo.cost import forwards_per_iteration, likelihood_updates
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.codec import prepare_codec
@@ -72,21 +73,16 @@ ARMS = {
 }
 
 
-def forwards_per_iteration(config: VampoConfig) -> int:
-    """Denoiser forwards of one VAMPO iteration; a forward and backward pass counts as three."""
-    generations = config.grpo.num_generations
-    steps = config.sampler.num_inference_steps or PredictorSettings.num_inference_steps
-    first, *later = config.sampler.stochastic_steps
-    anchor = 4 if config.grpo.anchor_coef > 0 else 0
-    per_clip = first + 3 + generations * (steps - first - 1) + 3 * generations * len(later) + anchor
-    return per_clip * config.grpo.batch_size
+def iteration_cost(config: VampoConfig) -> int:
+    """Denoiser forwards of one VAMPO iteration; what is null in the section ``sampler`` is the sampler's default."""
+    return forwards_per_iteration(config.grpo, EulerHybridSampler(**config.sampler.overrides()))
 
 
 def run_arm(arm: Arm, config: VampoConfig, base: Path, budget: int) -> TrainResult:
     """Spend ``budget`` denoiser forwards on improving the base."""
     config = load_config(config, *arm.overrides, f"model.pretrained={base}")
     if not arm.likelihood:
-        iterations = max(1, round(budget / forwards_per_iteration(config)))
+        iterations = max(1, round(budget / iteration_cost(config)))
         decay = iterations if config.optim.decay_steps else 0
         settings = {
             "grpo.num_iterations": iterations,
@@ -95,7 +91,7 @@ def run_arm(arm: Arm, config: VampoConfig, base: Path, budget: int) -> TrainResu
         }
         config = load_config(config, *(f"{key}={settings[key]}" for key in settings))
         return completed(find_continue_or_begin(VAMPO, config, vampo_core.train, label="run"))
-    steps = budget // (3 * config.pretrain.batch_size)
+    steps = likelihood_updates(budget, batch_size=config.pretrain.batch_size)
     every = max(1, steps // 3)
     likelihood = {"num_steps": steps, "decay_steps": steps, "eval_every": every, "save_every": every}
     config = load_config(config, *(f"pretrain.{key}={likelihood[key]}" for key in likelihood))
@@ -194,7 +190,7 @@ def main() -> None:
 
     config = load_config(args.config, *args.overrides)
     config = load_config(config, f"run.dir={args.folder / 'x'}")
-    budget = args.iterations * forwards_per_iteration(config)
+    budget = args.iterations * iteration_cost(config)
     codec = prepare_codec(config)
     first_frame = still(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
     for name in args.arms:  # arm by arm, so that the main comparison has all seeds first

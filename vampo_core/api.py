@@ -194,6 +194,8 @@ def sample(
 def run_chain(config: Config, *overrides: str) -> ChainResult:
     """Run the whole chain: record, pretrain, post-train, train policies and try them. What is done already is kept.
 
+    The section ``chain`` says which predictors are made from the base, and which policies try them.
+
     Call it from under ``if __name__ == "__main__":``, because the simulators run in other processes.
 
     Args:
@@ -253,5 +255,11 @@ def report_result(result: TrainResult[Any]) -> None:
 
 
 def _chain(config: Config, overrides: Sequence[str]) -> Chain:
-    calls = Calls(train=train, train_policy=train_policy, evaluate_policy=evaluate_policy)
+    calls = Calls(
+        train=train,
+        pretrain=pretrain,
+        train_policy=train_policy,
+        evaluate=evaluate,
+        evaluate_policy=evaluate_policy,
+    )
     return Chain(configured(config, overrides), calls)

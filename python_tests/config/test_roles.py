@@ -52,7 +52,7 @@ def test_exactly_these_settings_may_change_when_a_run_is_resumed():
         *("pretrain.eval_every", "pretrain.save_every", "policy.eval_every", "policy.save_every"),
         *("data.root", "data.num_workers", "sampler.tail_chunk_size"),
         *(all_of("run") - {"run.seed"}),
-        *all_of("closed_loop"),
+        *all_of("closed_loop", "chain"),
     }
     assert {key: role.unless for key, role in roles().items() if role.unless} == LENGTHS
     assert set(LENGTHS.values()) <= set(keys())

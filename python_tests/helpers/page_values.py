@@ -1,15 +1,14 @@
 """Made-up results of policies and chains, for the pages about them."""
 
 import numpy as np
+import torch
 
 from vampo_core.config import load_config
 from vampo_core.evaluation.episodes import ClosedLoopResult, EpisodeResult
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.evaluation.statistics import bootstrap
 from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.report.values import ChainResult, PolicySummary
-
-DESCRIPTIONS = {"base": "features of the base", "vampo": "features <after> VAMPO", "expert": "the simulator's expert"}
+from vampo_core.report.values import ArmResult, ChainResult, ClipVideo, PolicySummary
 
 
 def video_result(l1: float) -> EvalResult:
@@ -64,13 +63,16 @@ def policy_summary() -> PolicySummary:
     )
 
 
+def arm_result(title: str, l1: float, num_steps: int = 0, unit: str | None = "iteration") -> ArmResult:
+    """An arm whose predictor nobody has."""
+    return ArmResult(title=title, predictor=None, evaluation=video_result(l1), num_steps=num_steps, unit=unit)
+
+
 def chain_result(*, coverage: float | None = None) -> ChainResult:
     """Two policies and the expert, in four episodes."""
     return ChainResult(
         folders={"data": "data/<x>", "base": "runs/base", "vampo": "runs/vampo"},
-        base=video_result(0.5),
-        vampo=video_result(0.4),
-        best_iteration=7,
+        arms={"base": arm_result("Base", 0.5, unit=None), "vampo": arm_result("<VAMPO>", 0.4, 7)},
         policies={"base": action_errors(0.5), "vampo": action_errors(0.4)},
         closed_loop={
             "base": closed_loop(False, False, True, False, coverage=coverage),
@@ -78,3 +80,17 @@ def chain_result(*, coverage: float | None = None) -> ChainResult:
             "expert": closed_loop(True, True, True, True, coverage=coverage),
         },
     )
+
+
+def clip_videos(*labels: str) -> list[ClipVideo]:
+    """Two clips of three frames, in noise."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        ClipVideo(
+            clip_id=f"clip-{i}",
+            instruction="push <it>",
+            panels={label: torch.rand(3, 3, 16, 16, generator=generator) for label in labels},
+            l1={label: 0.1 for label in labels[1:]},
+        )
+        for i in range(2)
+    ]

@@ -5,6 +5,7 @@ from html import unescape
 import pytest
 import simulators
 import torch
+from tiny_chain import TINY, kill
 from tiny_run import settings
 
 from vampo_core import api
@@ -17,15 +18,7 @@ from vampo_core.pipeline import chain, closed_loop
 from vampo_core.policy.base import Policy
 from vampo_core.policy.train import PolicyTrainer
 from vampo_core.policy.vpp.settings import VPPSettings
-
-TINY = [
-    "data.env=simulators:line", "data.num_episodes=4", "data.stride=1", "data.held_out_fraction=0.25",
-    "model.latent_channels=4",
-    "grpo.num_iterations=1", "policy.action_horizon=4", "policy.num_executed_steps=2", "policy.num_sampling_steps=2",
-    "policy.num_queries=2", "policy.former_depth=1", "policy.depth=1", "policy.width=16",
-    "policy.num_attention_heads=2", "policy.num_steps=2", "policy.warmup_steps=0", "policy.decay_steps=0",
-    "policy.batch_size=2", "closed_loop.num_episodes=2", "closed_loop.num_workers=0", "closed_loop.num_videos=1",
-]  # fmt: skip
+from vampo_core.report.headline import headline
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +28,7 @@ def finished(tmp_path_factory):
 
 
 def test_every_stage_has_its_result(finished):
-    _, result = finished
+    config, result = finished
     policies = {"policy-base", "policy-vampo", "policy-latents"}
     assert set(result.folders) == {"data", "base", "vampo", *policies, "closed_loop"}
     assert len(set(result.folders.values())) == 7 and all(folder.is_dir() for folder in result.folders.values())
@@ -43,7 +36,7 @@ def test_every_stage_has_its_result(finished):
     seeds = {tuple(episode.seed for episode in loop.episodes) for loop in result.closed_loop.values()}
     assert len(seeds) == 1 and len(seeds.pop()) == 2
     assert result.closed_loop["expert"].success.mean == 1
-    saw = {name: load_config(result.folders[f"policy-{name}"]).policy for name in chain.POLICIES}
+    saw = {name: load_config(result.folders[f"policy-{name}"]).policy for name in config.chain.controllers}
     assert saw["vampo"].predictor != saw["base"].predictor == saw["latents"].predictor
     assert saw["latents"].features == "latents" != saw["vampo"].features
 
@@ -104,32 +97,10 @@ def test_a_change_makes_its_stage_and_what_follows_again(finished, monkeypatch):
     assert made == [str(after.folders["vampo"]), str(after.folders["policy-vampo"])]
 
 
-@pytest.fixture
-def killed(monkeypatch):
-    """Begin a chain whose trainer dies in an iteration; gives the list of those that it makes from then on."""
-
-    def killed(trainer, iteration, begin):
-        real, steps = trainer.iterate, []
-
-        def dies(self, i, batches):
-            if i == iteration:
-                raise RuntimeError("killed")
-            return real(self, i, batches)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(trainer, "iterate", dies)
-            with pytest.raises(RuntimeError, match="killed"):
-                begin()
-        monkeypatch.setattr(trainer, "iterate", lambda self, i, batches: steps.append(i) or real(self, i, batches))
-        return steps
-
-    return killed
-
-
-def test_an_unfinished_stage_goes_on_although_other_settings_have_changed(finished, killed):
+def test_an_unfinished_stage_goes_on_although_other_settings_have_changed(finished, monkeypatch):
     config, _ = finished
     unfinished = load_config(config, "policy.lr=1e-4", "policy.num_steps=3", "policy.save_every=1")
-    steps = killed(PolicyTrainer, 3, lambda: api.run_chain(unfinished))
+    steps = kill(monkeypatch, PolicyTrainer, 3, lambda: api.run_chain(unfinished))
     after = api.run_chain(load_config(unfinished, "optim.lr=2e-3", "pretrain.eval_every=7", "data.num_workers=1"))
     assert after.best_iteration == 1
     assert steps == [3, 1, 2, 3, 1, 2, 3], "the base's policy goes on, the others begin"
@@ -137,7 +108,7 @@ def test_an_unfinished_stage_goes_on_although_other_settings_have_changed(finish
     assert own.optim.lr == config.optim.lr and own.data.num_workers == 1
 
 
-def test_an_unfinished_stage_goes_on_where_its_predictor_has_been_moved(finished, tmp_path, killed):
+def test_an_unfinished_stage_goes_on_where_its_predictor_has_been_moved(finished, tmp_path, monkeypatch):
     config, before = finished
     given = VideoPredictor.from_pretrained(before.folders["base"])
     given.save_pretrained(tmp_path / "here")
@@ -146,7 +117,7 @@ def test_an_unfinished_stage_goes_on_where_its_predictor_has_been_moved(finished
     def run_from(name):
         return api.run_stages(chained, f"model.pretrained={tmp_path / name}", until="vampo")
 
-    steps = killed(VampoTrainer, 2, lambda: run_from("here"))
+    steps = kill(monkeypatch, VampoTrainer, 2, lambda: run_from("here"))
     (tmp_path / "here").rename(tmp_path / "there")
     folders = run_from("there")
     assert steps == [2] and load_config(folders["vampo"]).model.pretrained == str(tmp_path / "there")
@@ -155,7 +126,9 @@ def test_an_unfinished_stage_goes_on_where_its_predictor_has_been_moved(finished
 def test_a_predictor_that_is_trained_with_its_policy(finished):
     config, _ = finished
     result = api.run_chain(load_config(config, "policy.train_predictor=true"))
-    trained = {name: load_config(result.folders[f"policy-{name}"]).policy.train_predictor for name in chain.POLICIES}
+    trained = {
+        name: load_config(result.folders[f"policy-{name}"]).policy.train_predictor for name in config.chain.controllers
+    }
     assert trained == {"base": True, "vampo": True, "latents": False}
 
 
@@ -166,7 +139,7 @@ def test_features_are_of_one_noise_level(finished, tmp_path):
     given.save_pretrained(tmp_path / "given")
     config = load_config(config, f"model.pretrained={tmp_path / 'given'}", f"run.dir={tmp_path / 'run'}")
     result = api.run_chain(config)
-    policies = [Policy.from_pretrained(result.folders[f"policy-{name}"]) for name in chain.POLICIES]
+    policies = [Policy.from_pretrained(result.folders[f"policy-{name}"]) for name in config.chain.controllers]
     samplers = [policy.predictor.sampler() for policy in policies]
     assert [sampler.sigmas[0] for sampler in samplers] == [config.sampler.sigma_max] * 3 == [80] * 3
     assert [sampler.num_inference_steps for sampler in samplers] == [3] * 3
@@ -248,11 +221,15 @@ def test_by_command_with_its_page(finished, capsys):
     config.save(result.folders["vampo"].parent / "chain.yaml")
     assert main(["chain", "--config", str(result.folders["vampo"].parent / "chain.yaml")]) == 0
     page = unescape((result.folders["vampo"].parent / "tiny-chain.html").read_text())
-    assert "is its best checkpoint, iteration 1, which was chosen by its reward on these clips" in page
-    for text in ("features after VAMPO", "the simulator's expert", "McNemar", result.folders["policy-vampo"].name):
+    assert "VAMPO: iteration 1." in page and 'id="videos"' in page
+    for text in ("VAMPO: acts on predictive features", "The simulator's expert", "McNemar"):
         assert text in page
-    assert "http" not in page.replace("http://www.w3.org", "")
-    assert "expert: 2 episodes" in capsys.readouterr().out
+    assert result.folders["policy-vampo"].name in page and "http" not in page.replace("http://www.w3.org", "")
+    printed = capsys.readouterr().out
+    assert "expert: 2 episodes" in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("After 1 iteration of VAMPO the robot that acts on predictive features succeeds in ")
+    assert last == headline(config, result).sentence
 
 
 def test_wrong_settings_are_refused_before_anything_is_done(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run as tiny
-from page_values import DESCRIPTIONS, chain_result, policy_summary
+from page_values import chain_result, clip_videos, policy_summary
 
 import vampo_core
 from vampo_core.config import load_config
@@ -61,7 +61,8 @@ def pages(tiny_run, tmp_path):
         "pretraining": write_report(load_config(str(base), f"run.dir={tmp_path / base.name}")).read_text(),
         "latents": (tmp_path / "runs/tiny/report.html").read_text(),
         "policy": render_policy(policy_summary()),
-        "chain": render_chain(load_config("pusht"), chain_result(coverage=0.2), DESCRIPTIONS),
+        "chain": render_chain(load_config("pusht"), chain_result(coverage=0.2)),
+        "chain with videos": render_chain(load_config("pusht"), chain_result(), clip_videos("Expert", "Base", "VAMPO")),
     }
 
 

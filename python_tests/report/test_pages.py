@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from page_values import DESCRIPTIONS, chain_result, policy_summary
+from page_values import action_errors, arm_result, chain_result, clip_videos, closed_loop, policy_summary
 
 from vampo_core.config import load_config
 from vampo_core.evaluation.episodes import compare
@@ -19,9 +19,9 @@ def config(tmp_path):
     return load_config("pusht", f"run.dir={tmp_path / 'run'}")
 
 
-def cells(text, heading):
-    """The cells of the table row that begins with ``heading``, without marks."""
-    row = next(row for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL) if f">{heading}</th>" in row)
+def cells(text, heading, number=0):
+    """The cells of one of the table rows that begin with ``heading``, without marks."""
+    row = [row for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL) if f">{heading}</th>" in row][number]
     found = re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
     return [re.sub(r"[ \n]+", " ", re.sub(r"<[^>]*>", "", cell)).strip() for cell in found]
 
@@ -39,36 +39,76 @@ def test_a_policys_page():
     assert titles[:2] == ["Action L1 by place in the chunk", "Held out: action L1"] and "Learning rate" in titles
 
 
+MINUS = "\N{MINUS SIGN}"
+
+
 def test_a_chains_page(config):
     result = chain_result()
-    text = render_chain(config, result, DESCRIPTIONS)
+    text = render_chain(config, result)
     found = compare(result.closed_loop["base"], result.closed_loop["vampo"])
-    number_, success, difference, steps, latency = cells(text, "features &lt;after&gt; VAMPO")
-    assert (number_, success[:3], steps[:4]) == ("4", "75\N{NARROW NO-BREAK SPACE}", "17.5") and latency.endswith(" ms")
-    assert difference.startswith("+50") and difference.endswith(f"p = {found.p_value:.2g}")
-    assert cells(text, "features of the base")[2] == "" == cells(text, "the simulator&#39;s expert")[2]
+    (success,) = cells(text, "&lt;VAMPO&gt;")
+    assert success.startswith("75\N{NARROW NO-BREAK SPACE}") and " +50" in success
+    assert success.endswith(f"p = {found.p_value:.2g}")
+    assert "p =" not in cells(text, "Base")[0] and "p =" not in cells(text, "The simulator&#39;s expert")[0]
+    number_, steps, latency = cells(text, "&lt;VAMPO&gt;: acts on predictive features", -1)
+    assert (number_, steps[:4]) == ("4", "17.5") and latency.endswith(" ms")
     assert "<th>task-a</th><th>task-b</th>" in text and "Largest coverage" not in text
-    assert "iteration 7" in text and "<code>data/&lt;x&gt;</code>" in text
-    assert cells(text, "Latent L1")[2].startswith("\N{MINUS SIGN}0.1175")
+    assert "&lt;VAMPO&gt;: iteration 7." in text and "<code>data/&lt;x&gt;</code>" in text
+    base, vampo = cells(text, "Latent L1")
+    assert base.startswith("0.5875 ") and vampo.startswith("0.4700 ") and f" {MINUS}0.1175" in vampo
+    assert 'id="videos"' not in text and "<script>" not in text
+    assert cells(text, "&lt;VAMPO&gt;: acts on predictive features", 1)[1].startswith(f"{MINUS}0.1133"), "action error"
+
+
+def test_a_chains_page_leads_with_its_sentence(config):
+    text = render_chain(config, chain_result())
+    sentence = (
+        "After 7 iterations of &lt;VAMPO&gt; the robot that acts on predictive features succeeds in 3 of 4 episodes, "
+        "before in 1: no clear difference (+50 points, 95\N{NO-BREAK SPACE}% interval "
+    )
+    assert text.index(sentence) < text.index("<section>")
+    assert '<div class="verdict even">\n<div class="big">+50 <small>points' in text
+
+
+def test_a_chains_page_of_all_arms_and_policies(config):
+    """The base with scaled actions has no video of its own and no policy on features."""
+    arms = {
+        "base": arm_result("Base", 0.5, unit=None),
+        "likelihood": arm_result("Likelihood", 0.45, 9, "update"),
+        "vampo": arm_result("VAMPO", 0.4, 0),
+    }
+    arms = {"base": arms["base"], "base_scaled": replace(arms["base"], title="Scaled"), **arms}
+    fewer, all_ = closed_loop(*[False] * 20), closed_loop(*[True] * 18, False, False)
+    chosen = load_config(
+        config, f"chain.arms=[{','.join(arms)}]", "chain.policies=[imagined, predictive, latents]", "run.dir=runs/x"
+    )
+    loops = dict.fromkeys([*chosen.chain.controllers, "expert"], fewer) | {"imagined-vampo": all_, "latents": all_}
+    result = replace(chain_result(), arms=arms, closed_loop=loops, policies={"latents": action_errors(0.3)})
+    text = render_chain(chosen, result, clip_videos("Expert", "Base", "Likelihood", "VAMPO"))
+    assert "<th>Acts on its imagined video</th><th>Acts on predictive features</th>" in text
+    assert [cell[:2] for cell in cells(text, "Scaled")] == ["0\N{NARROW NO-BREAK SPACE}", ""]
+    imagined, predictive = cells(text, "VAMPO")
+    assert imagined.startswith("90") and "+90" in imagined and predictive.endswith("no episode differs")
+    assert 'colspan="2"' in text and "+90" in cells(text, "Sees only the current frame")[0], "against the first policy"
+    assert "Likelihood: update 9." in text and "VAMPO: the best checkpoint is the base itself." in text
+    assert len(cells(text, "Latent L1")) == 3, "scaled actions leave the video as it is"
+    assert text.count('aria-label="Likelihood"') == 2 and '<output id="frame">1 / 3</output>' in text
+    assert '<div class="verdict good">' in text
 
 
 def test_coverage_is_shown_where_a_simulator_reports_it(config):
-    text = render_chain(config, chain_result(coverage=0.2), DESCRIPTIONS)
-    assert "Largest coverage" in text and cells(text, "features of the base")[3].startswith("0.350")
+    text = render_chain(config, chain_result(coverage=0.2))
+    assert "Largest coverage" in text and cells(text, "Base: acts on predictive features", -1)[1].startswith("0.350")
 
 
 def test_no_interval_where_no_episode_differs(config):
     result = chain_result()
     same = replace(result, closed_loop=result.closed_loop | {"vampo": result.closed_loop["base"]})
-    text = render_chain(config, same, DESCRIPTIONS)
-    assert cells(text, "features &lt;after&gt; VAMPO")[2] == "no episode differs"
-    assert "VAMPO's best checkpoint is the base itself" in render_chain(
-        config, replace(result, best_iteration=0), DESCRIPTIONS
-    )
+    assert cells(render_chain(config, same), "&lt;VAMPO&gt;")[0].endswith("no episode differs")
 
 
 def test_a_chains_page_lies_beside_its_run(config, tmp_path):
-    path = write_chain_page(config, chain_result(), DESCRIPTIONS)
+    path = write_chain_page(config, chain_result())
     assert path == tmp_path / "run-chain.html" and path.read_text().startswith("<!doctype html>")
 
 

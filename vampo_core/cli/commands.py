@@ -19,13 +19,13 @@ from vampo_core.cli.tables import (
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.evaluation.episodes import compare
 from vampo_core.files import write_text
-from vampo_core.pipeline.chain import DESCRIPTIONS
 from vampo_core.pipeline.clips import open_dataset, prepare_clips
 from vampo_core.pipeline.codec import prepare_codec
 from vampo_core.pipeline.pages import write_chain_page
 from vampo_core.pipeline.predictor import load_predictor, predictor_folder
 from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, RunKind, find_continue_or_begin, is_complete
 from vampo_core.policy.settings import policy_folder
+from vampo_core.report.headline import headline
 from vampo_core.training.loop import TrainResult
 
 INTERRUPTED = 130
@@ -73,10 +73,13 @@ def chain(config: VampoConfig, *, until: str | None) -> None:
         api.run_stages(config, until=until)
         return
     result = api.run_chain(config)
-    page = write_chain_page(config, result, DESCRIPTIONS)
-    print(comparison_table(result.base, result.vampo))
+    page = write_chain_page(config, result)
+    for name, arm in result.arms.items():
+        if arm.unit is not None:
+            print(f"{name}: {comparison_table(result.base, arm.evaluation)}")
     print(closed_loop_table(result.closed_loop))
     print(f"report: {_short(page)}")
+    print(headline(config, result).sentence)
 
 
 def evaluate_policy(config: VampoConfig, *, checkpoint: str | None, against: str | None, output: str | None) -> None:

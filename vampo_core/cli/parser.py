@@ -63,7 +63,7 @@ _MEASURED = (*_CLIPS, "sampler", "evaluation", "decoder")
 _PREDICTOR = (*_MEASURED, "pretrain")
 _VAMPO = (*_PREDICTOR, "grpo", "reward", "optim")
 _POLICY = (*_PREDICTOR, "policy")
-_ALL = (*_VAMPO, "policy", "closed_loop")
+_ALL = (*_VAMPO, "policy", "closed_loop", "chain")
 
 
 _CHECKPOINT = Option("checkpoint", "run folder, checkpoint or model folder", required=True)

@@ -1,5 +1,6 @@
 """Configuration of a run: what there is to set, and where it comes from."""
 
+from vampo_core.config.chain_section import ChainConfig
 from vampo_core.config.checks import ConfigError
 from vampo_core.config.load import load_config, presets
 from vampo_core.config.policy_sections import ClosedLoopConfig, PolicyConfig
@@ -19,6 +20,7 @@ from vampo_core.config.vampo import VampoConfig, deciding, resumed, roles
 
 __all__ = [
     "AdamWConfig",
+    "ChainConfig",
     "ClosedLoopConfig",
     "ConfigError",
     "DataConfig",

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from vampo_core.config.chain_section import ChainConfig
 from vampo_core.config.checks import ConfigError, nearest
 from vampo_core.config.meaning import annotated_yaml
 from vampo_core.config.policy_sections import ClosedLoopConfig, DecoderConfig, PolicyConfig
@@ -50,6 +51,8 @@ class VampoConfig:
     """The action model and its training."""
     closed_loop: ClosedLoopConfig = field(default_factory=ClosedLoopConfig)
     """A policy's episodes in simulators."""
+    chain: ChainConfig = field(default_factory=ChainConfig)
+    """What ``vampo chain`` compares."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measurement on held-out clips."""
     run: RunConfig = field(default_factory=RunConfig)

@@ -1,4 +1,4 @@
-"""The whole chain: expert episodes, base predictor, VAMPO, policies on both, and their success in the simulator.
+"""The whole chain: expert episodes, base predictor, arms made from it, policies on all of them, and their success.
 
 Every stage has a folder beside ``run.dir``, whose name follows from everything that decides its result, including its
 predictor's weights. A complete stage is found again, an unfinished one is continued, and a change makes new folders
@@ -8,41 +8,33 @@ from the stage that it concerns on.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from vampo_core import envs
 from vampo_core.config import ConfigError, PolicyConfig, VampoConfig, deciding
+from vampo_core.config.chain_section import ArmName, PolicyName
+from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.evaluation.episodes import ClosedLoopResult
 from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.pipeline.arms import ARMS
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import open_dataset
 from vampo_core.pipeline.closed_loop import require_simulator
+from vampo_core.pipeline.imagined import check_imagined, imagined_policy
 from vampo_core.pipeline.names import beside_run, digest
 from vampo_core.pipeline.policy import cache_features, check_cacheable, check_one_dataset
 from vampo_core.pipeline.predictor import policy_predictor
 from vampo_core.pipeline.runs import POLICY, VAMPO, E, RunKind, completed, find_continue_or_begin
+from vampo_core.pipeline.waiting import made_by_one_job
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.settings import trained_architecture
-from vampo_core.report.values import ChainResult
+from vampo_core.report.values import ArmResult, ChainResult
 from vampo_core.training.checkpoint import read_counters, step_of
 from vampo_core.training.loop import TrainResult
 
-CONTROL, EXPERT = "latents", "expert"
-POLICIES: dict[str, Literal["predictive", "latents"]] = {
-    "base": "predictive",
-    "vampo": "predictive",
-    CONTROL: "latents",
-}
-"""What each policy sees: features of the base, features of the post-trained predictor, or no prediction."""
-DESCRIPTIONS = {
-    "base": "features of the base",
-    "vampo": "features after VAMPO",
-    CONTROL: "only the current frame's latents",
-    EXPERT: "the simulator's expert",
-}
-"""What acts in the closed loop, in words."""
+EXPERT = "expert"
+"""Name of the simulator's expert among what acts."""
 STAGES = ("data", "base", "vampo", "features", "policies", "closed_loop")
-"""Stages in their order; each needs those before it."""
+"""Stages in their order; each needs those before it. ``vampo`` makes all arms."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,9 @@ class Calls:
     """The calls that the stages make; they live above this module, in :mod:`vampo_core.api`."""
 
     train: Callable[..., TrainResult[EvalResult]]
+    pretrain: Callable[..., TrainResult[EvalResult]]
     train_policy: Callable[..., TrainResult[PolicyEvalResult]]
+    evaluate: Callable[..., EvalResult]
     evaluate_policy: Callable[..., ClosedLoopResult]
 
 
@@ -71,23 +65,24 @@ class Chain:
         _check(config)
         self.config, self.calls = config, calls
         self.folders: dict[str, Path] = {}
-        self.predictors: dict[str, Path] = {}  # by the names of the policies that stand on them
+        self.predictors: dict[ArmName, Path] = {}  # by arm
         self.loops: dict[str, ClosedLoopResult] = {}
-        self._contents: dict[str, str] = {}  # fingerprints of predictors
+        self._contents: dict[ArmName, str] = {}  # fingerprints of predictors
+        self._sampler: EulerHybridSampler | None = None  # of the base
+        self._base_result: EvalResult | None = None
+        self._made: dict[str, Path] = {}  # folders by the digest of what decides them
         digits = digest([require_simulator(config), config.data.resolution])
         self._closed_loop = beside_run(config, f"closed_loop-{digits}")
 
     def finish(self) -> ChainResult:
         """Run what is missing of all stages."""
         self.run("closed_loop")
-        best = self.predictors["vampo"]
-        latest = {name: self.folders[f"policy-{name}"] / "checkpoints" / "latest" for name in POLICIES}
+        trained = [name for name, (_, policy) in self.config.chain.controllers.items() if policy != "imagined"]
+        latest = {name: self.folders[f"policy-{name}"] / "checkpoints" / "latest" for name in trained}
         return ChainResult(
             folders=self.folders,
-            base=EvalResult.from_dict(read_counters(best)["before"]),
-            vampo=EvalResult.from_dict(read_counters(best)["last"]),
-            best_iteration=step_of(best),
-            policies={name: PolicyEvalResult.from_dict(read_counters(latest[name])["last"]) for name in POLICIES},
+            arms={name: self._arm_result(name) for name in self.config.chain.arms},
+            policies={name: PolicyEvalResult.from_dict(read_counters(latest[name])["last"]) for name in trained},
             closed_loop=self.loops,
         )
 
@@ -97,6 +92,11 @@ class Chain:
             raise ConfigError(f"until is {until!r}, expected one of {', '.join(STAGES)}")
         if until == "features":
             check_cacheable(self.config)
+            if not self._names("predictive"):
+                raise ConfigError(
+                    f"chain.policies is {list(self.config.chain.policies)}, expected predictive among them: the others "
+                    "need no features"
+                )
         if until == "closed_loop" and not self._closed_loop.exists():  # otherwise the simulators have worked before
             _check_simulators(self.config)
         for stage in STAGES[: STAGES.index(until) + 1]:
@@ -111,50 +111,105 @@ class Chain:
         """The predictor that everything starts from."""
         path = Path(self.config.model.pretrained or base_checkpoint(self.config))
         self._note("base", path)
-        content = policy_predictor(self.config, path).fingerprint()
-        for name in ("base", CONTROL):
-            self.predictors[name], self._contents[name] = path, content
+        predictor = policy_predictor(self.config, path)
+        self._sampler, content = predictor.sampler(**self.config.sampler.overrides()), predictor.fingerprint()
+        for name in self.config.chain.arms:
+            if ARMS[name].kind is None:
+                self.predictors[name], self._contents[name] = path, content
 
     def vampo(self) -> None:
-        """The post-training of the base. Policies see its best checkpoint."""
-        config = self.config
-        started = replace(config, model=replace(config.model, pretrained=str(self.predictors["base"])))
-        decided_by = [self._contents["base"], deciding(config, "vampo")]
-        folder = _stage("vampo", VAMPO, self.calls.train, started, decided_by)
-        self.folders["vampo"] = folder
-        best = (folder / "checkpoints" / "best").resolve()
-        self.predictors["vampo"] = best
-        self._contents["vampo"] = policy_predictor(config, best).fingerprint()
-        if step_of(best) == 0:
-            print("vampo: held-out rewards did not rise, the best checkpoint is the base: both policies see the same")
+        """The arms: what becomes of the base. Policies see the best checkpoint of each."""
+        assert self._sampler is not None
+        started = replace(self.config, model=replace(self.config.model, pretrained=str(self.predictors["base"])))
+        for name in self.config.chain.arms:
+            arm = ARMS[name]
+            if arm.kind is None:
+                continue
+            config = arm.configure(started, self._sampler)
+            decided_by = [self._contents["base"], arm.decided_by(config)]
+            train = self.calls.train if arm.kind is VAMPO else self.calls.pretrain
+            folder = self._made.get(digest(decided_by)) or _stage(name, arm.kind, train, config, decided_by)
+            self._made[digest(decided_by)] = self.folders[name] = folder  # rewards may be the paper's anyway
+            best = (folder / "checkpoints" / "best").resolve()
+            self.predictors[name] = best
+            self._contents[name] = policy_predictor(self.config, best).fingerprint()
+            if step_of(best) == 0:
+                print(f"{name}: held-out results did not get better, the best checkpoint is the base: policies see it")
 
     def features(self) -> None:
-        """Features of every recorded frame, from both predictors."""
-        for name in ("base", "vampo"):
+        """Features of every recorded frame, from the predictors of all arms."""
+        for name in self._names("predictive"):
             self._note(f"features-{name}", cache_features(replace(self.config, policy=self._policy(name))))
 
     def policies(self) -> None:
-        """Policies that differ only in what they see."""
-        made: dict[str, Path] = {}
-        for name in POLICIES:
-            config = replace(self.config, policy=self._policy(name))
-            decided_by = [trained_architecture(config.policy.kind), self._contents[name], deciding(config, "policy")]
-            same = made.get(digest(decided_by))  # VAMPO's best checkpoint may be the base
-            folder = same or _stage(f"policy-{name}", POLICY, self.calls.train_policy, config, decided_by)
-            made[digest(decided_by)] = self.folders[f"policy-{name}"] = folder
+        """Policies on all arms; those of one kind differ only in their predictor."""
+        for name, (arm, policy) in self.config.chain.controllers.items():
+            key, config = f"policy-{name}", replace(self.config, policy=self._policy(name))
+            scale = self._action_scale() if ARMS[arm].scales_actions else 1.0
+            decided_by = [trained_architecture(), self._contents[arm], deciding(config, "policy")]
+            if policy == "imagined":
+                decided_by += [policy, scale]
+            folder = self._made.get(digest(decided_by))  # an arm's best checkpoint may be the base
+            if folder is None and policy == "imagined":
+                folder = self._imagined(beside_run(config, f"{key}-{digest(decided_by)}"), config, arm, scale)
+            elif folder is None:
+                folder = _stage(key, POLICY, self.calls.train_policy, config, decided_by)
+            self._made[digest(decided_by)] = self.folders[key] = folder
 
     def closed_loop(self) -> None:
         """Episodes of all policies and of the expert, which have the same seeds."""
         self._note("closed_loop", self._closed_loop)
-        for name in (*POLICIES, EXPERT):
+        for name in (*self.config.chain.controllers, EXPERT):
             print(f"closed loop: {name}")
             policy = self.folders.get(f"policy-{name}")
             self.loops[name] = self.calls.evaluate_policy(policy, self.config, output=self._closed_loop)
 
+    def _imagined(self, folder: Path, config: VampoConfig, arm: ArmName, scale: float) -> Path:
+        """The folder of a policy that is put together, unless it is there: it is whole or absent at any time."""
+        with made_by_one_job(folder):
+            is_there = folder.exists()
+            print(f"{folder.name.rpartition('-')[0]}: {folder}{' (found)' if is_there else ''}")
+            return folder if is_there else imagined_policy(config, self.predictors[arm], folder, action_scale=scale)
+
+    def _names(self, kind: PolicyName) -> list[str]:
+        """Names of the policies of one kind."""
+        return [name for name, (_, policy) in self.config.chain.controllers.items() if policy == kind]
+
     def _policy(self, name: str) -> PolicyConfig:
-        policy, features = self.config.policy, POLICIES[name]
-        trains = policy.train_predictor and features == "predictive"  # the control does not run it
-        return replace(policy, predictor=str(self.predictors[name]), features=features, train_predictor=trains)
+        arm, kind = self.config.chain.controllers[name]
+        policy = replace(self.config.policy, predictor=str(self.predictors[arm]))
+        if kind == "latents":
+            return replace(policy, features="latents", train_predictor=False)  # the control does not run it
+        return policy
+
+    def _arm_result(self, name: ArmName) -> ArmResult:
+        arm, predictor = ARMS[name], self.predictors[name]
+        if arm.kind is None:
+            return ArmResult(title=arm.title, predictor=predictor, evaluation=self._evaluated_base())
+        return ArmResult(
+            title=arm.title,
+            predictor=predictor,
+            evaluation=EvalResult.from_dict(read_counters(predictor)["last"]),
+            num_steps=step_of(predictor),
+            unit="iteration" if arm.kind is VAMPO else "update",
+        )
+
+    def _evaluated_base(self) -> EvalResult:
+        """Held-out metrics of the base, which every training measures before it begins."""
+        if self._base_result is None:
+            trained = [self.predictors[name] for name in self.config.chain.arms if ARMS[name].kind is not None]
+            if trained:  # the last one measures what its own rewards need, too
+                self._base_result = EvalResult.from_dict(read_counters(trained[-1])["before"])
+            else:
+                self._base_result = self.calls.evaluate(self.predictors["base"], self.config)
+        return self._base_result
+
+    def _action_scale(self) -> float:
+        """What makes the base's decoded actions as long as the expert's."""
+        ratio = getattr(self._evaluated_base(), "action_ratio", None)
+        if ratio is None:
+            raise ConfigError("chain.arms has base_scaled, but held-out action_ratio was not measured")
+        return 1 / ratio.mean
 
     def _note(self, name: str, folder: Path) -> None:
         print(f"{name}: {folder}")
@@ -173,9 +228,11 @@ def _check(config: VampoConfig) -> None:
         )
     if policy.features != "predictive":
         raise ConfigError(
-            f"policy.features is {policy.features!r}, expected predictive: the control on latents is one of the "
-            "chain's policies anyway"
+            f"policy.features is {policy.features!r}, expected predictive: chain.policies says whether there is a "
+            "control on latents"
         )
+    if "imagined" in config.chain.policies:
+        check_imagined(config)
     num_executed, horizon = config.closed_loop.num_executed_steps, policy.action_horizon
     if num_executed is not None and num_executed > horizon:
         raise ConfigError(

@@ -1,12 +1,11 @@
 """Writes pages: ``report.html`` of a run, and the page of a chain, each one file that opens offline."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from vampo_core.config import VampoConfig
 from vampo_core.evaluation.panels import save_video, side_by_side
 from vampo_core.files import write_text
-from vampo_core.pipeline.summary import gather, gather_policy, is_policy_run
+from vampo_core.pipeline.summary import gather, gather_chain, gather_policy, is_policy_run
 from vampo_core.report.chain import render_chain
 from vampo_core.report.policy import render_policy
 from vampo_core.report.run import render_run
@@ -43,15 +42,15 @@ def write_report(config: VampoConfig) -> Path:
     return folder / "report.html"
 
 
-def write_chain_page(config: VampoConfig, result: ChainResult, descriptions: Mapping[str, str]) -> Path:
+def write_chain_page(config: VampoConfig, result: ChainResult) -> Path:
     """Write ``<run.dir>-chain.html`` beside ``run.dir``; returns its path.
 
     Args:
         config: configuration of the chain.
         result: its result.
-        descriptions: what each policy sees, and who the expert is, in words.
     """
     folder = Path(config.run.dir)
     path = folder.parent / f"{folder.name}-chain.html"
-    write_text(path, render_chain(config, result, descriptions))
+    videos, decoded = gather_chain(config, result)
+    write_text(path, render_chain(config, result, videos, decoded=decoded))
     return path

@@ -17,7 +17,7 @@ from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.predictor import inference_predictor
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.settings import SETTINGS_FILE, policy_settings
-from vampo_core.report.values import BASE, EXPERT, ClipVideo, PolicySummary, RunSummary, result_name
+from vampo_core.report.values import BASE, EXPERT, ChainResult, ClipVideo, PolicySummary, RunSummary, result_name
 from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, read_counters, step_of
 from vampo_core.training.metrics import read_metrics
 
@@ -46,7 +46,7 @@ def gather(config: VampoConfig) -> RunSummary:
         latents = {BASE: _predict(config, inference_predictor(config, base), batch), **latents}
         before = score(latents[BASE], batch, codec=codec)
     decoded = codec.can_decode
-    shown = np.unique(np.linspace(0, len(batch["clip_id"]) - 1, NUM_VIDEOS).round().astype(int)).tolist()
+    shown = _spread(len(batch["clip_id"]))
     expert = batch["latents"][shown].float()
     view: Callable[[Tensor], Tensor] = (lambda x: decode_video(codec, x)) if decoded else false_colours(expert)
     videos, error_scale = _videos(batch, shown, latents, view)
@@ -64,6 +64,41 @@ def gather(config: VampoConfig) -> RunSummary:
         num_parameters=num_parameters,
         base=base,
     )
+
+
+def gather_chain(config: VampoConfig, result: ChainResult) -> tuple[list[ClipVideo], bool]:
+    """Predict some held-out clips with all arms of a chain, those with the base's weights left out.
+
+    Returns:
+        The clips with the expert's video and one of each arm, by the arm's title, and whether they show frames. No
+        clips where the arms' predictors are not known.
+    """
+    predictors = {arm.title: arm.predictor for name, arm in result.arms.items() if name == "base" or arm.unit}
+    if None in predictors.values():
+        return [], True
+    latents: dict[str, Tensor] = {}  # each [clips shown, num_samples, F, C, h, w]
+    for title, folder in predictors.items():
+        assert folder is not None
+        model = inference_predictor(config, folder)
+        if not latents:
+            codec = model.codec
+            batch = held_out_batch(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
+            shown = _spread(len(batch["clip_id"]))
+            only = [{key: batch[key][i : i + 1] for key in ("latents", "instruction")} for i in shown]
+        latents[title] = torch.cat([_predict(config, model, x, i) for i, x in zip(shown, only, strict=True)])
+        del model  # two large models need not fit the device together
+    expert = batch["latents"][shown].float()
+    view: Callable[[Tensor], Tensor] = (lambda x: decode_video(codec, x)) if codec.can_decode else false_colours(expert)
+    videos = [
+        ClipVideo(
+            clip_id=batch["clip_id"][i],
+            instruction=batch["instruction"][i],
+            panels={EXPERT: view(expert[n]), **{title: view(x[n, 0]) for title, x in latents.items()}},
+            l1={title: (x[n, 0] - expert[n]).abs().mean().item() for title, x in latents.items()},
+        )
+        for n, i in enumerate(shown)
+    ]
+    return videos, codec.can_decode
 
 
 def is_policy_run(folder: Path) -> bool:
@@ -111,7 +146,12 @@ def false_colours(latents: Tensor) -> Callable[[Tensor], Tensor]:  # [..., C, h,
     return view
 
 
-def _predict(config: VampoConfig, model: VideoPredictor, batch: Mapping[str, Any]) -> Tensor:
+def _spread(num_clips: int) -> list[int]:
+    """Indices of the clips that are shown."""
+    return np.unique(np.linspace(0, num_clips - 1, NUM_VIDEOS).round().astype(int)).tolist()
+
+
+def _predict(config: VampoConfig, model: VideoPredictor, batch: Mapping[str, Any], first_clip: int = 0) -> Tensor:
     settings = config.evaluation
     return predict(
         model,
@@ -120,6 +160,7 @@ def _predict(config: VampoConfig, model: VideoPredictor, batch: Mapping[str, Any
         num_samples=settings.num_samples,
         seed=settings.seed,
         batch_size=settings.batch_size,
+        first_clip=first_clip,
     )
 
 

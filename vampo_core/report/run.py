@@ -10,8 +10,8 @@ from vampo_core.evaluation.metrics import METRICS, share_of
 from vampo_core.evaluation.statistics import outcome, paired_difference
 from vampo_core.report.charts import Series, bar_chart, line_chart, moving_average
 from vampo_core.report.page import count, number, render, within_sentence
-from vampo_core.report.sheet import make_sheet
-from vampo_core.report.values import BASE, PRETRAINED, RESULT, ClipVideo, RunSummary
+from vampo_core.report.sheet import shown_clip
+from vampo_core.report.values import BASE, PRETRAINED, RESULT, RunSummary
 
 FEW_EPISODES = 8
 """Fewer than these make a bootstrap interval rough."""
@@ -35,6 +35,7 @@ def render_run(run: RunSummary) -> str:
     rewards = _column(run, "reward_mean")
     diagnostic_charts, constant = _diagnostics(run)
     num_episodes = len(set(run.after.episode_ids))
+    styles = {BASE: "base", RESULT: "vampo", PRETRAINED: "vampo"}
     return render(
         "run.html",
         run.config,
@@ -48,7 +49,7 @@ def render_run(run: RunSummary) -> str:
         verdict=_verdict(run),
         metrics=_metrics(run),
         num_frames=next(iter(run.videos[0].panels.values())).shape[0],
-        videos=[_video(video) for video in run.videos],
+        videos=[shown_clip(video, styles) for video in run.videos],
         frame_charts=_frame_charts(run),
         training_charts=[*_held_out_charts(run), _reward_chart(rewards)],
         has_rewards=bool(rewards),
@@ -118,13 +119,6 @@ def _metrics(run: RunSummary) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _video(video: ClipVideo) -> dict[str, Any]:
-    styles = {BASE: "base", RESULT: "vampo", PRETRAINED: "vampo"}
-    panels = [{"label": x, "l1": video.l1.get(x), "style": styles.get(x, "")} for x in video.panels]
-    sheet = make_sheet(video.panels.values())
-    return {"instruction": video.instruction, "clip_id": video.clip_id, "sheet": sheet, "panels": panels}
 
 
 def _frame_charts(run: RunSummary) -> list[Markup]:

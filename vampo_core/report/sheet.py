@@ -5,8 +5,9 @@ Every tile has a rim that repeats its border pixels, so that a window between tw
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vampo_core.evaluation.panels import to_bytes
+from vampo_core.report.values import ClipVideo
 
 _LARGEST_SIDE = 16383  # of a WebP picture
 _LARGEST_PANEL = 320
@@ -41,6 +43,18 @@ def make_sheet(panels: Iterable[Tensor]) -> Sheet:  # each [F, 3, H, W] in [0, 1
     uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
     height, width = rows[0].shape[-2:]
     return Sheet(uri, len(rows), rows[0].shape[0], (height, width))
+
+
+def shown_clip(video: ClipVideo, styles: Mapping[str, str]) -> dict[str, Any]:
+    """A clip as the macro ``player`` shows it.
+
+    Args:
+        video: the clip.
+        styles: classes in the style sheet by label: base or vampo.
+    """
+    panels = [{"label": x, "l1": video.l1.get(x), "style": styles.get(x, "")} for x in video.panels]
+    sheet = make_sheet(video.panels.values())
+    return {"instruction": video.instruction, "clip_id": video.clip_id, "sheet": sheet, "panels": panels}
 
 
 def _shrunk(panel: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from vampo_core.config import VampoConfig
+from vampo_core.config.chain_section import ArmName
 from vampo_core.evaluation.episodes import ClosedLoopResult
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.evaluation.statistics import Metric, PerClip
@@ -100,17 +101,45 @@ class PolicySummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """A predictor of a chain."""
+
+    title: str
+    """Name for people."""
+    predictor: Path | None
+    """Folder of the checkpoint that policies use, the best one; None where only its results are known."""
+    evaluation: EvalResult
+    """Its held-out metrics."""
+    num_steps: int = 0
+    """Iterations or updates of training up to that checkpoint; 0 for the base itself."""
+    unit: Literal["iteration", "update"] | None = None
+    """What training counts; None where the base was not trained any further."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChainResult:
     """What a chain found."""
 
     folders: dict[str, Path]
-    """Folders by stage; each policy has its own."""
-    base: EvalResult
-    vampo: EvalResult
-    """Result of the best checkpoint, which the policy uses."""
-    best_iteration: int
-    """Iteration of that checkpoint; 0 for the base itself."""
+    """Folders by stage; each arm and each policy has its own."""
+    arms: Mapping[ArmName, ArmResult]
+    """Predictors by arm, the base first."""
     policies: Mapping[str, ActionErrors]
-    """Held-out action errors by policy."""
+    """Held-out action errors of the policies that were trained."""
     closed_loop: dict[str, ClosedLoopResult]
     """Episodes by policy, the one on the base first, and those of the simulator's expert."""
+
+    @property
+    def base(self) -> EvalResult:
+        """Held-out metrics of the base."""
+        return self.arms["base"].evaluation
+
+    @property
+    def vampo(self) -> EvalResult:
+        """Held-out metrics of VAMPO's best checkpoint, in a chain that has this arm."""
+        return self.arms["vampo"].evaluation
+
+    @property
+    def best_iteration(self) -> int:
+        """Iteration of that checkpoint; 0 for the base itself."""
+        return self.arms["vampo"].num_steps
