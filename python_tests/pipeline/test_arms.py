@@ -1,8 +1,10 @@
 """Arms and kinds of policies in a chain: how each is made from the base, found again, continued, left out."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny_chain import TINY, kill
 from tiny_run import settings
 
@@ -10,11 +12,12 @@ from vampo_core import api
 from vampo_core.config import ConfigError, RewardConfig, load_config
 from vampo_core.config.chain_section import ArmName
 from vampo_core.diffusion.sampler import EulerHybridSampler
-from vampo_core.evaluation.statistics import Metric
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.pipeline import chain
 from vampo_core.pipeline.arms import ARMS, paper_reward, same_compute
 from vampo_core.pipeline.pages import write_chain_page
+from vampo_core.pipeline.policy import imagined_policy
+from vampo_core.policy.base import Policy
 from vampo_core.policy.train import PolicyTrainer
 from vampo_core.report.headline import headline
 from vampo_core.training.pretrain import Pretrainer
@@ -165,60 +168,71 @@ def test_a_chain_of_the_base_only(finished):
     assert found.comparison is None and found.sentence in write_chain_page(only, result).read_text()
 
 
-def test_a_policy_that_is_not_there_is_refused_before_anything_is_done(tmp_path):
-    with pytest.raises(ConfigError, match=r"chain\.policies is \['imagined'\], expected no imagined: .* not available"):
-        api.run_chain(settings(tmp_path, *TINY, "chain.policies=[imagined]"))
-    assert not list(tmp_path.iterdir())
+@pytest.fixture(scope="module")
+def imagining(finished):
+    config, _ = finished
+    config = load_config(
+        config, "chain.policies=[imagined, predictive]", "chain.arms=[base, base_scaled, vampo]", "decoder.num_steps=3"
+    )
+    return config, api.run_chain(config)
 
 
-@pytest.fixture
-def imagining(finished, monkeypatch):
-    """Stands in for policies that imagine: the policies on features act; gives what policies are put together from."""
-    config, before = finished
-    made = []
-
-    def imagined_policy(config, predictor, folder, *, action_scale=1.0):
-        made.append((predictor, folder.name.rpartition("-")[0], action_scale))
-        return before.folders["policy-vampo" if predictor == before.arms["vampo"].predictor else "policy-base"]
-
-    monkeypatch.setattr(chain, "check_imagined", lambda config: None)
-    monkeypatch.setattr(chain, "imagined_policy", imagined_policy)
-    return load_config(config, "chain.policies=[imagined, predictive]", "chain.arms=[base, base_scaled, vampo]"), made
-
-
-def test_policies_that_imagine_are_put_together_for_every_arm(finished, imagining, monkeypatch):
-    config, made = imagining
-    _, before = finished
-    measured = chain.Chain._evaluated_base
-
-    def with_ratio(self):
-        result = measured(self)
-        object.__setattr__(result, "action_ratio", Metric(0.8))
-        return result
-
-    monkeypatch.setattr(chain.Chain, "_evaluated_base", with_ratio)
-    result = api.run_chain(config)
-    base, vampo = before.folders["base"], before.arms["vampo"].predictor
-    assert made == [
-        (base, "policy-imagined-base", 1.0),
-        (base, "policy-imagined-base_scaled", 1.25),
-        (vampo, "policy-imagined-vampo", 1.0),
-    ]
+def test_policies_that_imagine_are_put_together_for_every_arm(imagining):
+    config, result = imagining
     names = ["imagined-base", "imagined-base_scaled", "imagined-vampo", "base", "vampo"]
     assert list(result.closed_loop) == [*names, "expert"]
     assert list(result.policies) == ["base", "vampo"], "nothing is trained for those that imagine"
+    made = {name: Policy.from_pretrained(result.folders[f"policy-{name}"]) for name in names}
+    ratio = result.base.action_ratio.mean
+    assert [made[name].settings.action_scale for name in names[:3]] == [1, pytest.approx(1 / ratio), 1]
+    decoders = [made[name].decoder.state_dict() for name in names[:3]]
+    assert all(torch.equal(x[key], decoders[0][key]) for x in decoders for key in x), "one decoder for all"
+    for name, other in (("imagined-base_scaled", "base"), ("imagined-vampo", "vampo")):
+        assert made[name].predictor.fingerprint() == made[other].predictor.fingerprint()
     assert "the robot that acts on its imagined video succeeds in" in headline(config, result).sentence
     page = write_chain_page(config, result).read_text()
     assert "Base with scaled actions" in page and page.count("<figcaption><b class=") % 3 == 0, "three videos a clip"
+    assert "Action error (judge)" in page
 
 
-def test_scaled_actions_need_a_measured_length(imagining):
-    config, _ = imagining
+def test_policies_that_imagine_are_found_and_made_again_where_they_are_missing(imagining, monkeypatch):
+    config, before = imagining
+    made = []
+
+    def counted(config, predictor, folder, **options):
+        made.append(folder)
+        return imagined_policy(config, predictor, folder, **options)
+
+    monkeypatch.setattr(chain, "imagined_policy", counted)
+    assert api.run_chain(config).folders == before.folders and not made
+    shutil.rmtree(before.folders["policy-imagined-vampo"])
+    again = api.run_chain(config)
+    assert made == [before.folders["policy-imagined-vampo"]]
+    assert again.closed_loop == before.closed_loop, "episodes belong to weights, not to folders"
+
+
+def test_what_policies_that_imagine_cannot_use_is_refused_before_anything_is_done(tmp_path):
+    imagined = "chain.policies=[imagined]"
+    for changes, message in (
+        ([imagined, "data.sampling=episode"], r"data.sampling is 'episode' with imagined in chain.policies"),
+        ([imagined, "closed_loop.num_executed_steps=4"], r"at most data.stride x \(data.num_frames - 1\) = 3"),
+        (["policy.kind=inverse_dynamics"], r"policy.kind is 'inverse_dynamics' with chain.policies = "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            api.run_chain(settings(tmp_path, *TINY, *changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_scaled_actions_need_a_measured_length(finished):
+    config, _ = finished
+    unmeasured = load_config(
+        config, "chain.policies=[imagined]", "chain.arms=[base, base_scaled]", "evaluation.action_error=false"
+    )
     with pytest.raises(ConfigError, match=r"chain\.arms has base_scaled, but held-out action_ratio was not measured"):
-        api.run_chain(config)
+        api.run_chain(unmeasured)
 
 
-def test_features_are_only_those_of_policies_on_features(finished, imagining):
+def test_features_are_only_those_of_policies_on_features(imagining):
     config, _ = imagining
     folders = api.run_stages(config, until="features")
     assert [name for name in folders if name.startswith("features")] == ["features-base", "features-vampo"]

@@ -19,9 +19,8 @@ from vampo_core.pipeline.arms import ARMS
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import open_dataset
 from vampo_core.pipeline.closed_loop import require_simulator
-from vampo_core.pipeline.imagined import check_imagined, imagined_policy
 from vampo_core.pipeline.names import beside_run, digest
-from vampo_core.pipeline.policy import cache_features, check_cacheable, check_one_dataset
+from vampo_core.pipeline.policy import cache_features, check_cacheable, check_one_dataset, imagined_policy
 from vampo_core.pipeline.predictor import policy_predictor
 from vampo_core.pipeline.runs import POLICY, VAMPO, E, RunKind, completed, find_continue_or_begin
 from vampo_core.pipeline.waiting import made_by_one_job
@@ -146,9 +145,9 @@ class Chain:
         for name, (arm, policy) in self.config.chain.controllers.items():
             key, config = f"policy-{name}", replace(self.config, policy=self._policy(name))
             scale = self._action_scale() if ARMS[arm].scales_actions else 1.0
-            decided_by = [trained_architecture(), self._contents[arm], deciding(config, "policy")]
+            decided_by = [trained_architecture(config.policy.kind), self._contents[arm], deciding(config, "policy")]
             if policy == "imagined":
-                decided_by += [policy, scale]
+                decided_by += [scale, config.reward.action_decoder]
             folder = self._made.get(digest(decided_by))  # an arm's best checkpoint may be the base
             if folder is None and policy == "imagined":
                 folder = self._imagined(beside_run(config, f"{key}-{digest(decided_by)}"), config, arm, scale)
@@ -177,10 +176,10 @@ class Chain:
 
     def _policy(self, name: str) -> PolicyConfig:
         arm, kind = self.config.chain.controllers[name]
-        policy = replace(self.config.policy, predictor=str(self.predictors[arm]))
+        policy = replace(self.config.policy, kind="vpp", predictor=str(self.predictors[arm]))
         if kind == "latents":
             return replace(policy, features="latents", train_predictor=False)  # the control does not run it
-        return policy
+        return policy if kind == "predictive" else replace(policy, kind="inverse_dynamics")
 
     def _arm_result(self, name: ArmName) -> ArmResult:
         arm, predictor = ARMS[name], self.predictors[name]
@@ -231,13 +230,22 @@ def _check(config: VampoConfig) -> None:
             f"policy.features is {policy.features!r}, expected predictive: chain.policies says whether there is a "
             "control on latents"
         )
-    if "imagined" in config.chain.policies:
-        check_imagined(config)
-    num_executed, horizon = config.closed_loop.num_executed_steps, policy.action_horizon
-    if num_executed is not None and num_executed > horizon:
+    if policy.kind != "vpp" and "imagined" not in config.chain.policies:
         raise ConfigError(
-            f"closed_loop.num_executed_steps is {num_executed}, expected at most policy.action_horizon = {horizon}"
+            f"policy.kind is {policy.kind!r} with chain.policies = {list(config.chain.policies)}, expected vpp, or "
+            "imagined among them"
         )
+    if "imagined" in config.chain.policies and config.data.sampling != "stride":
+        raise ConfigError(
+            f"data.sampling is {config.data.sampling!r} with imagined in chain.policies, expected stride: actions are "
+            "decoded between frames at a fixed distance"
+        )
+    horizons = {"imagined": ("data.stride x (data.num_frames - 1)", config.data.stride * (config.data.num_frames - 1))}
+    num_executed = config.closed_loop.num_executed_steps
+    for kind in config.chain.policies:
+        key, horizon = horizons.get(kind, ("policy.action_horizon", policy.action_horizon))
+        if num_executed is not None and num_executed > horizon:
+            raise ConfigError(f"closed_loop.num_executed_steps is {num_executed}, expected at most {key} = {horizon}")
 
 
 def _check_simulators(config: VampoConfig) -> None:
