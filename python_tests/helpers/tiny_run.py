@@ -51,5 +51,5 @@ def settings(folder, *overrides):
         "pusht", f"run.dir={folder}/runs/tiny", f"data.root={folder}/data", "data.env=null", f"data.resolution={SIZE}",
         "data.num_frames=4", "data.held_out_fraction=0.34", "model.block_out_channels=[32, 32]", "pretrain.num_steps=2",
         "grpo.num_iterations=3", "grpo.batch_size=2", "grpo.num_generations=2", "sampler.num_inference_steps=3",
-        "evaluation.num_clips=5", "run.eval_every=2", *overrides,
+        "evaluation.num_clips=5", "run.eval_every=2", "decoder.num_steps=2", "decoder.width=8", *overrides,
     )  # fmt: skip
