@@ -184,10 +184,8 @@ def test_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch, network):
     (folder,) = (tmp_path / "parts" / "runs").glob("[!.]*")
     assert step_of(find_checkpoint(folder)) == 4
     torch.manual_seed(99)
-    state = torch.get_rng_state()
     decoder = pipeline._trained(config, CODEC, *clips, network)
     assert decoder.fingerprint() == expected.fingerprint()
-    assert torch.equal(torch.get_rng_state(), state)
     monkeypatch.setattr(ActionDecoder, "training_loss", None)
     assert pipeline._trained(config, CODEC, *clips, network).fingerprint() == expected.fingerprint()
     weights = load_file(find_checkpoint(folder) / "decoder.safetensors")
