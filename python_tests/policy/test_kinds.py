@@ -11,8 +11,8 @@ from torch import nn
 
 import vampo_core
 from vampo_core import Policy
-from vampo_core.ops import philox_normal
 from vampo_core.config import PolicyConfig
+from vampo_core.ops import philox_normal
 from vampo_core.policy import registry
 from vampo_core.policy.normalization import normalize, unnormalize
 from vampo_core.policy.settings import PolicySettings

@@ -58,9 +58,7 @@ def test_it_recovers_actions_and_is_not_disturbed_by_pushes(tmp_path, network):
     assert error_on(decoder, [BlobEpisode(number=95, length=40)]) < 0.9
 
     blind = [_NotMarked(number=e.number, length=40, pushed=e.pushed) for e in pushed]
-    disturbed = pipeline._trained(
-        settings(tmp_path / "disturbed"), CODEC, *_sides(clips_of([*clean, *blind])), network
-    )
+    disturbed = pipeline._trained(settings(tmp_path / "disturbed"), CODEC, *_sides(clips_of([*clean, *blind])), network)
     assert error_on(disturbed, clean) > 2 * error_on(decoder, clean)
 
 
@@ -86,7 +84,7 @@ def test_the_loss_is_the_mean_error_of_normalized_actions(tmp_path):
     decoder = ActionDecoder.new(config, "codec", dataset, "difference")
     batch = collate([dataset[i] for i in (0, 5, 7)])
     errors = []
-    low, high = (torch.stack([e.actions[:-1] for e in dataset.episodes]).flatten(0, 1).aminmax(dim=0))
+    low, high = torch.stack([e.actions[:-1] for e in dataset.episodes]).flatten(0, 1).aminmax(dim=0)
     for i in range(3):
         decoded = decoder(batch["latents"][i : i + 1], batch["next_latents"][i : i + 1])[0]
         wanted = 2 * (batch["actions"][i] - low) / (high - low) - 1
@@ -201,7 +199,9 @@ def test_a_decoder_that_is_no_better_than_the_median_is_named(tmp_path):
 
     config = settings(tmp_path, "decoder.num_steps=60", "evaluation.num_clips=70")
     clips = _sides(clips_of([Unseen(number=n, length=40) for n in range(3)], [Unseen(number=90, length=80)]))
-    with pytest.warns(RuntimeWarning, match=r"the action decoder of dataset 'moving' has a held-out error of 0\.\d+, no"):
+    with pytest.warns(
+        RuntimeWarning, match=r"the action decoder of dataset 'moving' has a held-out error of 0\.\d+, no"
+    ):
         pipeline._trained(config, CODEC, *clips, "difference")
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
