@@ -43,7 +43,6 @@ def exact_gradient(model, config, batch, *, per_frame):
     """
     (step,), frozen = config.sampler.stochastic_steps, copy.deepcopy(model).requires_grad_(False)
     shape = (NUM_GENERATIONS // 4, *batch["latents"].shape[1:])
-    draw = torch.Generator().manual_seed(3)
     seed = stream_seed(stream_seed(config.run.seed, ROLLOUT, 0), INITIAL_NOISE)
     sample = philox_normal((1, 1, *shape[1:]), seed=seed)[0, 0] * (config.sampler.sigma_max**2 + 1) ** 0.5
     for i in range(step):

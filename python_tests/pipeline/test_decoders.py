@@ -51,10 +51,9 @@ def made(folder, name):
     return sorted((folder / "runs").glob(f"{name}-*"))
 
 
-def test_reward_and_judge_share_nothing(acted, tmp_path):
+def test_reward_and_judge_share_nothing(tmp_path):
     """Neither folder, seed, architecture nor weights; and the judge is the same for every seed of the run."""
-    config, result = acted
-    folder = tmp_path.parent / "seeds"
+    folder = tmp_path
     tiny_run.write_dataset(folder / "data", action_dim=2)
     for seed in (0, 1):
         run = settings(folder, "reward.action_weight=0.5", f"run.seed={seed}", f"run.dir={folder}/runs/seed{seed}")
@@ -144,7 +143,7 @@ def test_data_without_actions_has_neither_reward_nor_judge(tmp_path):
     )
     result = vampo_core.pretrain(config, f"run.dir={tmp_path}/runs/base")
     assert result.after.action_error is None and not made(tmp_path, "judge")
-    with pytest.raises(ConfigError, match="dataset 'data' has no actions, expected .*: set reward.action_weight=0"):
+    with pytest.raises(ConfigError, match=r"dataset 'data' has no actions, expected .*: set reward.action_weight=0"):
         vampo_core.train(config, f"model.pretrained={tmp_path}/runs/base", "reward.action_weight=1")
 
 

@@ -19,7 +19,7 @@ from vampo_core.policy.inverse_dynamics.pairs import PairDataset, pairs_of
 from vampo_core.policy.inverse_dynamics.settings import DecoderSettings
 from vampo_core.training.checkpoint import find_checkpoint, step_of
 
-CODEC = LatentCodec(2)
+CODEC, HELD_OUT = LatentCodec(2), [BlobEpisode(number=number, length=40) for number in (90, 91)]
 PUSHES = tuple(t for t in range(40) if t % 3)
 
 
@@ -32,8 +32,8 @@ def settings(folder, *overrides):
     )  # fmt: skip
 
 
-def clips_of(train, held_out=(BlobEpisode(number=90, length=40), BlobEpisode(number=91, length=40))):
-    return Clips((ClipDataset(train, num_frames=3),), ClipDataset(list(held_out), num_frames=3))
+def clips_of(train, held_out=HELD_OUT):
+    return Clips((ClipDataset(train, num_frames=3),), ClipDataset(held_out, num_frames=3))
 
 
 def error_on(decoder, episodes) -> float:

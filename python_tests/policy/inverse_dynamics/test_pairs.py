@@ -86,5 +86,5 @@ def test_a_batch_of_robots_some_of_which_have_no_actions(order):
 
 def test_pairs_need_a_stride(tmp_path):
     config = make_config(tmp_path, "data.sampling=episode")
-    with pytest.raises(ConfigError, match="data.sampling is 'episode', expected 'stride': an action decoder reads"):
+    with pytest.raises(ConfigError, match=r"data.sampling is 'episode', expected 'stride': an action decoder reads"):
         pairs_of(config, [WrittenEpisode(number=0)])

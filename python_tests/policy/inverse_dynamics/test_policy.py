@@ -131,7 +131,7 @@ def test_a_decoder_of_other_latents_is_refused(policy, tmp_path):
     with pytest.raises(ConfigError, match=r"the action decoder reads latents of codec \w+, expected \w+, the pred"):
         InverseDynamicsPolicy.of(policy.decoder, other, config, torch.zeros(2, 3))
     config = make_config(tmp_path, "data.stride=3")
-    with pytest.raises(ConfigError, match="the action decoder reads 2 actions between two frames, expected data.stri"):
+    with pytest.raises(ConfigError, match=r"the action decoder reads 2 actions between two frames, expected data.stri"):
         InverseDynamicsPolicy.of(policy.decoder, policy.predictor, config, torch.zeros(2, 3))
 
 
