@@ -205,7 +205,7 @@ def summarize(
     per_frame = {name: value.mean((0, 1)).tolist() for name, value in shown.items()}
     for name, (part, whole) in RATIOS.items():
         if part in values and float(values[whole].mean()) > 0:
-            # The ratio of means, as ratios of single clips explode where the expert hardly moves. A clip's part in it is
+            # The ratio of means, as ratios of single clips explode where the expert hardly moves. A clip's part is
             # linearized (the delta method), so that an interval does not count how much the expert's clips differ.
             clip, expert = values[part].mean((1, 2)).double(), values[whole].mean((1, 2)).double()
             ratio = clip.mean() / expert.mean()
