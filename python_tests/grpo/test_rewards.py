@@ -105,10 +105,10 @@ def test_a_shifted_video_has_the_wrong_actions(videos_of_robots):
 def videos_of_robots():
     """A batch of three clips of two robots, noisy predictions of them and the robots' decoders, for two steps a frame.
 
-    The first clip reaches past its episode's end.
+    The first clip reaches past its episode's end, the second has a push in the middle of a pair.
     """
     one = WrittenEpisode(number=1, length=9, dataset="one")
-    two = WrittenEpisode(number=2, length=20, dataset="two", action_dim=3, pushed=(5,))
+    two = WrittenEpisode(number=2, length=20, dataset="two", action_dim=3, pushed=(7,))
     given = [(one, 4), (two, 6), (one, 0)]
     batch = collate([ClipDataset([episode], num_frames=4, stride=2)[start] for episode, start in given])
     noise = torch.randn(3, 2, *batch["latents"].shape[1:], generator=torch.Generator().manual_seed(0))
