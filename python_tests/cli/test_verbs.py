@@ -9,7 +9,7 @@ from vampo_core.cli.parser import VERBS
 
 NO_EFFECT = {
     "pretrain": {"policy"},  # looked at so that run.overwrite does not delete a policy's predictor
-    "train": {"policy"},
+    "evaluate": {"policy"},  # of which the judge takes the form of its training, and its own values
     "policy train": {"reward"},  # chooses the best checkpoint of the base, of which the last one is used
 }
 """Sections that a verb reads and that do not change what it makes."""
@@ -27,7 +27,7 @@ def test_verbs_declare_the_sections_that_they_read(tmp_path, monkeypatch):
         "record": lambda: commands.record(config),
         "encode": lambda: commands.encode(config),
         "pretrain": lambda: api.pretrain(config, f"run.dir={tmp_path}/base"),
-        "train": lambda: api.train(config),
+        "train": lambda: api.train(config, "reward.action_weight=0.5"),
         "policy train": lambda: api.train_policy(config, f"run.dir={tmp_path}/policy/run"),
         "policy eval": lambda: api.evaluate_policy(tmp_path / "policy" / "run", config),
         "evaluate": lambda: api.evaluate(config.run.dir, config),

@@ -19,6 +19,7 @@ DATA = {
     *("data.format", "data.root", "data.weights", "data.env", "data.num_episodes", "data.action_noise"),
     *("data.resolution", "data.held_out_fraction", "data.num_frames", "data.stride", "data.sampling"),
 }
+DECODER = {*all_of("decoder"), "policy.num_episodes"}
 EVALUATION = {*DATA, *all_of("evaluation"), "run.seed"}
 DECIDING = {
     "data": DATA,
@@ -30,9 +31,10 @@ DECIDING = {
         *("sampler.sigma_max", "run.seed"),
     },
     "evaluation": EVALUATION,
-    "vampo": {*EVALUATION, *all_of("grpo", "sampler", "reward", "optim", "model"), "run.eval_every"}
+    "decoder": {*DATA, *DECODER},
+    "vampo": {*EVALUATION, *all_of("grpo", "sampler", "reward", "optim", "model"), *DECODER, "run.eval_every"}
     - {"model.pretrained"},
-    "policy": {*EVALUATION, *all_of("policy")} - {"policy.predictor"},
+    "policy": {*EVALUATION, *DECODER, *all_of("policy")} - {"policy.predictor"},
 }
 LENGTHS = {
     "grpo.num_iterations": "optim.decay_steps",

@@ -32,6 +32,10 @@ class FakeEpisode:
         return torch.arange(self.length)[:, None].repeat(1, self.width).float()
 
     @property
+    def is_pushed(self):
+        return torch.zeros(self.length, dtype=torch.bool)
+
+    @property
     def states(self):
         return torch.full((self.length, 1), float(self.number))
 

@@ -187,12 +187,13 @@ def test_videos_of_successes_and_failures_with_what_was_imagined(tmp_path):
         num_envs=2,
         output=tmp_path,
         num_videos=1,
-        imagine=lambda frames, instruction: seen.append((frames, instruction)) or 1 - frames,
+        imagine=lambda *given: seen.append(given) or 1 - given[0],
     )
     shown = [e for e in result.episodes if e.video]
     assert sorted(e.success for e in shown) == [False, True]
-    assert sorted(len(frames) for frames, _ in seen) == sorted(e.length + 1 for e in shown)
-    assert {instruction for _, instruction in seen} == {"move the point to the middle"}
+    assert sorted(len(frames) for frames, _, _ in seen) == sorted(e.length + 1 for e in shown)
+    assert {instruction for _, instruction, _ in seen} == {"move the point to the middle"}
+    assert sorted(seed for _, _, seed in seen) == sorted(e.seed for e in shown)
     for episode in shown:
         assert count_frames(tmp_path / "videos" / episode.video) == episode.length + 1
     assert len(list((tmp_path / "videos").iterdir())) == 2

@@ -83,7 +83,7 @@ def test_an_evaluation_measures_decoded_frames(codec):
         assert measured.mean == pytest.approx(expected.mean().item(), rel=1e-5)
         assert measured.ci95[0] < measured.mean < measured.ci95[1]
         assert result.per_frame[name] == sorted(result.per_frame[name], reverse=True)
-    assert list(result.metrics) == ["l1", "cosine", "reward", "psnr", "ssim"]
+    assert list(result.metrics) == ["l1", "cosine", "reward", "psnr", "ssim", "motion_ratio"]
     assert EvalResult.from_dict(result.to_dict()) == result
 
 
@@ -91,5 +91,6 @@ def test_no_frames_without_a_codec_that_decodes(codec):
     batch, videos = predictions(codec)
     for none in (None, LatentCodec(latent_channels=16)):
         result = score(videos, batch, codec=none)
-        assert list(result.metrics) == ["l1", "cosine", "reward"] and result.psnr is result.ssim is None
+        assert list(result.metrics) == ["l1", "cosine", "reward", "motion_ratio"]
+        assert result.psnr is result.ssim is None
         assert EvalResult.from_dict(result.to_dict()) == result

@@ -167,13 +167,17 @@ def test_fault_5_keys_that_say_how(tmp_path, key):
 
 
 def test_fault_5_no_key_is_left_out():
-    looked_at = {*CHANGES, *SAME, "grpo.num_iterations", "reward.pixel_weight"}
-    assert {key for key in keys() if key.split(".")[0] in ("grpo", "sampler", "reward", "optim")} <= looked_at
+    elsewhere = {"grpo.num_iterations", "reward.pixel_weight", "reward.action_weight", "reward.action_decoder"}
+    assert {key for key in keys() if key.split(".")[0] in ("grpo", "sampler", "reward", "optim")} <= {
+        *CHANGES,
+        *SAME,
+        *elsewhere,
+    }
 
 
 SECTIONS = {
-    "pretrain": ("model", "data", "pretrain", "evaluation", "run"),
-    "train": ("grpo", "sampler", "reward", "optim", "model", "data", "evaluation", "run"),
+    "pretrain": ("model", "data", "pretrain", "evaluation", "decoder", "run"),
+    "train": ("grpo", "sampler", "reward", "optim", "model", "data", "evaluation", "decoder", "run"),
     "policy train": ("policy", "data", "evaluation", "run"),
     "policy eval": ("closed_loop",),
 }
@@ -184,11 +188,14 @@ ELSEWHERE = {
         *("model.patch_size", "model.latent_channels", "model.block_out_channels"),
         *("model.layers_per_block", "model.num_attention_heads"),
     },
-    "policy train": {"data.weights", "run.eval_every", "run.save_every"},
+    "policy train": {
+        *("data.weights", "run.eval_every", "run.save_every", "evaluation.action_error", "evaluation.best_by")
+    },
     "policy eval": set(),
 }
 """Except for these: a new model has no text encoder yet, ``train`` was given a model that has its shape, intervals of
-pretraining and policies, and pretraining's running mean, stand in their own sections, and a policy has one dataset."""
+pretraining and policies, and pretraining's running mean, stand in their own sections, and a policy has one dataset and
+no videos to judge."""
 
 
 def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):
@@ -200,7 +207,7 @@ def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):
     policy = [f"run.dir={tmp_path}/policy", "policy.num_steps=2", "policy.train_predictor=true"]
     work = {
         "pretrain": lambda: api.pretrain(config, base),
-        "train": lambda: api.train(config, started),
+        "train": lambda: api.train(config, started, "reward.action_weight=0.5"),
         "policy train": lambda: api.train_policy(config, started, *policy),
         "policy eval": lambda: api.evaluate_policy(tmp_path / "policy", config),
     }

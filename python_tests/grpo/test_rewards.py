@@ -4,14 +4,18 @@ import pytest
 import tiny_run
 import torch
 from hand_written import reward_of
+from moving_episodes import ReadsWritten, WrittenEpisode
+from policy_runs import ActingEpisode
 from svd_folder import make_svd_pipeline
 from torch import Tensor
-from training_runs import make_config, make_trainer
+from training_runs import make_config, make_model, make_trainer
 
 import vampo_core
 from vampo_core import rewards
-from vampo_core.config import RewardConfig
+from vampo_core.config import ConfigError, RewardConfig
+from vampo_core.data.clips import ClipDataset, collate
 from vampo_core.grpo.rewards import configured_rewards, evaluate_rewards
+from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.codecs.latent import LatentCodec
 from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.models.codecs.vae import VAECodec
@@ -113,6 +117,74 @@ def test_moving_hardly_counts_the_background():
     torch.testing.assert_close(on_square[1:], (-noise.abs().mean()).expand(F - 1))
     assert (on_background[1:] == 0).all()
     torch.testing.assert_close(on_square[0], on_background[0])  # nothing has moved yet
+
+
+def test_action_reward_of_two_robots_with_different_actions(videos_of_robots):
+    """Each clip is read by its robot's decoder; where actions do not count, the reward is 0."""
+    batch, pred, decoders = videos_of_robots
+    reward = rewards.action(decoders)(pred, batch["latents"], batch)
+    assert reward.shape == pred.shape[:3]
+    for b, name in enumerate(("one", "two", "one")):
+        decoder = decoders[name]
+        for g in range(pred.shape[1]):
+            for f in range(pred.shape[2]):
+                pair = max(f - 1, 0)
+                (decoded,) = decoder(pred[b, g, pair : pair + 1], pred[b, g, pair + 1 : pair + 2])
+                errors = [
+                    (decoded[step] - decoder.normalize(batch["action_chunks"][b][pair, step])).abs().mean()
+                    for step in range(2)
+                ]
+                expected = -sum(errors) / len(errors) if batch["action_valid"][b, pair] else 0.0
+                assert reward[b, g, f].item() == pytest.approx(float(expected), rel=1e-5)
+    assert (reward[0, :, -1] == 0).all() and reward[2].max() < 0
+    expert = batch["latents"].unsqueeze(1)
+    assert rewards.action(decoders)(expert, batch["latents"], batch).abs().max() == 0
+
+
+def test_a_shifted_video_has_the_wrong_actions(videos_of_robots):
+    """If actions and frames were out of step by one, the expert's video would have this error."""
+    batch, _, decoders = videos_of_robots
+    shifted = batch["latents"].roll(1, dims=1).unsqueeze(1)
+    assert rewards.action(decoders)(shifted, batch["latents"], batch)[2].mean() < -0.3
+
+
+@pytest.fixture
+def videos_of_robots():
+    """A batch of three clips of two robots, noisy predictions of them and the robots' decoders, for two steps a frame.
+
+    The first clip reaches past its episode's end, the second has a push in the middle of a pair.
+    """
+    one = WrittenEpisode(number=1, length=9, dataset="one")
+    two = WrittenEpisode(number=2, length=20, dataset="two", action_dim=3, pushed=(7,))
+    given = [(one, 4), (two, 6), (one, 0)]
+    batch = collate([ClipDataset([episode], num_frames=4, stride=2)[start] for episode, start in given])
+    noise = torch.randn(3, 2, *batch["latents"].shape[1:], generator=torch.Generator().manual_seed(0))
+    return batch, batch["latents"].unsqueeze(1) + noise, {"one": ReadsWritten(2, 2), "two": ReadsWritten(2, 3)}
+
+
+def test_action_reward_names_what_is_missing(videos_of_robots):
+    batch, pred, decoders = videos_of_robots
+    with pytest.raises(ValueError, match="there is no action decoder for dataset 'two', only for one"):
+        rewards.action({"one": decoders["one"]})(pred, batch["latents"], batch)
+    without = {key: value for key, value in batch.items() if key != "action_chunks"}
+    with pytest.raises(ValueError, match="the batch has no action_chunks, expected clips with a stride"):
+        rewards.action(decoders)(pred, batch["latents"], without)
+    with pytest.raises(ConfigError, match=r"reward.action_weight is 0.5 without decoders, expected action_decoders"):
+        configured_rewards(RewardConfig(action_weight=0.5), LatentCodec(C))
+
+
+def test_action_reward_is_logged_as_its_own_part(tmp_path):
+    config = make_config(tmp_path, "reward.action_weight=0.5")
+    with pytest.raises(ConfigError, match=r"reward.action_weight is 0.5 without decoders"):
+        make_trainer(config)
+    decoders = {"made-up": ReadsWritten(1, 2)}
+    given = [ClipDataset([ActingEpisode(n) for n in numbers], num_frames=3) for numbers in ((0, 1), (8,))]
+    trainer = VampoTrainer(
+        model=make_model(config), config=config, train_dataset=given[0], eval_dataset=given[1], action_decoders=decoders
+    )
+    row = trainer.iterate(1, trainer.batches(0))
+    assert row["action_l1"] < 0
+    assert row["reward_mean"] == pytest.approx(row["latent"] + 0.5 * row["action_l1"], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["patches", "SVD's temporal decoder"])

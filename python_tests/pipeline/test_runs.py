@@ -82,6 +82,7 @@ def test_two_processes_that_start_from_nothing_share_one_base(tmp_path):
         "b",
         "base",
         "codec",
+        "judge",
     ]
 
 

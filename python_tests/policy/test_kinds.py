@@ -11,8 +11,9 @@ from torch import nn
 
 import vampo_core
 from vampo_core import Policy
+from vampo_core.config import PolicyConfig
 from vampo_core.ops import philox_normal
-from vampo_core.policy import registry, settings, train
+from vampo_core.policy import registry
 from vampo_core.policy.normalization import normalize, unnormalize
 from vampo_core.policy.settings import PolicySettings
 
@@ -67,13 +68,15 @@ class LinearPolicy(Policy):
 @pytest.fixture
 def linear(monkeypatch):
     monkeypatch.setitem(registry.KINDS, "linear", "test_kinds:LinearPolicy")
-    for module in (train, settings):
-        monkeypatch.setattr(module, "DEFAULT", "linear")
+    # as if the setting offered it: a kind that is not there is refused
+    monkeypatch.setattr(PolicyConfig, "__post_init__", lambda self: None)
 
 
 def test_a_second_kind(tmp_path, linear):
     tiny_run.write_dataset(tmp_path / "data")
-    config = tiny_run.settings(tmp_path, "policy.num_steps=2", "policy.batch_size=4", "policy.num_executed_steps=3")
+    config = tiny_run.settings(
+        tmp_path, "policy.kind=linear", "policy.num_steps=2", "policy.batch_size=4", "policy.num_executed_steps=3"
+    )
     result = vampo_core.train_policy(config)
     assert np.isfinite(result.after.action_l1.mean) and len(result.history) == 2
     assert not (tmp_path / "data" / "features").exists(), "features are not for every kind"

@@ -84,9 +84,11 @@ def test_policy(tmp_path):
 
 
 def test_a_preset_from_nothing(tmp_path):
-    """One process records, fits and encodes; the other finds what it made."""
+    """One process records, fits and encodes, and the other finds what it made; both train the decoders."""
     settings = [f"data.root={tmp_path / 'data'}", "data.num_episodes=4", "data.held_out_fraction=0.25"]
+    settings += ["reward.action_weight=0.5", "decoder.num_steps=2"]
     run_two("preset", tmp_path / "run", *settings)
-    assert sorted(path.name.partition("-")[0] for path in tmp_path.glob("[!.]*")) == ["base", "codec", "data", "run"]
+    made = sorted(path.name.partition("-")[0] for path in tmp_path.glob("[!.]*"))
+    assert made == ["base", "codec", "data", "decoder", "judge", "run"]
     assert len(metrics_of(tmp_path / "run")) == 4
     assert (tmp_path / "run" / "report.html").is_file()

@@ -59,11 +59,12 @@ class Verb:
 
 
 _CLIPS = ("data", "model", "run")
-_MEASURED = (*_CLIPS, "sampler", "evaluation", "decoder")
+_SAMPLED = (*_CLIPS, "sampler", "evaluation")
+_MEASURED = (*_SAMPLED, "decoder")
 _PREDICTOR = (*_MEASURED, "pretrain")
-_VAMPO = (*_PREDICTOR, "grpo", "reward", "optim")
 _POLICY = (*_PREDICTOR, "policy")
-_ALL = (*_VAMPO, "policy", "closed_loop", "chain")
+_VAMPO = (*_POLICY, "grpo", "reward", "optim")
+_ALL = (*_VAMPO, "closed_loop", "chain")
 
 
 _CHECKPOINT = Option("checkpoint", "run folder, checkpoint or model folder", required=True)
@@ -116,7 +117,7 @@ VERBS = {
     "sample": Verb(
         "vampo_core.cli.commands:sample",
         "predict videos and write them as an mp4 file",
-        _MEASURED,
+        _SAMPLED,
         (
             _CHECKPOINT,
             Option("output", "mp4 file to write", required=True, metavar="FILE"),

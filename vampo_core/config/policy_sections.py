@@ -18,7 +18,7 @@ class PolicyConfig(AdamWConfig):
 
     kind: Literal["vpp", "inverse_dynamics"] = "vpp"
     """``vpp``: a diffusion head on predictive features. ``inverse_dynamics``: imagine a video, decode its actions."""
-    num_episodes: Positive | None = None
+    num_episodes: Annotated[Positive | None, Role(decides=("decoder", "vampo", "policy"))] = None
     """Number of training episodes whose actions a policy, or a decoder for rewards, learns from; null for all."""
     predictor: Annotated[str, Role(is_path=True)] | None = None
     """Run folder, checkpoint or model folder of the video predictor; null for the base that ``train`` starts from."""

@@ -341,10 +341,12 @@ class EvaluationConfig:
     """Number of videos predicted at once."""
     seed: Count = 0
     """Seed of the noise, and of the judge."""
-    action_error: bool = True
+    action_error: Annotated[bool, Role(decides=("vampo",))] = True
     """Measure the actions in predicted videos with a judge: a decoder that no training sees, trained when missing;
     without actions in the data, or with clips of whole episodes, there is none."""
-    best_by: Literal["reward", "l1", "cosine", "motion_ratio", "action_error", "action_ratio"] = "reward"
+    best_by: Annotated[
+        Literal["reward", "l1", "cosine", "motion_ratio", "action_error", "action_ratio"], Role(decides=("vampo",))
+    ] = "reward"
     """Metric that chooses the best checkpoint: errors count down, ratios towards 1; ``reward`` is cosine and L1 with
     the weights of ``reward``."""
 

@@ -168,13 +168,14 @@ class ClipDataset(Dataset[ClipItem]):
 def collate(items: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     """Stack clips into a batch: tensors get a leading axis B, texts become lists.
 
-    Actions and states stay lists of tensors if their widths differ, as when robots are mixed.
+    Actions and states stay lists of tensors if their widths differ, as when robots are mixed. What only some clips have
+    is left out: actions between frames, where the data of one robot has no actions.
 
     Raises:
         ValueError: latents differ in shape; the message names two such clips.
     """
     batch: dict[str, Any] = {}
-    for key in items[0]:
+    for key in (key for key in items[0] if all(key in item for item in items)):
         values: Any = [item[key] for item in items]
         if isinstance(values[0], Tensor):
             odd = next((i for i, value in enumerate(values) if value.shape != values[0].shape), None)

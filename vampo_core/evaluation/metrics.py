@@ -14,6 +14,8 @@ class MetricInfo:
     """Digits after the decimal point."""
     has_share: bool = True
     """Whether a change as a share of the value means something: not for decibels, nor for values around 0."""
+    ideal: float | None = None
+    """The best value there is, where more can be too much; ``higher_is_better`` holds below it."""
     in_charts: bool = True
     """Whether it is drawn frame by frame; not where it is only the difference of two others."""
 
@@ -29,9 +31,9 @@ METRICS: dict[str, MetricInfo] = {
     "reward": MetricInfo(title="Reward", higher_is_better=True, has_share=False, in_charts=False),
     "psnr": MetricInfo(title="PSNR, dB", higher_is_better=True, digits=2, has_share=False),
     "ssim": MetricInfo(title="SSIM", higher_is_better=True),
-    "motion_ratio": MetricInfo(title="Motion, of the expert's", higher_is_better=True, digits=3),
+    "motion_ratio": MetricInfo(title="Motion, of the expert's", higher_is_better=True, digits=3, ideal=1.0),
     "action_error": MetricInfo(title="Action error (judge)", higher_is_better=False),
-    "action_ratio": MetricInfo(title="Action length, of the expert's", higher_is_better=True, digits=3),
+    "action_ratio": MetricInfo(title="Action length, of the expert's", higher_is_better=True, digits=3, ideal=1.0),
     "decoder_error": MetricInfo(title="Action error (reward's decoder)", higher_is_better=False),
     "action_l1": MetricInfo(title="Action L1", higher_is_better=False),
     "action_mse": MetricInfo(title="Action MSE", higher_is_better=False),

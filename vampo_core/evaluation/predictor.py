@@ -205,8 +205,11 @@ def summarize(
     per_frame = {name: value.mean((0, 1)).tolist() for name, value in shown.items()}
     for name, (part, whole) in RATIOS.items():
         if part in values and float(values[whole].mean()) > 0:
-            # a clip's share of the ratio of means: ratios of single clips explode where the expert hardly moves
-            per_clip[name] = (values[part].mean((1, 2)) / values[whole].mean()).tolist()
+            # The ratio of means, as ratios of single clips explode where the expert hardly moves. A clip's part is
+            # linearized (the delta method), so that an interval does not count how much the expert's clips differ.
+            clip, expert = values[part].mean((1, 2)).double(), values[whole].mean((1, 2)).double()
+            ratio = clip.mean() / expert.mean()
+            per_clip[name] = (ratio + (clip - ratio * expert) / expert.mean()).tolist()
             per_frame[name] = (values[part].mean((0, 1)) / values[whole].mean((0, 1)).clamp_min(1e-12)).tolist()
     measured: dict[str, Any] = {name: bootstrap(x, episodes) for name, x in per_clip.items()}
     measured |= {name: values[name].mean().item() for name in LEVELS if name in values}

@@ -91,7 +91,11 @@ def outcome(before: PerClip, after: PerClip, metric: str) -> Literal["better", "
     interval = paired_difference(before, after, metric).ci95
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "unclear"
-    return "better" if (interval[0] > 0) == METRICS[metric].higher_is_better else "worse"
+    info = METRICS[metric]
+    if info.ideal is not None:
+        old, new = (abs(float(np.mean(x.per_clip[metric])) - info.ideal) for x in (before, after))
+        return "better" if new < old else "worse"
+    return "better" if (interval[0] > 0) == info.higher_is_better else "worse"
 
 
 def metrics_of(result: Any) -> dict[str, Metric]:

@@ -104,10 +104,7 @@ def _trained(
 ) -> ActionDecoder:
     """A decoder of one dataset, found complete, continued or begun."""
     dataset_name = train.episodes[0].dataset
-    decided_by = [
-        *(network, codec.fingerprint(), dataset_name, config.run.seed, config.policy.num_episodes),
-        deciding(config, "decoder"),
-    ]
+    decided_by = [network, codec.fingerprint(), dataset_name, config.run.seed, deciding(config, "decoder")]
     label = "judge" if network == "judge" else "action decoder"
     folder = beside_run(config, f"{'judge' if network == 'judge' else 'decoder'}-{digest(decided_by)}")
     run = replace(config.run, dir=str(folder), overwrite=False, trackers=())

@@ -12,6 +12,7 @@ from vampo_core.config import ConfigError, VampoConfig, load_config, resumed
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.pipeline.waiting import made_by_one_job
 from vampo_core.policy.evaluation import PolicyEvalResult
+from vampo_core.policy.inverse_dynamics.decoder import SETTINGS_FILE as DECODER_SETTINGS
 from vampo_core.policy.settings import SETTINGS_FILE
 from vampo_core.training.checkpoint import Checkpoints, read_counters, step_of
 from vampo_core.training.loop import Evaluation, TrainResult
@@ -113,9 +114,12 @@ def check_run(kind: RunKind[Any], config: VampoConfig, resume_from: str | Path |
     folder = Path(config.run.dir)
     latest = Checkpoints(folder / "checkpoints").latest
     if latest is not None:
-        holds = "policy" if (latest / SETTINGS_FILE).is_file() else "predictor"
+        marks = {"policy": SETTINGS_FILE, "action decoder": DECODER_SETTINGS}
+        holds = next((what for what, name in marks.items() if (latest / name).is_file()), "predictor")
         if holds != kind.makes:
-            raise ConfigError(f"run.dir is {str(folder)!r}, which holds the run of a {holds}: choose another folder")
+            raise ConfigError(
+                f"run.dir is {str(folder)!r}, which holds the run of {'an' if holds[0] == 'a' else 'a'} {holds}: choose another folder"
+            )
         found = None if resume_from is None or holds == "policy" else _predictor_kind(folder)
         if found not in (None, kind):
             raise ConfigError(f"run.dir is {str(folder)!r}, which holds a {found.name} run, expected a {kind.name} run")

@@ -187,6 +187,9 @@ def _folder_of(folder: str | Path) -> Path:
         ValueError: there is none.
     """
     path = Path(folder)
-    if not any((path / name).is_file() for name in (SETTINGS_FILE, POLICY_SETTINGS)):
+    names = (SETTINGS_FILE, POLICY_SETTINGS)
+    if not any((path / name).is_file() for name in names):
         path = find_checkpoint(path)
+    if not any((path / name).is_file() for name in names):
+        raise ValueError(f"{path} has neither {SETTINGS_FILE} nor {POLICY_SETTINGS}, expected an action decoder")
     return path

@@ -31,7 +31,7 @@ class DecoderSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as values that JSON can hold."""
-        return asdict(self)
+        return asdict(self) | {"latent_size": list(self.latent_size)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DecoderSettings":
