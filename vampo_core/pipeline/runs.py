@@ -117,9 +117,8 @@ def check_run(kind: RunKind[Any], config: VampoConfig, resume_from: str | Path |
         marks = {"policy": SETTINGS_FILE, "action decoder": DECODER_SETTINGS}
         holds = next((what for what, name in marks.items() if (latest / name).is_file()), "predictor")
         if holds != kind.makes:
-            raise ConfigError(
-                f"run.dir is {str(folder)!r}, which holds the run of {'an' if holds[0] == 'a' else 'a'} {holds}: choose another folder"
-            )
+            what = f"{'an' if holds[0] == 'a' else 'a'} {holds}"
+            raise ConfigError(f"run.dir is {str(folder)!r}, which holds the run of {what}: choose another folder")
         found = None if resume_from is None or holds == "policy" else _predictor_kind(folder)
         if found not in (None, kind):
             raise ConfigError(f"run.dir is {str(folder)!r}, which holds a {found.name} run, expected a {kind.name} run")
