@@ -67,7 +67,7 @@ def test_the_preset_pusht_differs_from_the_default_in_how_it_samples_and_how_fas
 def test_every_preset_is_valid(monkeypatch):
     monkeypatch.setenv("VAMPO_REAL_DATA", "/videos")
     assert presets() == sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
-    assert presets() == ["bridge", "metaworld", "pusht"]
+    assert presets() == ["bridge", "demo", "metaworld", "pusht"]
     for name in presets():
         assert load_config(name) == load_config(REPOSITORY / "configs" / f"{name}.yaml")
     assert load_config("bridge").data.root == "/videos/bridge"
@@ -268,7 +268,7 @@ def test_a_wrong_file_is_one_line_that_names_it(write, text, words):
 
 def test_a_config_that_is_not_there():
     message = refusal("pushtt")
-    assert "'pushtt'" in message and "bridge, metaworld, pusht" in message and "did you mean 'pusht'" in message
+    assert "'pushtt'" in message and "bridge, demo, metaworld, pusht" in message and "did you mean 'pusht'" in message
     assert "'/nowhere/my.yaml'" in refusal("/nowhere/my.yaml")
     assert "NoneType" in refusal(None)
 

@@ -20,7 +20,9 @@ DATA = {
     *("data.resolution", "data.held_out_fraction", "data.num_frames", "data.stride", "data.sampling"),
 }
 DECODER = {*all_of("decoder"), "policy.num_episodes"}
-EVALUATION = {*DATA, *all_of("evaluation"), "run.seed"}
+CHOOSING = {"evaluation.action_error", "evaluation.best_by"}
+"""What only chooses a checkpoint."""
+EVALUATION = {*DATA, *all_of("evaluation"), "run.seed"} - CHOOSING
 DECIDING = {
     "data": DATA,
     "codec": {"model.patch_size", "model.latent_channels", "data.resolution"},
@@ -32,7 +34,13 @@ DECIDING = {
     },
     "evaluation": EVALUATION,
     "decoder": {*DATA, *DECODER},
-    "vampo": {*EVALUATION, *all_of("grpo", "sampler", "reward", "optim", "model"), *DECODER, "run.eval_every"}
+    "vampo": {
+        *EVALUATION,
+        *CHOOSING,
+        *all_of("grpo", "sampler", "reward", "optim", "model"),
+        *DECODER,
+        "run.eval_every",
+    }
     - {"model.pretrained"},
     "policy": {*EVALUATION, *DECODER, *all_of("policy")} - {"policy.predictor"},
 }
