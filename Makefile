@@ -22,9 +22,10 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
 
-# Records PushT episodes, pretrains a base, post-trains it and compares. A second call continues where the first stopped.
+# Records three MetaWorld tasks, pretrains a small base, post-trains it, and lets a robot act on the videos of both. A second
+# call continues where the first stopped.
 demo: install
-	$(VENV)/bin/vampo train --config pusht --continue data.num_workers=2
+	$(VENV)/bin/vampo chain --config demo data.num_workers=2
 
 test: install
 	$(PY) -m pytest python_tests
