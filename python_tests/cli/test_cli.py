@@ -181,7 +181,7 @@ def test_help(capsys, verb):
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     if " ".join(verb) in cli.VERBS:
-        assert "key=value" in printed and "(bridge, metaworld, pusht)" in " ".join(printed.split())
+        assert "key=value" in printed and "(bridge, demo, metaworld, pusht)" in " ".join(printed.split())
     else:
         words = [name.split() for name in cli.VERBS]
         assert all(name[len(verb)] in printed for name in words if name[: len(verb)] == verb)

@@ -128,7 +128,7 @@ def test_decoders_that_do_not_fit_are_refused(acted, parts, tmp_path):
         ask(acted, parts, "reward.action_decoder=[a,b]")
     with pytest.raises(ValueError, match="nowhere"):
         ask(acted, parts, f"reward.action_decoder={tmp_path}/nowhere")
-    with pytest.raises(ValueError, match="neither decoder.json nor policy.json, expected an action decoder"):
+    with pytest.raises(ValueError, match=r"neither decoder\.json nor policy\.json, expected an action decoder"):
         ask(acted, parts, f"reward.action_decoder={acted[0].run.dir}")
     with pytest.raises(
         ConfigError, match=r"clips of whole episodes \(data.sampling\), expected actions between frames"

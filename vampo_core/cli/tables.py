@@ -14,17 +14,19 @@ from vampo_core.report.page import count
 
 def metrics_table(result: EvalResult) -> str:
     """Means and 95 % intervals of one predictor."""
-    lines = [_clips(result), f"  {'':8} {'mean':>9}   95 % interval"]
+    width = _width(result)
+    lines = [_clips(result), f"  {'':{width}} {'mean':>9}   95 % interval"]
     for name, metric in result.metrics.items():
-        lines.append(f"  {name:8} {metric.mean:9.4f}{metric.interval('.4f', before='   ')}")
-    return "\n".join(lines)
+        lines.append(f"  {name:{width}} {metric.mean:9.4f}{metric.interval('.4f', before='   ')}")
+    return "\n".join([*lines, *_levels(result)])
 
 
 def comparison_table(before: EvalResult, after: EvalResult) -> str:
     """Before, after and their paired difference, with 95 % intervals."""
+    width = _width(after)
     lines = [
         _clips(after),
-        f"  {'':8} {'before':>9} {'after':>9} {'change':>8}   paired difference, 95 % interval",
+        f"  {'':{width}} {'before':>9} {'after':>9} {'change':>8}   paired difference, 95 % interval",
     ]
     for name in (name for name in after.metrics if name in before.metrics):
         old, new = before.metrics[name].mean, after.metrics[name].mean
@@ -32,10 +34,10 @@ def comparison_table(before: EvalResult, after: EvalResult) -> str:
         verdict, share = outcome(before, after, name), share_of(name, new - old, old)
         change = "" if share is None else f"{share:+.1%}"
         lines.append(
-            f"  {name:8} {old:9.4f} {new:9.4f} {change:>8}   "
+            f"  {name:{width}} {old:9.4f} {new:9.4f} {change:>8}   "
             f"{difference:+.4f}  {verdict if verdict != 'unclear' else ''}".rstrip()
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_levels(after)])
 
 
 def policy_table(before: PolicyEvalResult, after: PolicyEvalResult) -> str:
@@ -93,3 +95,18 @@ def _clips(result: EvalResult) -> str:
     what = "episodes" if episodes > 1 else "clips"
     clips, samples = count(result.num_clips, "held-out clip"), count(result.num_samples, "video")
     return f"{clips} of {count(episodes, 'episode')}, {samples} each; intervals over {what}"
+
+
+def _width(result: EvalResult) -> int:
+    """Width of the longest metric's name."""
+    return max(len(name) for name in result.metrics)
+
+
+def _levels(result: EvalResult) -> list[str]:
+    """What the action error would be of other videos, where it was measured."""
+    if result.action_error_true is None or result.action_error_still is None:
+        return []
+    return [
+        f"  action_error of the expert's own video {result.action_error_true:.4f}, of one that stands still "
+        f"{result.action_error_still:.4f}"
+    ]

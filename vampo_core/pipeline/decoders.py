@@ -62,7 +62,7 @@ def action_decoders(config: VampoConfig, codec: Codec, clips: Clips) -> dict[str
                 + ", expected actions between frames at a fixed distance: set reward.action_weight=0"
             )
         if folders:
-            decoder = ActionDecoder.from_pretrained(folders[number])
+            decoder = _given(folders[number])
         else:
             decoder = _trained(config, codec, train, clips.held_out, "difference")
         decoder.check(
@@ -97,6 +97,14 @@ def judge_of(
     }
     on_cpu = None if trained_on is None else {name: _copy_on_cpu(decoder) for name, decoder in trained_on.items()}
     return Judge(decoders=decoders, trained_on=on_cpu)
+
+
+def _given(folder: str) -> ActionDecoder:
+    """The decoder of ``reward.action_decoder``."""
+    try:
+        return ActionDecoder.from_pretrained(folder)
+    except ValueError as error:
+        raise ConfigError(f"reward.action_decoder is {folder!r}, expected an action decoder: {error}") from error
 
 
 def _trained(
