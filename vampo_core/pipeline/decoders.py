@@ -61,10 +61,7 @@ def action_decoders(config: VampoConfig, codec: Codec, clips: Clips) -> dict[str
                 + ("no actions" if not action_dim else "clips of whole episodes (data.sampling)")
                 + ", expected actions between frames at a fixed distance: set reward.action_weight=0"
             )
-        if folders:
-            decoder = _given(folders[number])
-        else:
-            decoder = _trained(config, codec, train, clips.held_out, "difference")
+        decoder = _given(folders[number]) if folders else _trained(config, codec, train, clips.held_out, "difference")
         decoder.check(
             f"reward.action_decoder = {folders[number]!r}" if folders else "the action decoder",
             codec=codec.fingerprint(),
