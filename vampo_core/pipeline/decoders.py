@@ -59,7 +59,7 @@ def action_decoders(config: VampoConfig, codec: Codec, clips: Clips) -> dict[str
             raise ConfigError(
                 f"an action decoder is asked for, but dataset {name!r} has "
                 + ("no actions" if not action_dim else "clips of whole episodes (data.sampling)")
-                + ", expected actions between frames at a fixed distance: set reward.action_weight=0"
+                + ", expected actions between frames at a fixed distance"
             )
         decoder = _given(folders[number]) if folders else _trained(config, codec, train, clips.held_out, "difference")
         decoder.check(
