@@ -11,6 +11,7 @@ from torch import nn
 
 import vampo_core
 from vampo_core import Policy
+from vampo_core.config import load_config
 from vampo_core.config import PolicyConfig
 from vampo_core.ops import philox_normal
 from vampo_core.policy import registry
@@ -87,3 +88,11 @@ def test_a_second_kind(tmp_path, linear):
     first, second = (policy.predict([observation], ["cross"], [seed]) for seed in (0, 1))
     assert first.shape == (1, config.policy.action_horizon, 2) and not np.array_equal(first, second)
     assert policy.act(observation, "cross").shape == (2,)
+
+
+def test_every_kind_can_be_asked_for():
+    for kind in registry.KINDS:
+        assert load_config("pusht", f"policy.kind={kind}").policy.kind == kind
+        assert registry.policy_class(kind).settings_type.kind == kind
+    with pytest.raises(ValueError, match=", ".join(registry.KINDS)):
+        load_config("pusht", "policy.kind=unknown")
