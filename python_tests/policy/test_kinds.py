@@ -11,8 +11,7 @@ from torch import nn
 
 import vampo_core
 from vampo_core import Policy
-from vampo_core.config import load_config
-from vampo_core.config import PolicyConfig
+from vampo_core.config import PolicyConfig, load_config
 from vampo_core.ops import philox_normal
 from vampo_core.policy import registry
 from vampo_core.policy.normalization import normalize, unnormalize
