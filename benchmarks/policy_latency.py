@@ -17,6 +17,7 @@ from vampo_core.models import PatchCodec, VideoPredictor
 from vampo_core.models.codecs.latent import LatentCodec
 from vampo_core.models.predictor import FeatureExtractor
 from vampo_core.policy.controller import PolicyController
+from vampo_core.policy.inverse_dynamics.policy import InverseDynamicsPolicy
 from vampo_core.policy.normalization import Ranges
 from vampo_core.policy.vpp.features import feature_extractor
 from vampo_core.policy.vpp.policy import VPPPolicy
@@ -50,18 +51,15 @@ def main() -> None:
         policy.compile_features()
     executed = policy.settings.num_executed_steps
     print(f"{where}, {millions(policy)} M parameters")
-    print("slots  features ms  prediction ms (p50, p99)  control rate with a prediction every step, every", executed)
-    seen, layers = policy.settings.features, policy.settings.feature_layers
-    extractor = feature_extractor(policy.predictor, seen, layers, compiled=arguments.compiled)
+    print("slots  predictor ms  prediction ms (p50, p99)  control rate with a prediction every step, every", executed)
+    run_predictor = predictor_share(policy, compiled=arguments.compiled)
     for slots in arguments.slots:
         frames = torch.zeros(slots, 3, *policy.settings.image_size, device=DEVICE)
-        features = median(
-            lambda x=frames: run_features(policy.predictor, extractor, policy.predictor.codec.encode(x)),
-            arguments.num_predictions,
-        )[0]
+        latents = policy.predictor.codec.encode(frames)
+        features = median(lambda x=latents: run_predictor(x), arguments.num_predictions)[0]
         p50, p99 = median(predictions(policy, slots), arguments.num_predictions)
         print(
-            f"{slots:5}  {features:11.1f}  {p50:10.1f} {p99:8.1f}  {1e3 / p50:14.1f} Hz {executed * 1e3 / p50:14.1f} Hz"
+            f"{slots:5}  {features:12.1f}  {p50:10.1f} {p99:8.1f}  {1e3 / p50:14.1f} Hz {executed * 1e3 / p50:14.1f} Hz"
         )
 
 
@@ -93,6 +91,17 @@ def default_policy() -> Policy:
     )  # fmt: skip
     limits = torch.tensor([[0.0, 0.0], [512.0, 512.0]])
     return VPPPolicy(predictor, settings, Ranges(limits, limits)).eval()
+
+
+def predictor_share(policy: Policy, *, compiled: bool):
+    """What a policy's predictor does for a prediction, from first frames' latents: features, or a whole video."""
+    if isinstance(policy, InverseDynamicsPolicy):
+        return lambda latents: policy.imagine(
+            policy.predictor.condition(instructions=["push"] * len(latents), first_latents=latents), range(len(latents))
+        )
+    settings = policy.settings
+    extractor = feature_extractor(policy.predictor, settings.features, settings.feature_layers, compiled=compiled)
+    return lambda latents: run_features(policy.predictor, extractor, latents)
 
 
 @torch.no_grad()
