@@ -64,7 +64,7 @@ def train(
     check_run(VAMPO, config, resume_from)
     model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
     clips = prepare_clips(config, model.codec)
-    decoders = None if reward_funcs else reward_decoders(config, model.codec, clips)
+    decoders = reward_decoders(config, model.codec, clips) if reward_funcs is None else None
     trainer = VampoTrainer(
         model=model,
         config=config,

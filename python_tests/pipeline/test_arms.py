@@ -110,12 +110,12 @@ def test_arms_that_are_there_are_found(finished, monkeypatch):
 )
 def test_an_arm_goes_on_where_it_was_stopped(finished, tmp_path, monkeypatch, arm, trainer, dies, rest):
     config, before = finished
-    alone = load_config(
+    single = load_config(
         config, f"chain.arms=[base, {arm}]", f"run.dir={tmp_path / 'run'}", "run.save_every=1",
         f"model.pretrained={before.folders['base']}",
     )  # fmt: skip
-    steps = kill(monkeypatch, trainer, dies, lambda: api.run_stages(alone, until="vampo"))
-    after = api.run_stages(load_config(alone, "policy.lr=1e-5"), until="vampo")
+    steps = kill(monkeypatch, trainer, dies, lambda: api.run_stages(single, until="vampo"))
+    after = api.run_stages(load_config(single, "policy.lr=1e-5"), until="vampo")
     assert steps == rest, "what was saved is not done again"
     assert after[arm].parent == tmp_path and after[arm].name == before.folders[arm].name
 

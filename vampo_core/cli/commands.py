@@ -50,14 +50,14 @@ def pretrain(config: VampoConfig, *, resume_from: str | None, continue_: bool) -
     """Train a base predictor."""
     result = _trained(PRETRAINING, api.pretrain, config, resume_from, continue_)
     print(comparison_table(result.before, result.after))
-    return _ending(result, "best by held-out reward")
+    return _ending(result, f"best by held-out {config.evaluation.best_by}")
 
 
 def train(config: VampoConfig, *, resume_from: str | None, continue_: bool) -> int:
     """Post-train a predictor."""
     result = _trained(VAMPO, api.train, config, resume_from, continue_, has_report=True)
     print(comparison_table(result.before, result.after))
-    return _ending(result, "best by held-out reward")
+    return _ending(result, f"best by held-out {config.evaluation.best_by}")
 
 
 def train_policy(config: VampoConfig, *, resume_from: str | None, continue_: bool) -> int:

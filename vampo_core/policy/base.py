@@ -22,7 +22,7 @@ from vampo_core.policy.normalization import Ranges
 from vampo_core.policy.registry import policy_class
 from vampo_core.policy.settings import PolicySettings, policy_folder, policy_kind
 
-PREDICTOR, _WEIGHTS = "predictor", "policy.safetensors"
+PREDICTOR, WEIGHTS = "predictor", "policy.safetensors"
 """In a policy folder: the folder of its video predictor, and the file of all other weights."""
 
 
@@ -158,10 +158,10 @@ class Policy(nn.Module, ABC):
         policy = kind(predictor, settings, ranges)
         try:
             loaded = {f"{PREDICTOR}.{name}": x for name, x in predictor.state_dict().items()}
-            policy.load_state_dict(load_file(path / _WEIGHTS) | loaded, strict=True)
+            policy.load_state_dict(load_file(path / WEIGHTS) | loaded, strict=True)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # the second line names weights
-            raise ValueError(f"{path / _WEIGHTS} cannot be loaded: {reason}") from error
+            raise ValueError(f"{path / WEIGHTS} cannot be loaded: {reason}") from error
         return policy.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -170,7 +170,7 @@ class Policy(nn.Module, ABC):
         folder.mkdir(parents=True, exist_ok=True)
         self.predictor.save_pretrained(folder / PREDICTOR)
         self.settings.save(folder)
-        save_file({name: x.contiguous() for name, x in self._own_weights().items()}, folder / _WEIGHTS)
+        save_file({name: x.contiguous() for name, x in self._own_weights().items()}, folder / WEIGHTS)
 
     def fingerprint(self) -> str:
         """A hash of all weights and settings, including the predictor's and its precision."""

@@ -70,7 +70,7 @@ def _facts(run: RunSummary) -> list[str]:
         ]
     facts.append(f"denoiser of {run.num_parameters / 1e6:.3g} M parameters")
     if run.best_step != run.step:
-        facts.append(f"best held-out reward at {run.best_step}")
+        facts.append(f"best held-out {run.config.evaluation.best_by} at {run.best_step}")
     return facts
 
 

@@ -98,7 +98,7 @@ class TrainResult(Generic[E]):
     """What a training run leaves behind; the same on every process."""
 
     checkpoint: Path  # the newest
-    best_checkpoint: Path  # the one with the highest held-out reward, or for a policy the lowest action error
+    best_checkpoint: Path  # by evaluation.best_by, or for a policy by the action error
     history: list[dict[str, Any]]  # one row per iteration
     before: E
     after: E

@@ -207,8 +207,8 @@ def test_episodes_are_the_same_in_one_process_and_in_four_and_in_batches_of_one_
     for again in (act(8, 4, 8), act(8, 1, 3)):
         assert again[0] == episodes
         assert all(np.array_equal(again[1][seed], actions[seed]) for seed in actions)
-    alone, one_by_one = act(1, 0, 1)
-    assert [(e.seed, e.success, e.length) for e in alone] == [(e.seed, e.success, e.length) for e in episodes]
+    single, one_by_one = act(1, 0, 1)
+    assert [(e.seed, e.success, e.length) for e in single] == [(e.seed, e.success, e.length) for e in episodes]
     for seed in actions:
         np.testing.assert_allclose(one_by_one[seed], actions[seed], atol=1e-5)
 

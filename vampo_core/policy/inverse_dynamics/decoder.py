@@ -14,6 +14,7 @@ from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.diffusion.streams import DECODER_NOISE, stream_seed
 from vampo_core.models.fingerprint import fingerprint
 from vampo_core.ops import philox_normal
+from vampo_core.policy.base import WEIGHTS as POLICY_WEIGHTS
 from vampo_core.policy.inverse_dynamics.networks import NETWORKS
 from vampo_core.policy.inverse_dynamics.pairs import PairDataset
 from vampo_core.policy.inverse_dynamics.settings import DecoderSettings, Network
@@ -22,7 +23,8 @@ from vampo_core.policy.settings import SETTINGS_FILE as POLICY_SETTINGS
 from vampo_core.training.checkpoint import find_checkpoint
 
 SETTINGS_FILE, _WEIGHTS = "decoder.json", "decoder.safetensors"
-_POLICY_WEIGHTS, _PREFIX = "policy.safetensors", "decoder."
+_PREFIX = "decoder."
+"""Of a decoder's weights in a policy folder."""
 _ARCHITECTURE = 1
 
 
@@ -135,7 +137,7 @@ class ActionDecoder(nn.Module):
             if architecture != _ARCHITECTURE:
                 raise ValueError(f"architecture is {architecture}, expected {_ARCHITECTURE}: train the decoder again")
             settings = DecoderSettings.from_dict(values)
-            weights = load_file(path / (_POLICY_WEIGHTS if is_policy else _WEIGHTS))
+            weights = load_file(path / (POLICY_WEIGHTS if is_policy else _WEIGHTS))
             if is_policy:
                 weights = {k.removeprefix(_PREFIX): x for k, x in weights.items() if k.startswith(_PREFIX)}
             decoder = cls(settings, torch.zeros(2, settings.action_dim))
