@@ -69,10 +69,10 @@ def latent_rewards(pred: Tensor, target: Tensor, config: RewardConfig) -> Tensor
 
 def differentiable_tail(sampler: EulerHybridSampler, x: Tensor, denoise: Denoise) -> Tensor:  # [N, F, C, h, w]
     """The steps behind the first stochastic one, as ``sampler.tail`` takes them, with gradient."""
-    for index in range(sampler.first_stochastic_step + 1, sampler.num_inference_steps):
+    for index in range(sampler.first_stochastic_step + 1, sampler.num_steps):
         output = ModelOutput(*denoise(x, sampler.sigmas[index], None))
         step = sampler.coefficients(index)
-        x = step.a * x + step.b * output.guided(sampler.guidance(x, output.uncond))
+        x = step.a * x + step.b * output.guided(sampler.guidance(x, output.uncond, sampler.sigmas[index]))
     return x
 
 
@@ -120,7 +120,7 @@ def measure(model: VideoPredictor, config: VampoConfig, batch: dict, num_draws: 
     target = batch["latents"]
     engine = RolloutEngine(model, sampler, num_generations=num_draws, chunk_size=None, reuse_first_step=True)
     condition = engine.condition(batch)
-    denoise = model.denoiser(condition, guidance=sampler.uses_guidance)
+    denoise = model.denoiser(condition, guidance=sampler.guides)
     sample = sampler.prefix(sampler.initial_noise(tuple(target.shape), seed=SEED), denoise)
     output = engine.forward(sample, sampler.first_sigma, condition)
     draws = sampler.first_step(
@@ -134,7 +134,7 @@ def measure(model: VideoPredictor, config: VampoConfig, batch: dict, num_draws: 
     exact, own, framed = b * path.exact / clip_spread, b * path.own / clip_spread, b * path.own / frame_spread
 
     weights = [p for p in model.denoiser_network.parameters() if p.requires_grad]
-    guided = output.guided(sampler.guidance(sample, output.uncond))
+    guided = output.guided(sampler.guidance(sample, output.uncond, sampler.first_sigma))
 
     def to_weights(scalar: Tensor, gradient: Tensor | None = None) -> Tensor:
         parts = torch.autograd.grad(scalar, weights, gradient, retain_graph=True, allow_unused=True)

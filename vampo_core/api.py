@@ -135,7 +135,7 @@ def evaluate(checkpoint: str | Path, config: Config, *overrides: str) -> EvalRes
     clips = prepare_clips(config, model.codec)
     return evaluate_predictor(
         model,
-        model.sampler(**config.sampler.overrides()),
+        model.sampler(**config.sampler.overrides(cheap_tail=config.evaluation.cheap_tail)),
         held_out_batch(clips.held_out, config.evaluation.num_clips),
         num_samples=config.evaluation.num_samples,
         seed=config.evaluation.seed,

@@ -27,6 +27,9 @@ def counted(model) -> list[int]:
         ("grpo.reuse_first_step=false", "grpo.kl_coef=0.1"),
         ("sampler.guidance_scale=2", "grpo.num_generations=3"),
         ("grpo.anchor_coef=0.1", "grpo.num_inner_epochs=2", "grpo.batch_size=3"),
+        ("sampler.tail_steps=1", "sampler.solver=unipc"),
+        ("sampler.guidance_scale=2", "sampler.guidance_interval=[0, 20]", "sampler.stochastic_steps=[0, 2]"),
+        ("sampler.guidance_scale=2", "sampler.guidance_interval=[20, 100]", "grpo.kl_coef=0.1"),
         ("sampler.guidance_scale=2", "sampler.stochastic_steps=[0, 1]", "grpo.kl_coef=0.1", "grpo.anchor_coef=0.1"),
     ],
 )  # fmt: skip
@@ -36,7 +39,7 @@ def test_an_iteration_costs_what_is_counted(tmp_path, overrides):
     counts = counted(model)
     trainer = make_trainer(config, model=model)
     trainer.iterate(1, trainer.batches(0))
-    assert sum(counts) == forwards_per_iteration(config.grpo, trainer.clips.sampler)
+    assert sum(counts) == forwards_per_iteration(config.grpo, trainer.sampler)
 
 
 def test_the_cost_of_the_preset_by_hand():
@@ -44,6 +47,8 @@ def test_the_cost_of_the_preset_by_hand():
     assert forwards_per_iteration(grpo, sampler) == 8 * (3 + 16)
     eight = EulerHybridSampler(stochastic_steps=(3,))
     assert forwards_per_iteration(grpo, eight) == 8 * (3 + 3 + 16 * 4), "three shared, one with gradient, four each"
+    cheap = EulerHybridSampler(stochastic_steps=(3,), tail_steps=1)
+    assert forwards_per_iteration(grpo, cheap) == 8 * (3 + 3 + 16)
 
 
 def test_as_many_updates_as_the_compute_pays_for(tmp_path):

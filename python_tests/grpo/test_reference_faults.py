@@ -118,6 +118,9 @@ CHANGES = {
     "sampler.eta": ["sampler.eta=0.5"],
     "sampler.stochastic_steps": ["sampler.stochastic_steps=[1]"],
     "sampler.guidance_scale": ["sampler.guidance_scale=2"],
+    "sampler.guidance_interval": ["sampler.guidance_interval=[0, 20]", "sampler.guidance_scale=2"],
+    "sampler.solver": ["sampler.solver=unipc"],
+    "sampler.tail_steps": ["sampler.tail_steps=1"],
     "reward.l1_weight": ["reward.l1_weight=0"],
     "reward.cosine_weight": ["reward.cosine_weight=0"],
     "reward.motion_weight": ["reward.motion_weight=1"],
@@ -133,7 +136,7 @@ CHANGES = {
     "run.seed": ["run.seed=1"],
 }
 """Each key, and overrides beside which only the key itself may be what makes the difference."""
-BESIDE = {"grpo.clip_range": ["grpo.num_inner_epochs=2"]}
+BESIDE = {"grpo.clip_range": ["grpo.num_inner_epochs=2"], "sampler.guidance_interval": ["sampler.guidance_scale=2"]}
 SAME = {
     "grpo.reuse_first_step": "false",
     "sampler.tail_chunk_size": "3",
@@ -189,13 +192,14 @@ ELSEWHERE = {
         *("model.layers_per_block", "model.num_attention_heads"),
     },
     "policy train": {
-        *("data.weights", "run.eval_every", "run.save_every", "evaluation.action_error", "evaluation.best_by")
+        *("data.weights", "run.eval_every", "run.save_every"),
+        *("evaluation.action_error", "evaluation.best_by", "evaluation.cheap_tail"),
     },
     "policy eval": set(),
 }
 """Except for these: a new model has no text encoder yet, ``train`` was given a model that has its shape, intervals of
 pretraining and policies, and pretraining's running mean, stand in their own sections, and a policy has one dataset and
-no videos to judge."""
+no videos to predict and judge."""
 
 
 def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from vampo_core.config.chain_section import ChainConfig
 from vampo_core.config.checks import ConfigError
 from vampo_core.config.load import load_config, presets
 from vampo_core.config.policy_sections import ClosedLoopConfig, PolicyConfig
+from vampo_core.config.sampler_section import SamplerConfig
 from vampo_core.config.sections import (
     AdamWConfig,
     DataConfig,
@@ -14,7 +15,6 @@ from vampo_core.config.sections import (
     PretrainConfig,
     RewardConfig,
     RunConfig,
-    SamplerConfig,
 )
 from vampo_core.config.vampo import VampoConfig, deciding, resumed, roles
 

@@ -1,16 +1,15 @@
-"""Every setting of a run except a policy's (``policy_sections.py``): type, range, default, meaning and role.
+"""Settings of a run: type, range, default, meaning and role; samplers, policies and chains have files of their own.
 
 Defaults are those of no preset: careful enough for a model that was trained elsewhere. The classes are immutable and
 check themselves, so a configuration that exists is valid.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from vampo_core.config.checks import ConfigError, MultipleOf, Range, check_fields
 from vampo_core.config.roles import Role
-from vampo_core.diffusion.settings import EulerHybridSettings
 
 Positive = Annotated[int, Range(minimum=1)]
 Count = Annotated[int, Range(minimum=0)]
@@ -60,49 +59,6 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "grpo")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """Euler Hybrid sampling: noise where the policy acts, a deterministic ODE everywhere else.
-
-    The settings and their meanings are those of :class:`vampo_core.EulerHybridSampler`. A setting that is null is the
-    predictor's own, as its folder says; a predictor made from scratch has the sampler's defaults.
-    """
-
-    ROLE: ClassVar[Role] = VAMPO
-    DECLARED_IN: ClassVar[tuple[type, ...]] = (EulerHybridSettings,)
-
-    num_inference_steps: Annotated[int, Range(minimum=2)] | None = None
-    sigma_min: Above0 | None = None
-    sigma_max: Annotated[Above0, Role(decides=("base", "vampo"))] | None = None
-    rho: Above0 | None = None
-    eta: Above0 = EulerHybridSettings.eta
-    stochastic_steps: tuple[Count, ...] = EulerHybridSettings.stochastic_steps
-    guidance_scale: AtLeast0 | None = None
-    tail_chunk_size: Annotated[Positive, Role(decides=("vampo",), may_change=True)] | None = None
-    """Videos that the deterministic steps work on at once, to bound memory; null for all."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "sampler")
-        object.__setattr__(self, "stochastic_steps", tuple(sorted(set(self.stochastic_steps))))
-        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
-            raise ConfigError(
-                f"sampler.sigma_min is {self.sigma_min}, expected less than sampler.sigma_max = {self.sigma_max}"
-            )
-        last = None if self.num_inference_steps is None else self.num_inference_steps - 2
-        if not self.stochastic_steps or (last is not None and self.stochastic_steps[-1] > last):
-            raise ConfigError(
-                f"sampler.stochastic_steps is {list(self.stochastic_steps)}, expected at least one index from 0 to "
-                f"sampler.num_inference_steps - 2{'' if last is None else f' = {last}'}: the step to noise level 0 has "
-                "no density"
-            )
-
-    def overrides(self) -> dict[str, Any]:
-        """What is set, as :class:`~vampo_core.EulerHybridSampler` names it."""
-        settings = {field.name for field in fields(EulerHybridSettings)} & {field.name for field in fields(self)}
-        given = {name: value for name in sorted(settings) if (value := getattr(self, name)) is not None}
-        return given if self.guidance_scale is None else given | {"min_guidance_scale": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +295,8 @@ class EvaluationConfig:
     """Number of videos predicted for each clip."""
     batch_size: Positive = 16
     """Number of videos predicted at once."""
+    cheap_tail: bool = False
+    """Predict held-out videos with ``sampler.tail_steps`` too, instead of with the whole schedule."""
     seed: Count = 0
     """Seed of the noise, and of the judge."""
     action_error: Annotated[bool, Role(decides=("vampo",))] = True

@@ -11,6 +11,7 @@ from vampo_core.config.checks import ConfigError, nearest
 from vampo_core.config.meaning import annotated_yaml
 from vampo_core.config.policy_sections import ClosedLoopConfig, DecoderConfig, PolicyConfig
 from vampo_core.config.roles import Product, Role, products_behind, roles_of
+from vampo_core.config.sampler_section import SamplerConfig
 from vampo_core.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -20,7 +21,6 @@ from vampo_core.config.sections import (
     PretrainConfig,
     RewardConfig,
     RunConfig,
-    SamplerConfig,
 )
 from vampo_core.config.yaml_text import dump
 from vampo_core.diffusion.settings import EulerHybridSettings

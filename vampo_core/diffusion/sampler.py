@@ -121,7 +121,7 @@ class EulerHybridSampler(EulerHybridSettings):
             eta=self.eta,
             prediction_type=self.prediction_type,
             model_output_uncond=model_output_uncond,
-            guidance_scale=self.guidance(sample, model_output_uncond),
+            guidance_scale=self.guidance(sample, model_output_uncond, self.sigmas[index]),
         )
         return log_prob.view(*group, log_prob.shape[-1])
 
@@ -160,9 +160,7 @@ class EulerHybridSampler(EulerHybridSettings):
         start = self.first_stochastic_step + 1
         if len(self.stochastic_steps) > 1 and seed is None:
             raise ValueError(f"seed is None, expected an integer: steps {self.stochastic_steps[1:]} draw noise")
-        latents, steps = self._integrate(
-            prev_sample, denoise, start, self.num_inference_steps, seed, first_clip, chunk_size
-        )
+        latents, steps = self._integrate(prev_sample, denoise, start, self.num_steps, seed, first_clip, chunk_size)
         return Rollout(latents, steps)
 
     def rollout(
@@ -213,7 +211,7 @@ class EulerHybridSampler(EulerHybridSettings):
         """Latent videos from initial noise, one per row; deterministic, or with ``seed`` drawn as in training."""
         check_tensor("noise", noise, "N, F, C, H, W")
         if seed is None:
-            return self._integrate(noise, denoise, 0, self.num_inference_steps, None, 0, chunk_size)[0]
+            return self._integrate(noise, denoise, 0, self.num_steps, None, 0, chunk_size)[0]
         rollout = self.rollout(
             noise, denoise, num_generations=1, seed=seed, chunk_size=chunk_size, first_clip=first_clip
         )
@@ -238,7 +236,7 @@ class EulerHybridSampler(EulerHybridSettings):
             eta=self.eta,
             prediction_type=self.prediction_type,
             model_output_uncond=uncond,
-            guidance_scale=self.guidance(sample, uncond),
+            guidance_scale=self.guidance(sample, uncond, self.sigmas[index]),
             num_generations=num_draws,
             seed=stream_seed(seed, STEP, index),
             first_clip=first_row,

@@ -1,7 +1,9 @@
 """Settings of an Euler Hybrid sampling run, and the scalars that follow from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +12,41 @@ from vampo_core.diffusion.process import EDM, Process
 from vampo_core.diffusion.sigmas import SigmaSchedule, make_sigmas
 from vampo_core.ops._checks import check_float, check_int
 from vampo_core.ops.coefficients import EulerCoefficients, PredictionType
+
+SolverName = Literal["euler", "dpm++2m", "unipc"]
+
+
+def check_interval(name: str, value: Sequence[float]) -> tuple[float, float]:
+    """``(low, high)``, two noise levels in order.
+
+    Raises:
+        TypeError: an element is no number.
+        ValueError: there are not two, or they are out of order.
+    """
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"{name} is {value!r}, expected [low, high], two noise levels")
+    low, high = (check_float(name, level, minimum=0) for level in value)
+    if not low <= high:
+        raise ValueError(f"{name} is [{low}, {high}], expected low <= high")
+    return low, high
+
+
+def check_tail_steps(tail_steps: int, stochastic_steps: Sequence[int], num_inference_steps: int | None) -> None:
+    """Refuse a number of tail steps that the schedule has no place for; None for a schedule that is not known.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is out of range.
+    """
+    if not stochastic_steps:
+        raise ValueError(f"tail_steps is {tail_steps}, expected None: no step is stochastic, so there is no tail")
+    left = None if num_inference_steps is None else num_inference_steps - stochastic_steps[0] - 1
+    check_int("tail_steps", tail_steps, minimum=1)
+    if left is not None and tail_steps > left:
+        raise ValueError(
+            f"tail_steps is {tail_steps}, expected at most {left}: what {num_inference_steps} steps leave behind step "
+            f"{stochastic_steps[0]}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +73,14 @@ class EulerHybridSettings:
     """Classifier-free guidance of the last frame; 1 with ``min_guidance_scale`` 1 is none."""
     min_guidance_scale: float = 1.0
     """Guidance of the first frame; linear over the frames in between (SVD). Equal to the other for a constant."""
-    solver: str = "euler"
-    """Solver of the deterministic steps, a key of ``vampo_core.diffusion.solvers.SOLVERS``."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise levels ``(low, high)`` between which guidance acts (Kynkäänniemi et al. 2024); None for all. Outside, the
+    unconditional half is not run."""
+    solver: SolverName = "euler"
+    """Solver of the deterministic steps: ``"euler"``, or ``"dpm++2m"`` or ``"unipc"``, which need fewer steps."""
+    tail_steps: int | None = None
+    """Denoiser evaluations behind the first stochastic step; None for as many as the schedule has left. Fewer noise
+    levels are spaced as the schedule spaces its own."""
     process: Process = field(default_factory=EDM)
     """Noising process of the model."""
     unit_variance_start: bool = True
@@ -47,26 +90,41 @@ class EulerHybridSettings:
         check_float("eta", self.eta, minimum=0)
         check_float("guidance_scale", self.guidance_scale, minimum=0)
         check_float("min_guidance_scale", self.min_guidance_scale, minimum=0)
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", check_interval("guidance_interval", self.guidance_interval))
         steps = tuple(sorted({check_int("stochastic_steps", i, minimum=0) for i in self.stochastic_steps}))
         object.__setattr__(self, "stochastic_steps", steps)
+        if self.tail_steps is not None:
+            check_tail_steps(self.tail_steps, steps, self.num_inference_steps)
         assert self.sigmas  # checks the schedule's own arguments
         self.process.scalings(self.sigma_max, self.prediction_type)  # checks the prediction type
-        if steps and steps[-1] > self.num_inference_steps - 2:
+        if steps and steps[-1] > self.num_steps - 2:
             raise ValueError(
-                f"stochastic_steps is {steps}, expected indices of at most num_inference_steps - 2 = "
-                f"{self.num_inference_steps - 2}: the last step, to noise level 0, has no density"
+                f"stochastic_steps is {steps}, expected indices of at most {self.num_steps - 2}: num_inference_steps = "
+                f"{self.num_inference_steps} with tail_steps = {self.tail_steps} makes {self.num_steps} steps, and the "
+                "last one, to noise level 0, has no density"
             )
 
     @cached_property
     def sigmas(self) -> tuple[float, ...]:
-        """The N + 1 noise levels, the last one 0."""
+        """Noise levels, one more than there are steps; the last one is 0."""
+        levels = self._levels(self.num_inference_steps, self.sigma_max)
+        if self.tail_steps is None:
+            return levels
+        split = self.stochastic_steps[0] + 1
+        if self.tail_steps == self.num_inference_steps - split:
+            return levels
+        return (*levels[:split], *self._levels(self.tail_steps, levels[split]))
+
+    def _levels(self, num_steps: int, sigma_max: float) -> tuple[float, ...]:
         return make_sigmas(
-            self.num_inference_steps,
-            sigma_min=self.sigma_min,
-            sigma_max=self.sigma_max,
-            rho=self.rho,
-            schedule=self.schedule,
+            num_steps, sigma_min=self.sigma_min, sigma_max=sigma_max, rho=self.rho, schedule=self.schedule
         )
+
+    @property
+    def num_steps(self) -> int:
+        """Denoiser evaluations of one video: ``num_inference_steps``, or fewer with ``tail_steps``."""
+        return len(self.sigmas) - 1
 
     @property
     def init_noise_sigma(self) -> float:
@@ -75,8 +133,14 @@ class EulerHybridSettings:
 
     @property
     def uses_guidance(self) -> bool:
-        """Whether the denoiser has to return an unconditional output too."""
-        return not self.guidance_scale == self.min_guidance_scale == 1
+        """Whether the denoiser has to return an unconditional output too, at some noise level at least."""
+        return any(self.guides(sigma) for sigma in self.sigmas[:-1])
+
+    def guides(self, sigma: float) -> bool:
+        """Whether guidance acts at a noise level, so that the denoiser has to return an unconditional output too."""
+        if self.guidance_scale == self.min_guidance_scale == 1:
+            return False
+        return self.guidance_interval is None or self.guidance_interval[0] <= sigma <= self.guidance_interval[1]
 
     @property
     def first_stochastic_step(self) -> int:
@@ -107,13 +171,18 @@ class EulerHybridSettings:
         """``eta`` of one step: 0 where it draws no noise."""
         return self.eta if step_index in self.stochastic_steps else 0.0
 
-    def guidance(self, sample: Tensor, uncond: Tensor | None) -> Tensor | None:  # [F]
-        """Guidance scale per frame, of the sample's device and dtype."""
-        if self.uses_guidance != (uncond is not None):
+    def guidance(self, sample: Tensor, uncond: Tensor | None, sigma: float) -> Tensor | None:  # [F]
+        """Guidance scale per frame at a noise level, of the sample's device and dtype; None where guidance is off.
+
+        Raises:
+            ValueError: there is an unconditional output where guidance is off, or none where it acts.
+        """
+        if self.guides(sigma) != (uncond is not None):
             given = "no unconditional output" if uncond is None else "an unconditional output"
             raise ValueError(
-                f"{given} with guidance_scale = {self.guidance_scale} and min_guidance_scale = "
-                f"{self.min_guidance_scale}, expected one exactly where a scale differs from 1"
+                f"{given} at noise level {sigma:g} with guidance_scale = {self.guidance_scale}, min_guidance_scale = "
+                f"{self.min_guidance_scale} and guidance_interval = {self.guidance_interval}, expected one exactly "
+                "where a scale differs from 1"
             )
         if uncond is None:
             return None

@@ -4,12 +4,14 @@
 turn, so a multistep solver may keep earlier outputs in its closure; its history begins where a group splits.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from vampo_core.diffusion.settings import EulerHybridSettings
+from vampo_core.diffusion.settings import EulerHybridSettings, SolverName
 from vampo_core.ops import hybrid_euler_step
 
 
@@ -19,8 +21,8 @@ class SolverStep(Protocol):
     def __call__(
         self,
         sample: Tensor,  # [N, F, C, H, W]
-        model_output: Tensor,  # like sample
-        model_output_uncond: Tensor | None,  # like sample; None without guidance
+        output: Tensor,  # of the denoiser, like sample
+        uncond: Tensor | None,  # its unconditional output; None without guidance
         index: int,
         *,
         out: Tensor,  # like sample; may be sample itself
@@ -35,22 +37,122 @@ Solver = Callable[[EulerHybridSettings], SolverStep]
 def euler(settings: EulerHybridSettings) -> SolverStep:
     """Euler's method on the probability-flow ODE (Karras et al. 2022, algorithm 1 without the correction)."""
 
-    def step(
-        sample: Tensor, model_output: Tensor, model_output_uncond: Tensor | None, index: int, *, out: Tensor
-    ) -> Tensor:
-        return hybrid_euler_step(
-            sample,
-            model_output,
-            sigma=settings.sigmas[index],
-            sigma_next=settings.sigmas[index + 1],
-            prediction_type=settings.prediction_type,
-            model_output_uncond=model_output_uncond,
-            guidance_scale=settings.guidance(sample, model_output_uncond),
-            out=out,
-        ).prev_sample
+    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor) -> Tensor:
+        return _euler_step(settings, sample, output, uncond, index, settings.sigmas[index + 1], out)
 
     return step
 
 
-SOLVERS: dict[str, Solver] = {"euler": euler}
+def dpmpp_2m(settings: EulerHybridSettings) -> SolverStep:
+    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2): two clean estimates, extrapolated in ln sigma."""
+    history = _History()
+
+    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor) -> Tensor:
+        if settings.sigmas[index + 1] == 0:
+            return _euler_step(settings, sample, output, uncond, index, 0.0, out)
+        clean = _euler_step(settings, sample, output, uncond, index, 0.0)
+        target = _extrapolated(settings, history.before(index), clean, index)
+        history.add(index, sample, clean)
+        return _towards(settings, sample, target, index, out)
+
+    return step
+
+
+def unipc(settings: EulerHybridSettings) -> SolverStep:
+    """UniPC of order 2 with B(h) = e^h - 1 (Zhao et al. 2023): DPM-Solver++(2M), each arrival corrected."""
+    history = _History()
+
+    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor) -> Tensor:
+        if settings.sigmas[index + 1] == 0:
+            return _euler_step(settings, sample, output, uncond, index, 0.0, out)
+        clean = _euler_step(settings, sample, output, uncond, index, 0.0)
+        past = history.before(index)
+        if past:
+            sample = _corrected(settings, past, clean, index)
+        target = _extrapolated(settings, past, clean, index)
+        history.add(index, sample, clean)
+        return _towards(settings, sample, target, index, out)
+
+    return step
+
+
+SOLVERS: dict[SolverName, Solver] = {"euler": euler, "dpm++2m": dpmpp_2m, "unipc": unipc}
 """Solvers by the name that ``EulerHybridSampler(solver=...)`` takes."""
+
+
+class _History:
+    """Samples and clean estimates of the last two steps, as long as these follow each other."""
+
+    def __init__(self) -> None:
+        self._next = -1
+        self._steps: list[tuple[Tensor, Tensor]] = []
+
+    def before(self, index: int) -> list[tuple[Tensor, Tensor]]:
+        """``(sample, clean)`` of the steps right before ``index``, the latest last; none behind a stochastic step."""
+        if index != self._next:
+            self._steps = []
+        return self._steps
+
+    def add(self, index: int, sample: Tensor, clean: Tensor) -> None:
+        self._next, self._steps = index + 1, [*self._steps[-1:], (sample, clean)]
+
+
+def _euler_step(
+    settings: EulerHybridSettings,
+    sample: Tensor,
+    output: Tensor,
+    uncond: Tensor | None,
+    index: int,
+    sigma_next: float,  # 0: the estimate of the clean latents
+    out: Tensor | None = None,
+) -> Tensor:
+    return hybrid_euler_step(
+        sample,
+        output,
+        sigma=settings.sigmas[index],
+        sigma_next=sigma_next,
+        prediction_type=settings.prediction_type,
+        model_output_uncond=uncond,
+        guidance_scale=settings.guidance(sample, uncond, settings.sigmas[index]),
+        out=out,
+    ).prev_sample
+
+
+def _towards(
+    settings: EulerHybridSettings, sample: Tensor, target: Tensor, index: int, out: Tensor | None = None
+) -> Tensor:
+    """``(s / sigma) * sample + (1 - s / sigma) * target``, with s the next noise level: Euler's step to a given x0."""
+    sigma, sigma_next = settings.sigmas[index], settings.sigmas[index + 1]
+    step = hybrid_euler_step(sample, target, sigma=sigma, sigma_next=sigma_next, prediction_type="sample", out=out)
+    return step.prev_sample
+
+
+def _log_step(settings: EulerHybridSettings, index: int) -> float:
+    """Length of step ``index`` in ln sigma, above 0."""
+    return math.log(settings.sigmas[index] / settings.sigmas[index + 1])
+
+
+def _extrapolated(
+    settings: EulerHybridSettings, past: list[tuple[Tensor, Tensor]], clean: Tensor, index: int
+) -> Tensor:
+    """The clean estimate half a step ahead, on the line through the last two."""
+    if not past:
+        return clean
+    ahead = _log_step(settings, index) / (2 * _log_step(settings, index - 1))
+    return torch.lerp(past[-1][1], clean, 1 + ahead)
+
+
+def _corrected(settings: EulerHybridSettings, past: list[tuple[Tensor, Tensor]], clean: Tensor, index: int) -> Tensor:
+    """The last step made again, with the clean estimate at its end known too (Zhao et al. 2023, algorithm 5)."""
+    sample, before = past[-1]
+    if len(past) == 1:
+        return _towards(settings, sample, torch.lerp(before, clean, 0.5), index - 1)
+    h = _log_step(settings, index - 1)
+    phi = math.expm1(-h)
+    first = -(phi / h + 1) / phi  # the integrals of 1 and t against e^t that the two estimates have to match
+    second = -2 * (first * phi / h + 0.5) / phi
+    ratio = -_log_step(settings, index - 2) / h
+    weight = (first - second) / (1 - ratio)
+    target = torch.lerp(before, clean, first - weight)
+    target.add_(past[-2][1] - before, alpha=weight / ratio)
+    return _towards(settings, sample, target, index - 1)

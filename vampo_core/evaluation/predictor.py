@@ -126,7 +126,7 @@ def predict(
         noise = sampler.initial_noise(tuple(latents.shape), seed=seed, first_clip=first_clip + start, device=device)
         rollout = sampler.rollout(
             noise,
-            model.denoiser(condition, guidance=sampler.uses_guidance),
+            model.denoiser(condition, guidance=sampler.guides),
             num_generations=num_samples,
             seed=seed,
             chunk_size=batch_size,

@@ -12,7 +12,7 @@ from vampo_core.ops import philox_normal
 
 def deterministic_sigmas(sampler: EulerHybridSampler) -> list[float]:
     """Noise levels at which the sampler evaluates the denoiser without drawing noise."""
-    return [sampler.sigmas[i] for i in range(sampler.num_inference_steps) if i not in sampler.stochastic_steps]
+    return [sampler.sigmas[i] for i in range(sampler.num_steps) if i not in sampler.stochastic_steps]
 
 
 def anchor_loss(

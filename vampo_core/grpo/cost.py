@@ -17,14 +17,14 @@ def forwards_per_iteration(grpo: GRPOConfig, sampler: EulerHybridSettings) -> in
         sampler: schedule and stochastic steps of the rollouts.
     """
     first, *later = sampler.stochastic_steps
-    shared, drawn = first + 1, grpo.num_generations * (sampler.num_inference_steps - first - 1)
-    passes = 1 + grpo.num_generations * len(later)  # the group shares the sample of its first stochastic step only
+    costs = [2 if sampler.guides(sigma) else 1 for sigma in sampler.sigmas[:-1]]
+    shared, drawn = sum(costs[: first + 1]), grpo.num_generations * sum(costs[first + 1 :])
+    # the group shares the sample of its first stochastic step only
+    passes = costs[first] + grpo.num_generations * sum(costs[step] for step in later)
     updated = FORWARD_AND_BACKWARD * passes * grpo.num_inner_epochs
-    reused = 1 if grpo.reuse_first_step else 0  # the forward pass that drew the group
+    reused = costs[first] if grpo.reuse_first_step else 0  # the forward pass that drew the group
     compared = passes * grpo.num_inner_epochs if grpo.kl_coef > 0 else 0
     per_clip = shared + drawn + updated - reused + compared
-    if sampler.uses_guidance:
-        per_clip *= 2
     if grpo.anchor_coef > 0:
         per_clip += (FORWARD_AND_BACKWARD + 1) * grpo.num_inner_epochs
     return per_clip * grpo.batch_size

@@ -82,7 +82,7 @@ class RolloutEngine:
         """
         condition, sampler = self.condition(batch), self.sampler
         shape = tuple(batch["latents"].shape)
-        frozen = self.model.denoiser(condition, guidance=sampler.uses_guidance)
+        frozen = self.model.denoiser(condition, guidance=sampler.guides)
         noise = sampler.initial_noise(
             shape,
             seed=seed,
@@ -119,7 +119,7 @@ class RolloutEngine:
 
     def forward(self, sample: Tensor, sigma: float, condition: Condition) -> ModelOutput:
         """The denoiser's output with gradient."""
-        denoise = self.model.denoiser(condition, guidance=self.sampler.uses_guidance)
+        denoise = self.model.denoiser(condition, guidance=self.sampler.guides)
         return ModelOutput(*denoise(sample, sigma, None))
 
     def log_probs(self, rollout: GroupRollout) -> Iterator[tuple[RolloutStep, slice, Tensor, ModelOutput]]:

@@ -89,6 +89,7 @@ class VampoTrainer:
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         check_names(self.rewards)
         self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset, judge)
+        self.sampler = model.sampler(**config.sampler.overrides(cheap_tail=True))
         compares = grpo.kl_coef > 0 or grpo.anchor_coef > 0
         self.reference = model.to(self.accelerator.device).frozen_reference() if compares else None
         if isinstance(model.text_encoder, nn.Module):
@@ -102,7 +103,7 @@ class VampoTrainer:
         )
         self.engine = RolloutEngine(
             model,
-            self.clips.sampler,
+            self.sampler,
             num_generations=grpo.num_generations,
             chunk_size=config.sampler.tail_chunk_size,
             reuse_first_step=grpo.reuse_first_step,
@@ -192,7 +193,7 @@ class VampoTrainer:
             losses.append(loss)
         if grpo.anchor_coef > 0:
             assert self.reference is not None
-            anchor = anchor_loss(self.model, self.reference, self.clips.sampler, rollout)
+            anchor = anchor_loss(self.model, self.reference, self.sampler, rollout)
             self.optimizer.backward(grpo.anchor_coef * anchor / self.num_parts, what=what)
             losses = [replace(loss, loss=loss.loss + grpo.anchor_coef * anchor, anchor=anchor) for loss in losses]
         return losses
@@ -203,12 +204,12 @@ class VampoTrainer:
         rows = torch.arange(clips.start, clips.stop, device=sample.device)
         if sample.ndim == 6:
             sample, rows = sample.flatten(0, 1), rows.repeat_interleave(sample.shape[1])
-        condition = rollout.condition.index_select(rows)
+        condition, sigma = rollout.condition.index_select(rows), self.sampler.sigmas[step_index]
         with torch.no_grad():
-            denoise = self.model.denoiser(condition, guidance=self.clips.sampler.uses_guidance, model=self.reference)
-            base = ModelOutput(*denoise(sample, self.clips.sampler.sigmas[step_index], None))
-        scale = self.clips.sampler.guidance(sample, output.uncond)
-        coefficients = self.clips.sampler.coefficients(step_index)
+            denoise = self.model.denoiser(condition, guidance=self.sampler.guides, model=self.reference)
+            base = ModelOutput(*denoise(sample, sigma, None))
+        scale = self.sampler.guidance(sample, output.uncond, sigma)
+        coefficients = self.sampler.coefficients(step_index)
         return gaussian_kl(output.guided(scale), base.guided(scale), b=coefficients.b, sigma_up=coefficients.sigma_up)
 
     def _record(self, losses: list[PolicyLoss], scores: list[Rewards], seconds: Mapping[str, float]) -> dict[str, Any]:

@@ -221,19 +221,26 @@ class VideoPredictor(nn.Module, ABC):
         condition = self.condition(instructions=instructions, first_frames=first_frames, first_latents=first_latents)
         return self.feature_extractor(layers, seed=seed)(condition)
 
-    def denoiser(self, condition: Condition, *, guidance: bool = False, model: Callable | None = None) -> Denoise:
+    def denoiser(
+        self,
+        condition: Condition,
+        *,
+        guidance: bool | Callable[[float], bool] = False,
+        model: Callable | None = None,
+    ) -> Denoise:
         """The callable that :class:`EulerHybridSampler` wants, for these clips.
 
         Args:
             condition: conditions of all B clips; the sampler's rows pick theirs.
-            guidance: True also runs the unconditional half (:attr:`EulerHybridSampler.uses_guidance`).
+            guidance: whether to run the unconditional half too: always, never, or where a function of the noise level
+                says so (:meth:`EulerHybridSampler.guides`).
             model: callable used in place of this predictor, such as its frozen reference.
         """
         model = self if model is None else model
 
         def denoise(sample: Tensor, sigma: float, clip_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
             rows = condition if clip_index is None else condition.index_select(clip_index)
-            if not guidance:
+            if not (guidance(sigma) if callable(guidance) else guidance):
                 return model(sample, sigma, rows), None
             both = Condition.cat([rows.unconditional(), rows])
             uncond, cond = model(torch.cat([sample, sample]), sigma, both).chunk(2)

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from vampo_core.diffusion.settings import SolverName
+
 SETTINGS_FILE = "vampo.json"
+LATER = {"later": True}  # metadata of a setting that folders of the first versions do not have
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -31,6 +35,10 @@ class PredictorSettings:
     """Default guidance of the last frame; 1 is none."""
     min_guidance_scale: float = 1.0
     """Default guidance of the first frame."""
+    guidance_interval: tuple[float, float] | None = field(default=None, metadata=LATER)
+    """Default noise levels between which guidance acts; None for all."""
+    solver: SolverName = field(default="euler", metadata=LATER)
+    """Default solver of the deterministic steps."""
     predict_change: bool = False
     """Whether SVD's UNet denoises the change from the first frame, instead of the latents themselves."""
     text_max_length: int = 20
@@ -40,7 +48,12 @@ class PredictorSettings:
 
     def save(self, folder: Path) -> None:
         """Write ``vampo.json``."""
-        (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        (folder / SETTINGS_FILE).write_text(json.dumps(self.values(), indent=2) + "\n")
+
+    def values(self) -> dict[str, Any]:
+        """All settings but those that came later and have their default: older folders keep their fingerprints."""
+        later = {f.name: f.default for f in dataclasses.fields(self) if f.metadata == LATER}
+        return {name: v for name, v in dataclasses.asdict(self).items() if name not in later or v != later[name]}
 
     @classmethod
     def load(cls, folder: Path) -> "PredictorSettings | None":

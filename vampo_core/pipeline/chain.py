@@ -111,7 +111,10 @@ class Chain:
         path = Path(self.config.model.pretrained or base_checkpoint(self.config))
         self._note("base", path)
         predictor = policy_predictor(self.config, path)
-        self._sampler, content = predictor.sampler(**self.config.sampler.overrides()), predictor.fingerprint()
+        self._sampler, content = (
+            predictor.sampler(**self.config.sampler.overrides(cheap_tail=True)),
+            predictor.fingerprint(),
+        )
         for name in self.config.chain.arms:
             if ARMS[name].kind is None:
                 self.predictors[name], self._contents[name] = path, content

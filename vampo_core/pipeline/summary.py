@@ -155,7 +155,7 @@ def _predict(config: VampoConfig, model: VideoPredictor, batch: Mapping[str, Any
     settings = config.evaluation
     return predict(
         model,
-        model.sampler(**config.sampler.overrides()),
+        model.sampler(**config.sampler.overrides(cheap_tail=config.evaluation.cheap_tail)),
         batch,
         num_samples=settings.num_samples,
         seed=settings.seed,

@@ -45,6 +45,7 @@ class PredictorClips:
         self._eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
         self.sampler = model.sampler(**config.sampler.overrides())
         model.set_sampler(self.sampler)
+        self._eval_sampler = model.sampler(**config.sampler.overrides(cheap_tail=config.evaluation.cheap_tail))
 
     def batches(self, batch_size: int, *, start_batch: int) -> Iterator[Mapping[str, Any]]:
         """Yield the parts of training batches that belong to this process, without end.
@@ -76,7 +77,7 @@ class PredictorClips:
                 part = {key: values[start : start + settings.batch_size] for key, values in whole.items()}
                 videos = predict(
                     model,
-                    self.sampler,
+                    self._eval_sampler,
                     part,
                     num_samples=settings.num_samples,
                     seed=settings.seed,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,8 @@ class SVDPredictor(VideoPredictor):
             "prediction_type": config["prediction_type"],
             "guidance_scale": self.settings.guidance_scale,
             "min_guidance_scale": self.settings.min_guidance_scale,
+            "guidance_interval": self.settings.guidance_interval,
+            "solver": self.settings.solver,
             "process": self.process,
             "unit_variance_start": config["timestep_spacing"] == "leading",
         }
@@ -282,7 +284,7 @@ class SVDPredictor(VideoPredictor):
         """A hash of everything that predictions depend on: weights, settings, noise schedule, precision, codec."""
         schedule = {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")}
         weights = {name: value for name, value in self.state_dict().items() if not name.startswith("codec.")}
-        return fingerprint([asdict(self.settings), schedule, self.dtype, self.codec.fingerprint()], weights)
+        return fingerprint([self.settings.values(), schedule, self.dtype, self.codec.fingerprint()], weights)
 
     def set_sampler(self, sampler: EulerHybridSampler) -> None:
         """Make the schedule and guidance of a sampler this model's own; they are saved with the model."""
@@ -292,6 +294,8 @@ class SVDPredictor(VideoPredictor):
             rho=sampler.rho,
             guidance_scale=sampler.guidance_scale,
             min_guidance_scale=sampler.min_guidance_scale,
+            guidance_interval=sampler.guidance_interval,
+            solver=sampler.solver,
         )
         self.scheduler.register_to_config(sigma_min=sampler.sigma_min, sigma_max=sampler.sigma_max)
 

@@ -109,7 +109,7 @@ class InverseDynamicsPolicy(Policy):
         sampler, first = self.predictor.sampler(), current_latents(self.predictor, condition)
         shape = (1, self.predictor.settings.num_frames, *first.shape[1:])
         noise = torch.cat([sampler.initial_noise(shape, seed=seed, device=first.device) for seed in seeds])
-        videos = sampler.sample(noise, self.predictor.denoiser(condition, guidance=sampler.uses_guidance)).clone()
+        videos = sampler.sample(noise, self.predictor.denoiser(condition, guidance=sampler.guides)).clone()
         videos[:, 0] = first
         return videos
 
