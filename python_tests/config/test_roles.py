@@ -6,6 +6,7 @@ import pytest
 
 from vampo_core.config import ConfigError, VampoConfig, deciding, load_config, resumed, roles
 from vampo_core.config.vampo import keys, stored_with
+from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.settings import EulerHybridSettings
 from vampo_core.policy.vpp.settings import VPPSettings
 
@@ -91,11 +92,14 @@ def test_the_sampler_refuses_what_the_section_refuses():
     """Names and ranges of the section are those of the sampler."""
     names = {field.name for field in dataclasses.fields(VampoConfig().sampler)} - {"tail_chunk_size"}
     assert names <= {field.name for field in dataclasses.fields(EulerHybridSettings)}
-    for name in sorted(names - {"stochastic_steps"}):
-        too_small = 1 if name == "num_inference_steps" else -1.0
+    for name in sorted(names - {"stochastic_steps", "solver"}):
+        too_small = {"num_inference_steps": 1, "tail_steps": -1}.get(name, -1.0)
         for settings in (EulerHybridSettings, type(VampoConfig().sampler)):
             with pytest.raises(ValueError, match=name):
-                settings(**{name: "heun" if name == "solver" else too_small})
+                settings(**{name: too_small})
+    for settings in (EulerHybridSampler, type(VampoConfig().sampler)):
+        with pytest.raises(ValueError, match=r"solver is 'heun', expected one of euler, dpm\+\+2m, unipc"):
+            settings(solver="heun")
 
 
 def test_a_missing_key_takes_its_default_also_where_its_section_is_there(tmp_path):

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar
 from vampo_core.config.checks import ConfigError, Range, check_fields
 from vampo_core.config.roles import Role
 from vampo_core.config.sections import VAMPO, Above0, AtLeast0, Count, Positive
-from vampo_core.diffusion.settings import EulerHybridSettings, SolverName, check_interval, check_tail_steps
+from vampo_core.diffusion.settings import EulerHybridSettings, check_interval, check_tail_steps
+from vampo_core.diffusion.solvers import check_solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class SamplerConfig:
     stochastic_steps: tuple[Count, ...] = EulerHybridSettings.stochastic_steps
     guidance_scale: AtLeast0 | None = None
     guidance_interval: tuple[AtLeast0, AtLeast0] | None = None
-    solver: SolverName | None = None
+    solver: str | None = None
     tail_steps: Positive | None = None
     """Denoiser evaluations behind the first stochastic step of a training rollout; null for as many as the schedule has
     left. Inference always takes them all, evaluation unless ``evaluation.cheap_tail`` is set."""
@@ -50,6 +51,8 @@ class SamplerConfig:
                 "no density"
             )
         try:
+            if self.solver is not None:
+                check_solver(self.solver)
             if self.guidance_interval is not None:
                 check_interval("guidance_interval", self.guidance_interval)
             if self.tail_steps is not None:

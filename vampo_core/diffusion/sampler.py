@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vampo_core.diffusion.rows import chunks, fold, fold_clips
 from vampo_core.diffusion.settings import EulerHybridSettings
-from vampo_core.diffusion.solvers import SOLVERS
+from vampo_core.diffusion.solvers import SOLVERS, check_solver
 from vampo_core.diffusion.streams import INITIAL_NOISE, STEP, stream_seed
 from vampo_core.diffusion.trajectory import Denoise, Rollout, RolloutStep
 from vampo_core.ops import HybridEulerStep, gaussian_log_prob, hybrid_euler_step, philox_normal
@@ -34,8 +34,7 @@ class EulerHybridSampler(EulerHybridSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver is {self.solver!r}, expected one of {', '.join(SOLVERS)}")
+        check_solver(self.solver)
 
     def initial_noise(
         self,

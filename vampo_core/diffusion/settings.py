@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +11,6 @@ from vampo_core.diffusion.process import EDM, Process
 from vampo_core.diffusion.sigmas import SigmaSchedule, make_sigmas
 from vampo_core.ops._checks import check_float, check_int
 from vampo_core.ops.coefficients import EulerCoefficients, PredictionType
-
-SolverName = Literal["euler", "dpm++2m", "unipc"]
 
 
 def check_interval(name: str, value: Sequence[float]) -> tuple[float, float]:
@@ -76,8 +73,9 @@ class EulerHybridSettings:
     guidance_interval: tuple[float, float] | None = None
     """Noise levels ``(low, high)`` between which guidance acts (Kynkäänniemi et al. 2024); None for all. Outside, the
     unconditional half is not run."""
-    solver: SolverName = "euler"
-    """Solver of the deterministic steps: ``"euler"``, or ``"dpm++2m"`` or ``"unipc"``, which need fewer steps."""
+    solver: str = "euler"
+    """Solver of the deterministic steps: ``"euler"``, or ``"dpm++2m"`` or ``"unipc"``, which need fewer steps; a key of
+    ``vampo_core.diffusion.solvers.SOLVERS``."""
     tail_steps: int | None = None
     """Denoiser evaluations behind the first stochastic step; None for as many as the schedule has left. Fewer noise
     levels are spaced as the schedule spaces its own."""

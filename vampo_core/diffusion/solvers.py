@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vampo_core.diffusion.settings import EulerHybridSettings, SolverName
+from vampo_core.diffusion.settings import EulerHybridSettings
 from vampo_core.ops import hybrid_euler_step
 
 
@@ -76,8 +76,18 @@ def unipc(settings: EulerHybridSettings) -> SolverStep:
     return step
 
 
-SOLVERS: dict[SolverName, Solver] = {"euler": euler, "dpm++2m": dpmpp_2m, "unipc": unipc}
+SOLVERS: dict[str, Solver] = {"euler": euler, "dpm++2m": dpmpp_2m, "unipc": unipc}
 """Solvers by the name that ``EulerHybridSampler(solver=...)`` takes."""
+
+
+def check_solver(name: str) -> None:
+    """Refuse a name that no solver has.
+
+    Raises:
+        ValueError: there is no such solver.
+    """
+    if name not in SOLVERS:
+        raise ValueError(f"solver is {name!r}, expected one of {', '.join(SOLVERS)}")
 
 
 class _History:

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from vampo_core.diffusion.settings import SolverName
-
 SETTINGS_FILE = "vampo.json"
 LATER = {"later": True}  # metadata of a setting that folders of the first versions do not have
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,7 +35,7 @@ class PredictorSettings:
     """Default guidance of the first frame."""
     guidance_interval: tuple[float, float] | None = field(default=None, metadata=LATER)
     """Default noise levels between which guidance acts; None for all."""
-    solver: SolverName = field(default="euler", metadata=LATER)
+    solver: str = field(default="euler", metadata=LATER)
     """Default solver of the deterministic steps."""
     predict_change: bool = False
     """Whether SVD's UNet denoises the change from the first frame, instead of the latents themselves."""
