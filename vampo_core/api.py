@@ -31,6 +31,7 @@ from vampo_core.pipeline.sample import sample_videos
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.train import PolicyTrainer, new_policy
 from vampo_core.training.loop import TrainResult
+from vampo_core.training.memory import keep_freed_memory
 from vampo_core.training.processes import new_accelerator
 
 Config = VampoConfig | str | Path
@@ -236,9 +237,11 @@ def write_report(config: Config, *overrides: str) -> Path:
 def configured(config: Config, overrides: Sequence[str]) -> VampoConfig:
     """The configuration of a call, after its settings of the process have been put into effect."""
     config = load_config(config, *overrides)
-    new_accelerator()  # the first one decides what all later ones share
+    accelerator = new_accelerator()  # the first one decides what all later ones share
     if config.run.num_threads:
         torch.set_num_threads(config.run.num_threads)
+    if config.run.keep_memory and accelerator.device.type == "cpu":
+        keep_freed_memory()
     return config
 
 

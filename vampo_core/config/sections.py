@@ -335,6 +335,9 @@ class RunConfig:
     """Delete the run that ``run.dir`` holds, instead of refusing to start."""
     num_threads: Count = 0
     """CPU threads of torch; 0 keeps torch's own number, except in closed loops, where a policy then uses one."""
+    keep_memory: bool = True
+    """Keep freed memory in the process where the work is done on a CPU (glibc): at real latent sizes half of the time
+    goes into giving it back and getting it again."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers that get the metrics besides ``metrics.jsonl``."""
 
