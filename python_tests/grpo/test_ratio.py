@@ -56,6 +56,23 @@ def test_later_stochastic_steps_are_on_policy_too(tmp_path, model):
     assert row["ratio_max_dev"] < 1e-4 and row["clip_fraction"] == 0
 
 
+@pytest.mark.parametrize("reuse", ["true", "false"])
+def test_a_cheap_tail_biases_the_rewards_only(tmp_path, reuse):
+    """Half precision and fewer steps behind the split leave draws, ratios and log-probabilities as they are."""
+    plain = [f"grpo.reuse_first_step={reuse}", "sampler.stochastic_steps=[0,2]", "sampler.num_inference_steps=5"]
+    row = first_row(tmp_path, "float32", *plain, "sampler.tail_dtype=bfloat16")
+    assert row["ratio_max_dev"] < 1e-5
+    rollouts = {}
+    for what, tail in {"full": [], "cheap": ["sampler.tail_dtype=bfloat16", "sampler.tail_steps=3"]}.items():
+        trainer = make_trainer(make_config(tmp_path, *plain, *tail))
+        rollouts[what] = trainer.engine.rollout(next(trainer.batches(0)), seed=0)
+    full, cheap = (rollouts[what].steps[0] for what in ("full", "cheap"))
+    assert torch.equal(full.prev_sample, cheap.prev_sample)
+    assert torch.equal(full.log_prob, cheap.log_prob)
+    assert not torch.equal(rollouts["full"].latents, rollouts["cheap"].latents)
+    assert rollouts["cheap"].latents.dtype == torch.float32
+
+
 @pytest.mark.parametrize("model", ["float32", "lora", "dropout"])
 def test_both_modes_have_the_same_gradient(tmp_path, model):
     """One mode is the check of the other."""

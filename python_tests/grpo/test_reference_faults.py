@@ -120,6 +120,7 @@ CHANGES = {
     "sampler.guidance_scale": ["sampler.guidance_scale=2"],
     "sampler.guidance_interval": ["sampler.guidance_interval=[0, 20]", "sampler.guidance_scale=2"],
     "sampler.solver": ["sampler.solver=unipc"],
+    "sampler.tail_dtype": ["sampler.tail_dtype=bfloat16"],
     "sampler.tail_steps": ["sampler.tail_steps=1"],
     "reward.l1_weight": ["reward.l1_weight=0"],
     "reward.cosine_weight": ["reward.cosine_weight=0"],

@@ -1,7 +1,7 @@
 """Settings of Euler Hybrid sampling, as a section of the configuration."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from vampo_core.config.checks import ConfigError, Range, check_fields
 from vampo_core.config.roles import Role
@@ -33,6 +33,9 @@ class SamplerConfig:
     tail_steps: Positive | None = None
     """Denoiser evaluations behind the first stochastic step of a training rollout; null for as many as the schedule has
     left. Inference always takes them all, evaluation unless ``evaluation.cheap_tail`` is set."""
+    tail_dtype: Literal["bfloat16", "float16"] | None = None
+    """Precision of autocast behind the first stochastic step of a training rollout, where ``model.dtype`` is float32;
+    null for the same precision everywhere. Latents stay float32."""
     tail_chunk_size: Annotated[Positive, Role(decides=("vampo",), may_change=True)] | None = None
     """Videos that the deterministic steps work on at once, to bound memory; null for all."""
 

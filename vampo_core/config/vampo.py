@@ -74,6 +74,11 @@ class VampoConfig:
                 f"optim.gradient_accumulation_steps is {self.optim.gradient_accumulation_steps}, expected a divisor of "
                 f"grpo.batch_size = {self.grpo.batch_size}"
             )
+        if self.sampler.tail_dtype is not None and self.model.dtype != "float32":
+            raise ConfigError(
+                f"sampler.tail_dtype is {self.sampler.tail_dtype!r} with model.dtype = {self.model.dtype!r}, expected "
+                "null: the whole rollout is in half precision then"
+            )
         simulators = ",".join(filter(None, [self.data.env, self.closed_loop.env]))
         if simulators and isinstance(self.data.resolution, tuple):
             raise ConfigError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vampo_core.diffusion.sampler import EulerHybridSampler
-from vampo_core.diffusion.trajectory import RolloutStep
+from vampo_core.diffusion.trajectory import Denoise, RolloutStep
 from vampo_core.models.predictor import Condition, VideoPredictor
 
 
@@ -52,6 +52,7 @@ class RolloutEngine:
         num_generations: number of generations per clip (G).
         chunk_size: rows that the tail works on at once; None for all.
         reuse_first_step: True lets the pass that draws the group carry the gradient too.
+        tail_dtype: precision of autocast behind the split; None for the predictor's own.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class RolloutEngine:
         num_generations: int,
         chunk_size: int | None,
         reuse_first_step: bool,
+        tail_dtype: torch.dtype | None = None,
     ) -> None:
         self.model, self.sampler = model, sampler
         self.num_generations, self.chunk_size = num_generations, chunk_size
-        self.reuse_first_step = reuse_first_step
+        self.reuse_first_step, self.tail_dtype = reuse_first_step, tail_dtype
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """The clips' condition. The text encoder is part of the environment here, not of the policy."""
@@ -82,7 +84,7 @@ class RolloutEngine:
         """
         condition, sampler = self.condition(batch), self.sampler
         shape = tuple(batch["latents"].shape)
-        frozen = self.model.denoiser(condition, guidance=sampler.guides)
+        frozen = self.environment(condition)
         noise = sampler.initial_noise(
             shape,
             seed=seed,
@@ -116,6 +118,21 @@ class RolloutEngine:
             index, sampler.sigmas[index], sampler.sigmas[index + 1], sample, drawn.prev_sample, drawn.log_prob
         )
         return GroupRollout(batch, condition, tail.latents, (first, *tail.steps), output, seed, first_clip)
+
+    def environment(self, condition: Condition) -> Denoise:
+        """The denoiser of the rollout: in ``tail_dtype`` behind the split, except where the policy acts again."""
+        sampler = self.sampler
+        exact = self.model.denoiser(condition, guidance=sampler.guides)
+        if self.tail_dtype is None:
+            return exact
+        cheap = self.model.denoiser(condition, guidance=sampler.guides, dtype=self.tail_dtype)
+        policy = {sampler.sigmas[index] for index in sampler.stochastic_steps}
+
+        def denoise(sample: Tensor, sigma: float, clip_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            is_tail = sigma < sampler.first_sigma and sigma not in policy
+            return (cheap if is_tail else exact)(sample, sigma, clip_index)
+
+        return denoise
 
     def forward(self, sample: Tensor, sigma: float, condition: Condition) -> ModelOutput:
         """The denoiser's output with gradient."""

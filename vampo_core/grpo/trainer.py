@@ -26,6 +26,7 @@ from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
 from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.predictor import VideoPredictor
+from vampo_core.models.settings import as_dtype
 from vampo_core.ops.spread import is_flat
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
@@ -107,6 +108,7 @@ class VampoTrainer:
             num_generations=grpo.num_generations,
             chunk_size=config.sampler.tail_chunk_size,
             reuse_first_step=grpo.reuse_first_step,
+            tail_dtype=None if config.sampler.tail_dtype is None else as_dtype(config.sampler.tail_dtype),
         )
 
     def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:

@@ -227,6 +227,7 @@ class VideoPredictor(nn.Module, ABC):
         *,
         guidance: bool | Callable[[float], bool] = False,
         model: Callable | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Denoise:
         """The callable that :class:`EulerHybridSampler` wants, for these clips.
 
@@ -235,16 +236,18 @@ class VideoPredictor(nn.Module, ABC):
             guidance: whether to run the unconditional half too: always, never, or where a function of the noise level
                 says so (:meth:`EulerHybridSampler.guides`).
             model: callable used in place of this predictor, such as its frozen reference.
+            dtype: precision of autocast for a predictor whose own is float32; latents stay as they are.
         """
         model = self if model is None else model
 
         def denoise(sample: Tensor, sigma: float, clip_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
             rows = condition if clip_index is None else condition.index_select(clip_index)
-            if not (guidance(sigma) if callable(guidance) else guidance):
-                return model(sample, sigma, rows), None
-            both = Condition.cat([rows.unconditional(), rows])
-            uncond, cond = model(torch.cat([sample, sample]), sigma, both).chunk(2)
-            return cond, uncond
+            with contextlib.nullcontext() if dtype is None else torch.autocast(sample.device.type, dtype):
+                if not (guidance(sigma) if callable(guidance) else guidance):
+                    return model(sample, sigma, rows), None
+                both = Condition.cat([rows.unconditional(), rows])
+                uncond, cond = model(torch.cat([sample, sample]), sigma, both).chunk(2)
+                return cond, uncond
 
         return denoise
 
