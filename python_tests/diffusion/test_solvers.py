@@ -214,3 +214,35 @@ def test_guidance_acts_in_its_interval_only():
     with pytest.raises(ValueError, match=r"an unconditional output at noise level 80 with guidance_scale = 3.0"):
         interval.sample(noise, guided_denoise)
     assert not dataclasses.replace(interval, guidance_interval=(90.0, 100.0)).uses_guidance
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_differentiable_tail_is_the_tail_with_its_derivative(solver, guided):
+    sampler = EulerHybridSampler(
+        num_inference_steps=5, stochastic_steps=(1,), solver=solver, sigma_min=0.1, sigma_max=5.0,
+        guidance_scale=2.0 if guided else 1.0,
+    )  # fmt: skip
+    denoiser = guided_denoise if guided else denoise
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(2, 3, *FRAMES, generator=generator, dtype=torch.float64)
+    plain = sampler.tail(draws, denoiser).latents
+    whole = sampler.differentiable_tail(draws.clone().requires_grad_(), denoiser)
+    torch.testing.assert_close(whole.detach(), plain, rtol=1e-9, atol=1e-9)
+    assert whole.requires_grad
+
+    def short(sample):
+        return sampler.differentiable_tail(sample, denoiser)
+
+    small = draws[:1, :1, :, :1, :2, :2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(short, (small,))
+    leaves = [draws.clone().requires_grad_() for _ in range(2)]
+    for leaf, chunk_size in zip(leaves, (None, 2), strict=True):
+        sampler.differentiable_tail(leaf, denoiser, chunk_size=chunk_size).square().sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-9, atol=1e-9)
+
+
+def test_a_differentiable_tail_draws_nothing():
+    sampler = EulerHybridSampler(num_inference_steps=5, stochastic_steps=(0, 2))
+    with pytest.raises(ValueError, match=r"stochastic_steps is \(0, 2\), expected one"):
+        sampler.differentiable_tail(torch.zeros(1, 1, *FRAMES), denoise)

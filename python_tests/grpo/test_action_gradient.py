@@ -9,6 +9,7 @@ from moving_episodes import ReadsWritten, WrittenEpisode
 from toy_backbone import ToyPredictor
 from training_runs import gradient_of, make_config
 
+from vampo_core.config import load_config
 from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.streams import INITIAL_NOISE, ROLLOUT, stream_seed
 from vampo_core.evaluation.actions import action_errors
@@ -35,11 +36,11 @@ def make_toy():
         return ToyPredictor.new(LatentCodec(latent_channels=3), num_frames=3)
 
 
-def exact_gradient(model, config, batch, *, per_frame):
+def exact_gradient(model, config, batch, *, per_frame, in_spreads=True):
     """Autograd through the steps behind the stochastic one, whose denoiser is held fixed as part of the environment.
 
-    Rewards are in units of their spread over the group, as advantages are. With ``per_frame`` the reward of a frame
-    counts only what that frame does to it, without what the frame before it does.
+    Rewards are in units of their spread over the group, as advantages are, or with ``in_spreads=False`` as they are.
+    With ``per_frame`` the reward of a frame counts only what that frame does to it, without what the frame before does.
     """
     (step,), frozen = config.sampler.stochastic_steps, copy.deepcopy(model).requires_grad_(False)
     shape = (NUM_GENERATIONS // 4, *batch["latents"].shape[1:])
@@ -55,7 +56,7 @@ def exact_gradient(model, config, batch, *, per_frame):
     def rewards(of):
         return -action_errors(DECODERS, of.unsqueeze(0), batch)[0]  # [G, F]
 
-    spread = rewards(videos.detach()).std(0)
+    spread = rewards(videos.detach()).std(0) if in_spreads else torch.ones(shape[1])
     total = 0
     for frame in range(shape[1]):
         seen = videos
@@ -72,6 +73,18 @@ def cosine(a, b):
     assert a.keys() == b.keys()
     rows = [torch.cat([x[name].flatten().double() for name in a]) for x in (a, b)]
     return torch.cosine_similarity(*rows, dim=0).item()
+
+
+@pytest.mark.parametrize(("step", "num_steps"), [(0, 2), (1, 3)])
+def test_the_derivative_along_the_path_is_exact(tmp_path, step, num_steps):
+    config = load_config(settings(tmp_path, step, num_steps), "grpo.credit=pathwise")
+    data = ClipDataset([WrittenEpisode(number=1, length=4)], num_frames=3, hop=9)
+    trainer = VampoTrainer(
+        model=make_toy(), config=config, train_dataset=data, eval_dataset=data, action_decoders=DECODERS
+    )
+    batch = next(trainer.batches(0))
+    exact = exact_gradient(make_toy(), config, batch, per_frame=False, in_spreads=False)
+    assert cosine(gradient_of(trainer), exact) > 0.995, "both are means over draws of their own"
 
 
 @pytest.mark.parametrize(("step", "num_steps"), [(0, 2), (1, 3)])

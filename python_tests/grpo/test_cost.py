@@ -42,6 +42,14 @@ def test_an_iteration_costs_what_is_counted(tmp_path, overrides):
     assert sum(counts) == forwards_per_iteration(config.grpo, trainer.sampler)
 
 
+def test_a_derivative_costs_the_tail_once_more(tmp_path):
+    config = make_config(tmp_path, "grpo.credit=pathwise", "sampler.tail_steps=2")
+    score = make_config(tmp_path, "grpo.credit=frame", "sampler.tail_steps=2")
+    sampler = make_trainer(config).sampler
+    counts = [forwards_per_iteration(c.grpo, sampler) for c in (config, score)]
+    assert counts[0] - counts[1] == config.grpo.batch_size * config.grpo.num_generations * 2
+
+
 def test_the_cost_of_the_preset_by_hand():
     grpo, sampler = GRPOConfig(batch_size=8, num_generations=16), EulerHybridSampler(num_inference_steps=2)
     assert forwards_per_iteration(grpo, sampler) == 8 * (3 + 16)

@@ -16,7 +16,7 @@ Count = Annotated[int, Range(minimum=0)]
 Above0 = Annotated[float, Range(above=0)]
 AtLeast0 = Annotated[float, Range(minimum=0)]
 Decay = Annotated[float, Range(minimum=0, below=1)]
-Credit = Literal["frame", "clip"]
+Credit = Literal["frame", "clip", "pathwise"]
 
 VAMPO = Role(decides=("vampo",))
 BASE = Role(decides=("base",))
@@ -45,8 +45,9 @@ class GRPOConfig:
     """Ratios count within 1 ± this; small, because log-probabilities are means over a frame's latents."""
     credit: Credit = "frame"
     """Rewards that a frame's draw is credited with: "frame" its own only, which leaves out what the draw does to other
-    frames; "clip" the clip's mean, unbiased but with more variance. The metric zero_std_fraction is the share of groups
-    without spread in these rewards: of frames, or of whole clips."""
+    frames; "clip" the clip's mean, unbiased but with more variance; "pathwise" the derivative of the mean reward along
+    the rest of its path, unbiased with little variance, where every reward is differentiable. The metric
+    zero_std_fraction is the share of groups without spread in these rewards: of frames, or of whole clips."""
     adv_clip_max: Above0 = 2.0
     """Advantages are clipped to ± this."""
     kl_coef: AtLeast0 = 0.0
@@ -59,6 +60,12 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "grpo")
+        if self.credit == "pathwise" and (self.num_inner_epochs > 1 or not self.reuse_first_step):
+            raise ConfigError(
+                f"grpo.credit is 'pathwise' with grpo.num_inner_epochs = {self.num_inner_epochs} and "
+                f"grpo.reuse_first_step = {self.reuse_first_step}, expected 1 and true: the derivative is that of the "
+                "pass that drew the group"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,17 @@ class VampoConfig:
                 f"sampler.tail_dtype is {self.sampler.tail_dtype!r} with model.dtype = {self.model.dtype!r}, expected "
                 "null: the whole rollout is in half precision then"
             )
+        if self.grpo.credit == "pathwise":
+            if len(self.sampler.stochastic_steps) > 1:
+                raise ConfigError(
+                    f"grpo.credit is 'pathwise' with sampler.stochastic_steps = {list(self.sampler.stochastic_steps)}, "
+                    "expected one step: the path from the first to the reward must draw nothing"
+                )
+            if "float16" in (self.model.dtype, self.sampler.tail_dtype):
+                raise ConfigError(
+                    f"grpo.credit is 'pathwise' with model.dtype = {self.model.dtype!r} and sampler.tail_dtype = "
+                    f"{self.sampler.tail_dtype!r}, expected float32 or bfloat16: the derivative would vanish in float16"
+                )
         simulators = ",".join(filter(None, [self.data.env, self.closed_loop.env]))
         if simulators and isinstance(self.data.resolution, tuple):
             raise ConfigError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from vampo_core.diffusion.rows import chunks, fold, fold_clips
 from vampo_core.diffusion.settings import EulerHybridSettings
@@ -161,6 +162,43 @@ class EulerHybridSampler(EulerHybridSettings):
             raise ValueError(f"seed is None, expected an integer: steps {self.stochastic_steps[1:]} draw noise")
         latents, steps = self._integrate(prev_sample, denoise, start, self.num_steps, seed, first_clip, chunk_size)
         return Rollout(latents, steps)
+
+    def differentiable_tail(
+        self,
+        prev_sample: Tensor,  # [B, G, F, C, H, W]
+        denoise: Denoise,
+        *,
+        chunk_size: int | None = None,
+    ) -> Tensor:  # [B, G, F, C, H, W]
+        """:meth:`tail` with gradient to ``prev_sample``, and to whatever the denoiser depends on.
+
+        Args:
+            prev_sample: draws of :meth:`first_step`.
+            denoise: as in :meth:`tail`.
+            chunk_size: number of rows at once. Chunks are computed again in the backward pass, one after the other;
+                None keeps the graph of all rows.
+
+        Raises:
+            ValueError: a later step draws noise.
+        """
+        check_tensor("prev_sample", prev_sample, "B, G, F, C, H, W")
+        if len(self.stochastic_steps) > 1:
+            raise ValueError(f"stochastic_steps is {self.stochastic_steps}, expected one: a later draw has no gradient")
+
+        def run(sample: Tensor, clips: Tensor) -> Tensor:
+            solve = SOLVERS[self.solver](self)
+            for i in range(self.first_stochastic_step + 1, self.num_steps):
+                sample = solve(sample, *denoise(sample, self.sigmas[i], clips), i, out=None)
+            return sample
+
+        rows, clip_index = fold_clips(prev_sample)
+        if chunk_size is None:
+            return run(rows, clip_index).view_as(prev_sample)
+        parts = [
+            checkpoint(run, rows[part], clip_index[part], use_reentrant=False)
+            for part in chunks(rows.shape[0], chunk_size)
+        ]
+        return torch.cat(parts).view_as(prev_sample)
 
     def rollout(
         self,

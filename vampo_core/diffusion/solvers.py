@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vampo_core.diffusion.settings import EulerHybridSettings
-from vampo_core.ops import hybrid_euler_step
+from vampo_core.diffusion.step import deterministic_step
 
 
 class SolverStep(Protocol):
@@ -25,9 +25,9 @@ class SolverStep(Protocol):
         uncond: Tensor | None,  # its unconditional output; None without guidance
         index: int,
         *,
-        out: Tensor,  # like sample; may be sample itself
-    ) -> Tensor:  # out
-        """Go from ``sigmas[index]`` to ``sigmas[index + 1]``."""
+        out: Tensor | None,  # like sample; may be sample itself
+    ) -> Tensor:  # out, where it is given and no gradient is asked for
+        """Go from ``sigmas[index]`` to ``sigmas[index + 1]``; under grad mode differentiable."""
         ...
 
 
@@ -37,7 +37,7 @@ Solver = Callable[[EulerHybridSettings], SolverStep]
 def euler(settings: EulerHybridSettings) -> SolverStep:
     """Euler's method on the probability-flow ODE (Karras et al. 2022, algorithm 1 without the correction)."""
 
-    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor) -> Tensor:
+    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor | None) -> Tensor:
         return _euler_step(settings, sample, output, uncond, index, settings.sigmas[index + 1], out)
 
     return step
@@ -47,7 +47,7 @@ def dpmpp_2m(settings: EulerHybridSettings) -> SolverStep:
     """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2): two clean estimates, extrapolated in ln sigma."""
     history = _History()
 
-    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor) -> Tensor:
+    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor | None) -> Tensor:
         if settings.sigmas[index + 1] == 0:
             return _euler_step(settings, sample, output, uncond, index, 0.0, out)
         clean = _euler_step(settings, sample, output, uncond, index, 0.0)
@@ -62,7 +62,7 @@ def unipc(settings: EulerHybridSettings) -> SolverStep:
     """UniPC of order 2 with B(h) = e^h - 1 (Zhao et al. 2023): DPM-Solver++(2M), each arrival corrected."""
     history = _History()
 
-    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor) -> Tensor:
+    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor | None) -> Tensor:
         if settings.sigmas[index + 1] == 0:
             return _euler_step(settings, sample, output, uncond, index, 0.0, out)
         clean = _euler_step(settings, sample, output, uncond, index, 0.0)
@@ -116,16 +116,16 @@ def _euler_step(
     sigma_next: float,  # 0: the estimate of the clean latents
     out: Tensor | None = None,
 ) -> Tensor:
-    return hybrid_euler_step(
+    return deterministic_step(
         sample,
         output,
         sigma=settings.sigmas[index],
         sigma_next=sigma_next,
         prediction_type=settings.prediction_type,
-        model_output_uncond=uncond,
+        uncond=uncond,
         guidance_scale=settings.guidance(sample, uncond, settings.sigmas[index]),
         out=out,
-    ).prev_sample
+    )
 
 
 def _towards(
@@ -133,8 +133,7 @@ def _towards(
 ) -> Tensor:
     """``(s / sigma) * sample + (1 - s / sigma) * target``, with s the next noise level: Euler's step to a given x0."""
     sigma, sigma_next = settings.sigmas[index], settings.sigmas[index + 1]
-    step = hybrid_euler_step(sample, target, sigma=sigma, sigma_next=sigma_next, prediction_type="sample", out=out)
-    return step.prev_sample
+    return deterministic_step(sample, target, sigma=sigma, sigma_next=sigma_next, prediction_type="sample", out=out)
 
 
 def _log_step(settings: EulerHybridSettings, index: int) -> float:

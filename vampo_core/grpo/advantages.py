@@ -22,6 +22,8 @@ def credited_advantages(
             ``"clip"`` compares the clip's mean rewards, whose policy gradient has no bias but more variance.
         clip: limit of the absolute advantage; None for none.
     """
+    if credit == "pathwise":
+        raise ValueError("credit is 'pathwise', expected 'frame' or 'clip': a derivative needs no advantages")
     advantages = group_advantages(compared_rewards(rewards, credit), clip=clip)
     return advantages.unsqueeze(2).expand_as(rewards) if credit == "clip" else advantages
 
@@ -35,6 +37,6 @@ def compared_rewards(
     Where they are those of the clip, a frame whose rewards differ by rounding only adds no spread: next to frames that
     cancel out, rounding would otherwise become an advantage.
     """
-    if credit == "frame":
+    if credit != "clip":
         return rewards
     return torch.where(is_flat(rewards).unsqueeze(1), rewards[:, :1], rewards).mean(2)

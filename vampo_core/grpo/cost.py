@@ -21,6 +21,8 @@ def forwards_per_iteration(grpo: GRPOConfig, sampler: EulerHybridSettings) -> in
     shared, drawn = sum(costs[: first + 1]), grpo.num_generations * sum(costs[first + 1 :])
     # the group shares the sample of its first stochastic step only
     passes = costs[first] + grpo.num_generations * sum(costs[step] for step in later)
+    if grpo.credit == "pathwise":
+        drawn *= 2  # the derivative goes back through the tail, to its inputs only: half of a backward pass
     updated = FORWARD_AND_BACKWARD * passes * grpo.num_inner_epochs
     reused = costs[first] if grpo.reuse_first_step else 0  # the forward pass that drew the group
     compared = passes * grpo.num_inner_epochs if grpo.kl_coef > 0 else 0

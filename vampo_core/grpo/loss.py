@@ -1,5 +1,6 @@
 """The policy-gradient loss of GRPO on Gaussian log-probabilities."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,30 @@ def clipped_surrogate(
             clip_fraction=((ratio - 1).abs() > clip_range).float().mean(),
             num_ratios=ratio.numel(),
         )
+
+
+def pathwise_surrogate(
+    model_output: Tensor,  # [B, F, C, H, W], with gradient; guided where guidance is on
+    slope: Tensor,  # [B, G, F, C, H, W], derivative of the mean reward with respect to the draws
+    *,
+    b: float,
+) -> PolicyLoss:
+    """A loss to minimise whose gradient is that of the negative mean reward, by reparameterization.
+
+    A draw is ``a * sample + b * model_output + sigma_up * noise``, so the mean reward has the derivative
+    ``b * sum_g slope_g`` with respect to the model output (Kingma and Welling 2014, section 2.4; with a reward at the
+    end of a denoising chain: Clark et al. 2023, DRaFT). The draws are those of the current policy: every ratio is 1.
+    """
+    output = model_output.float()
+    zero = slope.new_zeros(())
+    return PolicyLoss(
+        loss=(b * slope.sum(1) * (output.detach() - output)).sum(),  # 0, like that of on-policy advantages
+        ratio_mean=slope.new_ones(()),
+        ratio_max_dev=zero,
+        approx_kl=zero,
+        clip_fraction=zero,
+        num_ratios=math.prod(slope.shape[:3]),
+    )
 
 
 def gaussian_kl(

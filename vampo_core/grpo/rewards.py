@@ -2,12 +2,13 @@
 
 A reward function takes ``pred [B, G, F, C, H, W]``, ``target [B, F, C, H, W]`` and the batch (a dict with at least
 ``instruction``, ``clip_id`` and ``episode_id``, lists of length B) and returns rewards ``[B, G, F]``, or a
-:class:`~vampo_core.ops.LatentReward`. It may be any callable; its ``__name__`` is the name under which it is logged.
+:class:`~vampo_core.ops.LatentReward`; with ``grpo.credit = "pathwise"`` they have to be differentiable in ``pred``. It
+may be any callable; its ``__name__`` is the name under which it is logged.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +26,12 @@ RewardFunction = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor | LatentRe
 class Rewards:
     """Weighted sum of several rewards, and each of them."""
 
-    total: Tensor  # [B, G, F]
+    total: Tensor  # [B, G, F], with gradient where the videos have one
     parts: dict[str, Tensor]  # name -> [B, G, F], before weighting
+
+    def detached(self) -> "Rewards":
+        """The same without gradient."""
+        return replace(self, total=self.total.detach())
 
 
 def latent(
@@ -38,7 +43,18 @@ def latent(
     cosine_weight: float = 1.0,
 ) -> LatentReward:
     """VAMPO's reward: negative L1 distance and cosine similarity of the latents."""
+    if pred.requires_grad:  # the operator gives no gradient
+        return _differentiable_latent_reward(pred, target, l1_weight, cosine_weight)
     return latent_reward(pred, target, l1_weight=l1_weight, cosine_weight=cosine_weight)
+
+
+def _differentiable_latent_reward(
+    pred: Tensor, target: Tensor, l1_weight: float = 1.0, cosine_weight: float = 1.0
+) -> LatentReward:
+    target = target.unsqueeze(1)
+    l1 = (pred - target).abs().mean((3, 4, 5))
+    cosine = torch.cosine_similarity(pred.flatten(3), target.flatten(3), dim=-1)
+    return LatentReward(reward=cosine_weight * cosine - l1_weight * l1, l1=l1, cosine=cosine)
 
 
 def motion(
@@ -52,7 +68,7 @@ def motion(
     """
     if pred.shape[2] < 2:
         raise ValueError(f"pred has {pred.shape[2]} frames, expected at least 2: motion is the change between frames")
-    reward = latent_reward(pred.diff(dim=2), target.diff(dim=1)).reward  # [B, G, F - 1]
+    reward = latent(pred.diff(dim=2), target.diff(dim=1), batch).reward  # [B, G, F - 1]
     return torch.cat([reward[:, :, :1], reward], dim=2)
 
 
@@ -67,8 +83,7 @@ def action(decoders: Decoders) -> RewardFunction:
     """
 
     def action_l1(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        with torch.no_grad():
-            return -action_errors(decoders, pred, batch)
+        return -action_errors(decoders, pred, batch)
 
     return action_l1
 
@@ -97,7 +112,7 @@ def pixel(decode: Callable[[Tensor], Tensor]) -> RewardFunction:
     """
 
     def pixel_l1(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        with torch.inference_mode():
+        with torch.set_grad_enabled(pred.requires_grad):
             expert = decode(target)  # [B, F, 3, H, W]
             error = [(decode(pred[:, g]) - expert).abs().flatten(2).mean(-1) for g in range(pred.shape[1])]
         return -torch.stack(error, dim=1)
@@ -148,8 +163,8 @@ def evaluate_rewards(
     """Weighted sum of reward functions; each is logged under its name, and an L1 and cosine it reports under theirs.
 
     Raises:
-        ValueError: a function returns anything but one reward per clip, generation and frame, or writes into its
-            arguments; or two are logged under one name.
+        ValueError: a function returns anything but one reward per clip, generation and frame, writes into its
+            arguments, or has no gradient where ``pred`` has one; or two are logged under one name.
     """
     total = pred.new_zeros(pred.shape[:3])
     parts: dict[str, Tensor] = {}
@@ -158,16 +173,23 @@ def evaluate_rewards(
         result = function(pred, target, dict(batch))
         if _versions(pred, target, batch) != seen:
             raise ValueError(f"reward {name} wrote into its arguments, which other rewards read, expected copies")
-        reported = {"l1": result.l1, "cosine": result.cosine} if isinstance(result, LatentReward) else {}
-        result = result.reward if isinstance(result, LatentReward) else result
+        reported = {}
+        if isinstance(result, LatentReward):
+            reported = {"l1": result.l1.detach(), "cosine": result.cosine.detach()}
+            result = result.reward
         if taken := sorted(parts.keys() & {name, *reported}):
             raise ValueError(f"two rewards are logged as {taken[0]}, expected different names: set their __name__")
         parts |= reported
         if not isinstance(result, Tensor) or result.shape != total.shape:
             given = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"reward {name} returned {given}, expected a tensor [B, G, F] = {tuple(total.shape)}")
+        if pred.requires_grad and not result.requires_grad:
+            raise ValueError(
+                f"reward {name} has no gradient with respect to pred, expected one with grpo.credit = 'pathwise'; the "
+                "other kinds of credit need none"
+            )
         parts[name] = result.detach().to(total)
-        total = total + weight * parts[name]
+        total = total + weight * result.to(total)
     return Rewards(total, parts)
 
 

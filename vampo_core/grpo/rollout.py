@@ -28,7 +28,10 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class GroupRollout:
-    """G rollouts of B clips."""
+    """G rollouts of B clips.
+
+    Where the way from the draws to the videos is differentiable, the first step's draws are leaves with gradient.
+    """
 
     batch: Mapping[str, Any]
     condition: Condition
@@ -37,6 +40,11 @@ class GroupRollout:
     output: ModelOutput | None  # of the first stochastic step, where the update reuses it
     seed: int  # of the noise
     first_clip: int  # index of the first clip within the global batch
+
+    def detached(self) -> "GroupRollout":
+        """The same without the way from draws to videos, once this has been differentiated."""
+        steps = tuple(replace(step, prev_sample=step.prev_sample.detach()) for step in self.steps)
+        return replace(self, latents=self.latents.detach(), steps=steps)
 
     def without_graph(self) -> "GroupRollout":
         """What later epochs need: everything but the output of the first forward pass."""
@@ -53,6 +61,7 @@ class RolloutEngine:
         chunk_size: rows that the tail works on at once; None for all.
         reuse_first_step: True lets the pass that draws the group carry the gradient too.
         tail_dtype: precision of autocast behind the split; None for the predictor's own.
+        differentiable: whether videos keep their gradient to the draws.
     """
 
     def __init__(
@@ -64,10 +73,12 @@ class RolloutEngine:
         chunk_size: int | None,
         reuse_first_step: bool,
         tail_dtype: torch.dtype | None = None,
+        differentiable: bool = False,
     ) -> None:
         self.model, self.sampler = model, sampler
         self.num_generations, self.chunk_size = num_generations, chunk_size
         self.reuse_first_step, self.tail_dtype = reuse_first_step, tail_dtype
+        self.differentiable = differentiable
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """The clips' condition. The text encoder is part of the environment here, not of the policy."""
@@ -111,9 +122,14 @@ class RolloutEngine:
             model_output_uncond=output.uncond,
             first_clip=first_clip,
         )
-        tail = sampler.tail(drawn.prev_sample, frozen, chunk_size=self.chunk_size, seed=seed, first_clip=first_clip)
         index = sampler.first_stochastic_step
         assert drawn.log_prob is not None
+        if self.differentiable:
+            draws = drawn.prev_sample.requires_grad_()
+            latents = sampler.differentiable_tail(draws, frozen, chunk_size=self.chunk_size)
+            step = RolloutStep(index, sampler.sigmas[index], sampler.sigmas[index + 1], sample, draws, drawn.log_prob)
+            return GroupRollout(batch, condition, latents, (step,), output, seed, first_clip)
+        tail = sampler.tail(drawn.prev_sample, frozen, chunk_size=self.chunk_size, seed=seed, first_clip=first_clip)
         first = RolloutStep(
             index, sampler.sigmas[index], sampler.sigmas[index + 1], sample, drawn.prev_sample, drawn.log_prob
         )

@@ -1,6 +1,7 @@
 """VAMPO post-training: the GRPO loop on a video predictor."""
 
 import contextlib
+import math
 import resource
 import time
 import warnings
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.streams import ROLLOUT, stream_seed
+from vampo_core.diffusion.trajectory import RolloutStep
 from vampo_core.evaluation.actions import Decoders
 from vampo_core.evaluation.fooled import fooled_decoder
 from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.grpo.advantages import compared_rewards, credited_advantages
 from vampo_core.grpo.anchor import anchor_loss
-from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl
+from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl, pathwise_surrogate
 from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.predictor import VideoPredictor
@@ -108,6 +110,7 @@ class VampoTrainer:
             num_generations=grpo.num_generations,
             chunk_size=config.sampler.tail_chunk_size,
             reuse_first_step=grpo.reuse_first_step,
+            differentiable=grpo.credit == "pathwise",
             tail_dtype=None if config.sampler.tail_dtype is None else as_dtype(config.sampler.tail_dtype),
         )
 
@@ -155,18 +158,19 @@ class VampoTrainer:
                 )
             with clock("reward_s"):
                 rewards = self._score(rollout, what)
-                advantages = credited_advantages(rewards.total, credit=grpo.credit, clip=grpo.adv_clip_max)
             with clock("update_s"):
-                losses += self._backward(rollout, advantages, what)
+                credited = self._credited(rollout, rewards)
+                rewards, rollout = rewards.detached(), rollout.detached()
+                losses += self._backward(rollout, credited, what)
             scores.append(rewards)
             if grpo.num_inner_epochs > 1:
-                kept.append((rollout.without_graph(), advantages))
+                kept.append((rollout.without_graph(), credited))
             del rollout  # two at once would take twice the memory
         with clock("update_s"):
             grad_norm = self.optimizer.step(what=what)
             for _ in range(grpo.num_inner_epochs - 1):
-                for rollout, advantages in kept:
-                    losses += self._backward(rollout, advantages, what)
+                for rollout, credited in kept:
+                    losses += self._backward(rollout, credited, what)
                 grad_norm = self.optimizer.step(what=what)
         return self._record(losses, scores, clock.seconds) | {"grad_norm": grad_norm, "lr": lr}
 
@@ -180,17 +184,23 @@ class VampoTrainer:
             raise NonFiniteError(f"{what}: reward {', '.join(names) or 'total'} is not finite for clip {clips}")
         return rewards
 
-    def _backward(self, rollout: GroupRollout, advantages: Tensor, what: str) -> list[PolicyLoss]:
-        """Add the gradient of the clipped surrogate (with KL and anchor) on this part of the batch."""
+    def _credited(self, rollout: GroupRollout, rewards: Rewards) -> Tensor:
+        """What every draw is credited with: advantages ``[B, G, F]``, or with ``pathwise`` its own derivative."""
+        if self.engine.differentiable:
+            (slope,) = torch.autograd.grad(rewards.total.mean(), rollout.steps[0].prev_sample)
+            return slope
+        grpo = self.config.grpo
+        return credited_advantages(rewards.total, credit=grpo.credit, clip=grpo.adv_clip_max)
+
+    def _backward(self, rollout: GroupRollout, credited: Tensor, what: str) -> list[PolicyLoss]:
+        """Add the gradient of the surrogate (with KL and anchor) on this part of the batch."""
         grpo, losses = self.config.grpo, []
-        for step, clips, log_prob, output in self.engine.log_probs(rollout):
-            # a pass that drew the group is the old policy: its ratio is 1 by construction, not by luck
-            old = log_prob.detach() if output is rollout.output else step.log_prob[clips]
-            loss = clipped_surrogate(log_prob, old, advantages[clips], clip_range=grpo.clip_range)
+        num_rewards = math.prod(credited.shape[:3])
+        for loss, step, clips, output in self._surrogates(rollout, credited):
             if grpo.kl_coef > 0:
                 kl = self._kl(rollout, step.sample[clips], step.step_index, clips, output)
                 loss = replace(loss, loss=loss.loss + grpo.kl_coef * kl, kl=kl)
-            weight = log_prob.numel() / (advantages.numel() * len(rollout.steps) * self.num_parts)
+            weight = loss.num_ratios / (num_rewards * len(rollout.steps) * self.num_parts)
             self.optimizer.backward(loss.loss * weight, what=what)
             losses.append(loss)
         if grpo.anchor_coef > 0:
@@ -199,6 +209,23 @@ class VampoTrainer:
             self.optimizer.backward(grpo.anchor_coef * anchor / self.num_parts, what=what)
             losses = [replace(loss, loss=loss.loss + grpo.anchor_coef * anchor, anchor=anchor) for loss in losses]
         return losses
+
+    def _surrogates(
+        self, rollout: GroupRollout, credited: Tensor
+    ) -> Iterator[tuple[PolicyLoss, RolloutStep, slice, ModelOutput]]:
+        """The policy's loss in parts that each need one forward pass, with the step, its clips and that pass."""
+        if self.engine.differentiable:
+            (step,), output = rollout.steps, rollout.output
+            assert output is not None
+            guided = output.guided(self.sampler.guidance(step.sample, output.uncond, step.sigma))
+            b = self.sampler.coefficients(step.step_index).b
+            yield pathwise_surrogate(guided, credited, b=b), step, slice(0, len(credited)), output
+            return
+        for step, clips, log_prob, output in self.engine.log_probs(rollout):
+            # a pass that drew the group is the old policy: its ratio is 1 by construction, not by luck
+            old = log_prob.detach() if output is rollout.output else step.log_prob[clips]
+            clip_range = self.config.grpo.clip_range
+            yield clipped_surrogate(log_prob, old, credited[clips], clip_range=clip_range), step, clips, output
 
     def _kl(self, rollout: GroupRollout, sample: Tensor, step_index: int, clips: slice, output: ModelOutput) -> Tensor:
         """KL divergence of the policy from the base at one step, with gradient to the policy."""
