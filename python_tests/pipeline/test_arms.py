@@ -12,9 +12,10 @@ from vampo_core import api
 from vampo_core.config import ConfigError, RewardConfig, load_config
 from vampo_core.config.chain_section import ArmName
 from vampo_core.diffusion.sampler import EulerHybridSampler
+from vampo_core.grpo.cost import forwards_per_iteration
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.pipeline import chain
-from vampo_core.pipeline.arms import ARMS, paper_reward, same_compute
+from vampo_core.pipeline.arms import ARMS, paper, same_compute
 from vampo_core.pipeline.pages import write_chain_page
 from vampo_core.pipeline.policy import imagined_policy
 from vampo_core.policy.base import Policy
@@ -67,7 +68,7 @@ def test_likelihood_training_takes_the_compute_of_vampo_and_is_evaluated_as_ofte
 
 
 def test_same_compute_at_the_size_of_the_preset():
-    config = load_config("metaworld", "run.eval_every=20")
+    config = load_config("pusht", "run.eval_every=20")
     made = same_compute(config, EulerHybridSampler(**config.sampler.overrides())).pretrain
     assert made.num_steps == 50 * 8 * (3 + 16) // (3 * 8) == 316
     assert (made.warmup_steps, made.eval_every, made.lr) == (20, 106, pytest.approx(8e-4))
@@ -75,10 +76,22 @@ def test_same_compute_at_the_size_of_the_preset():
 
 def test_the_papers_reward_has_no_other_part():
     config = load_config("pusht", "reward.l1_weight=0", "reward.pixel_weight=2", "reward.motion_weight=3")
-    paper = paper_reward(config, EulerHybridSampler())
-    weights = {name: x for name, x in vars(paper.reward).items() if name.endswith("_weight") and x}
+    made = paper(config, EulerHybridSampler())
+    weights = {name: x for name, x in vars(made.reward).items() if name.endswith("_weight") and x}
     assert weights == {"l1_weight": 1, "cosine_weight": 1}
-    assert replace(paper, reward=config.reward) == config
+    assert replace(made, reward=config.reward) == config
+
+
+def test_the_paper_compares_within_larger_groups_for_the_same_compute():
+    config, sampler = load_config("metaworld"), EulerHybridSampler(num_inference_steps=2)
+    assert config.grpo.credit == "pathwise"
+    made = paper(config, sampler)
+    assert (made.grpo.credit, made.grpo.num_generations, made.grpo.batch_size) == ("frame", 16, 16)
+    spent, meant = (c.grpo.num_iterations * forwards_per_iteration(c.grpo, sampler) for c in (made, config))
+    assert meant == 200 * 16 * (3 + 2 * 2)
+    assert spent == pytest.approx(meant, rel=0.01)
+    assert made.optim.decay_steps == round(config.optim.decay_steps * made.grpo.num_iterations / 200)
+    assert made.run.eval_every == round(50 * made.grpo.num_iterations / 200)
 
 
 def test_the_registry_has_every_arm():

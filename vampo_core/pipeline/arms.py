@@ -12,6 +12,7 @@ from vampo_core.grpo.cost import forwards_per_iteration, likelihood_updates
 from vampo_core.pipeline.runs import PRETRAINING, VAMPO, RunKind
 
 _LR_SHARE, _WARMUP_STEPS = 0.2, 20  # of continued pretraining
+_GROUP_SIZE = 16  # of the paper's arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +59,37 @@ def same_compute(config: VampoConfig, sampler: EulerHybridSettings) -> VampoConf
     return replace(config, pretrain=changed)
 
 
-def paper_reward(config: VampoConfig, sampler: EulerHybridSettings) -> VampoConfig:
-    """Reward what the paper rewards, and nothing else: latent L1 and cosine."""
+def paper(config: VampoConfig, sampler: EulerHybridSettings) -> VampoConfig:
+    """Reward what the paper rewards, latent L1 and cosine, and compare within groups as it does.
+
+    A chain whose own credit is ``pathwise`` has groups too small to be compared: they become larger, and the iterations
+    as many fewer as keep the compute.
+    """
     weights: dict[str, Any] = {f.name: 0.0 for f in fields(RewardConfig) if f.name.endswith("_weight")}
-    return replace(config, reward=RewardConfig(**{**weights, "l1_weight": 1.0, "cosine_weight": 1.0}))
+    config = replace(config, reward=RewardConfig(**{**weights, "l1_weight": 1.0, "cosine_weight": 1.0}))
+    own = config.grpo
+    if own.credit != "pathwise":
+        return config
+    grpo = replace(own, credit="frame", num_generations=max(own.num_generations, _GROUP_SIZE))
+    share = forwards_per_iteration(own, sampler) / forwards_per_iteration(grpo, sampler)
+
+    def fewer(number: int) -> int:
+        return max(1, round(share * number)) if number else 0
+
+    optim, run = config.optim, config.run
+    return replace(
+        config,
+        grpo=replace(grpo, num_iterations=fewer(own.num_iterations)),
+        optim=replace(optim, warmup_steps=fewer(optim.warmup_steps), decay_steps=fewer(optim.decay_steps)),
+        run=replace(run, eval_every=fewer(run.eval_every), save_every=fewer(run.save_every)),
+    )
 
 
 ARMS: dict[ArmName, Arm] = {
     "base": Arm(title="Base"),
     "base_scaled": Arm(title="Base with scaled actions", scales_actions=True),
     "likelihood": Arm(title="Likelihood training for the same compute", kind=PRETRAINING, configure=same_compute),
-    "vampo_latent": Arm(title="VAMPO with the paper's reward", kind=VAMPO, configure=paper_reward),
+    "vampo_latent": Arm(title="VAMPO with the paper's reward", kind=VAMPO, configure=paper),
     "vampo": Arm(title="VAMPO", kind=VAMPO),
 }
 """All arms, by the name that ``chain.arms`` uses."""
