@@ -1,13 +1,14 @@
 """One iteration of ours against the reference's schedule of work, same model, same B, G, T.
 
     python benchmarks/rl_iteration.py [--preset default|svd] [--rounds N] [--threads N] [--results FOLDER]
-                                      [--clips B] [--generations G] [--steps T]
+                                      [--clips B] [--generations G] [--steps T] [--tail-steps N] [--solver NAME]
 
 The reference rolls out every member of a group on its own (G T denoiser forwards a clip) and runs G forwards and
 backwards a clip for the update. It is written here in plain PyTorch with diffusers' UNet, and with the faults of the
 published code corrected: right clipping, right grouping, right input scaling. Both take turns in one process, and
 both iterations end with gradient clipping and a step of AdamW. Were forwards all that costs, a backward counted as two,
-ours would be ``(G T + 3 G) / (G (T - 1) + 3)`` times as fast: 1.49 for G = T = 8, 4.2 for G = 16, T = 2. The memory of
+ours would be ``(G T + 3 G) / (G (T - 1) + 3)`` times as fast: 1.49 for G = T = 8, 4.2 for G = 16, T = 2. With N steps
+behind the split it is ``(G T + 3 G) / (G N + 3)``; ``tail.py`` says what that costs. The memory of
 an update is what autograd keeps for its backward pass, weights aside: counted, not sampled, so that it is the same on
 every device. The preset svd, of 1.5 billion weights, is measured only on a GPU.
 """
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -174,12 +176,16 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--tail-steps", type=int, help="steps behind the split, ours only; default: all of them")
+    parser.add_argument("--solver", default="euler", help="solver of these steps")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.results.mkdir(parents=True, exist_ok=True)
     sizes = f"b{args.clips}-g{args.generations}-t{args.steps}"
+    if args.tail_steps is not None:
+        sizes += f"-{args.solver.replace('+', 'p')}{args.tail_steps}"
     path = args.results / f"rl_iteration-{args.preset}-{sizes}-{device.type}.json"
     if args.preset in NEEDS_GPU and device.type == "cpu":
         _write(path, {"preset": args.preset, "result": "not measured", "reason": "there is no GPU"})
@@ -194,6 +200,7 @@ def main() -> None:
         model, new_accelerator(), OptimConfig(lr=1e-6), num_updates=args.rounds + 1, ema_decay=0.0
     )
     sampler = model.sampler(num_inference_steps=args.steps)
+    samplers = {"ours": replace(sampler, solver=args.solver, tail_steps=args.tail_steps), "reference": sampler}
     batch = {
         "latents": torch.randn(args.clips, *latent, device=device),
         "instruction": ["push the T"] * args.clips,
@@ -205,7 +212,7 @@ def main() -> None:
         for name, schedule in schedules.items():
             phases = Phases(model, device)
             begin = phases.now()
-            schedule(optimizer, batch, sampler, args.generations, number, phases)
+            schedule(optimizer, batch, samplers[name], args.generations, number, phases)
             phases.seconds = phases.now() - begin
             if number:  # the first round warms up
                 measured[name].append(phases)
@@ -213,6 +220,7 @@ def main() -> None:
     result = {
         "preset": args.preset,
         "B": args.clips, "G": args.generations, "T": args.steps,
+        "solver": args.solver, "tail_steps": args.tail_steps,
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "threads": args.threads,
         "torch": torch.__version__,
