@@ -128,9 +128,12 @@ def measure(
     )
 
     b = sampler.coefficients(sampler.first_stochastic_step).b  # from the draw to the denoiser's output
-    clip_spread = path.rewards.mean(2).std(1).clamp_min(TINY).view(-1, 1, 1, 1, 1)
-    frame_spread = path.rewards.std(1).clamp_min(TINY)[..., None, None, None]  # 0 where actions do not count
-    exact, own, framed = b * path.exact / clip_spread, b * path.own / clip_spread, b * path.own / frame_spread
+    clip_spread = path.rewards.mean(2).std(1).view(-1, 1, 1, 1, 1)
+    frame_spread = path.rewards.std(1)[..., None, None, None]
+    exact, own, framed = (
+        torch.where(spread > TINY, b * x / spread, 0.0)  # where actions do not count there is no spread
+        for x, spread in ((path.exact, clip_spread), (path.own, clip_spread), (path.own, frame_spread))
+    )
 
     weights = [p for p in model.denoiser_network.parameters() if p.requires_grad]
     guided = output.guided(sampler.guidance(sample, output.uncond, sampler.first_sigma))
