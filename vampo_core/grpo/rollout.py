@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vampo_core.diffusion.rows import padded
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import Denoise, RolloutStep
 from vampo_core.models.predictor import Condition, VideoPredictor
@@ -139,9 +140,11 @@ class RolloutEngine:
         """The denoiser of the rollout: in ``tail_dtype`` behind the split, except where the policy acts again."""
         sampler = self.sampler
         exact = self.model.denoiser(condition, guidance=sampler.guides)
-        if self.tail_dtype is None:
-            return exact
-        cheap = self.model.denoiser(condition, guidance=sampler.guides, dtype=self.tail_dtype)
+        cheap = exact
+        if self.tail_dtype is not None:
+            cheap = self.model.denoiser(condition, guidance=sampler.guides, dtype=self.tail_dtype)
+        if self.model.is_compiled:
+            cheap = padded(cheap, self.chunk_size)  # the last chunk would be compiled too
         policy = {sampler.sigmas[index] for index in sampler.stochastic_steps}
 
         def denoise(sample: Tensor, sigma: float, clip_index: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -55,6 +55,7 @@ class VideoPredictor(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._adapter: tuple[Any, ...] = ()  # in a tuple, or the denoiser would be registered twice
+        self._compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None  # with gradient, without
 
     @staticmethod
     def create(
@@ -285,6 +286,38 @@ class VideoPredictor(nn.Module, ABC):
     def _frozen_parts(self) -> list[nn.Module]:
         """Parts that no training changes."""
         return [self.codec] if isinstance(self.codec, nn.Module) else []
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the denoiser runs through ``torch.compile``."""
+        return self._compiled is not None
+
+    def compile_denoiser(self, *, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Run the denoiser through ``torch.compile``, once for passes with gradient and once for those without.
+
+        On a GPU passes without gradient, those of a rollout's tail, are captured in CUDA graphs: a small network is
+        then not bound by kernel launches. Shapes are static: every new number of clips compiles again, for a minute or
+        more. Outputs differ from eager ones by rounding. On a CPU it gains next to nothing.
+
+        Args:
+            backend: of ``torch.compile``.
+        """
+        mode = "reduce-overhead" if self.device.type == "cuda" and backend == "inductor" else None
+        network = self.denoiser_network
+        self._compiled = (
+            torch.compile(network, dynamic=False, backend=backend),
+            torch.compile(network, dynamic=False, backend=backend, mode=mode),
+        )
+
+    def run_denoiser(self, *inputs: Any, **options: Any) -> Tensor:
+        """The first output of the denoiser network, compiled where :meth:`compile_denoiser` was called."""
+        if self._compiled is None:
+            return self.denoiser_network(*inputs, **options)[0]
+        with_gradient, without = self._compiled
+        if torch.is_grad_enabled():
+            return with_gradient(*inputs, **options)[0]
+        torch.compiler.cudagraph_mark_step_begin()
+        return without(*inputs, **options)[0].clone()  # the graph's next run overwrites its output
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""

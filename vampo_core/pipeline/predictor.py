@@ -29,9 +29,7 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
         with torch.random.fork_rng():
             torch.manual_seed(config.run.seed)
             model.add_lora(rank=config.model.lora)
-    if config.model.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    return model
+    return _prepared(config, model)
 
 
 def predictor_folder(folder: str | Path) -> Path:
@@ -82,6 +80,14 @@ def new_predictor(config: VampoConfig, codec: Codec) -> VideoPredictor:
             dtype=config.model.dtype,
             **config.model.unet_options(),
         )
+    return _prepared(config, model)
+
+
+def _prepared(config: VampoConfig, model: VideoPredictor) -> VideoPredictor:
+    """The model as its denoiser is to be run, on the device of this process."""
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if config.model.compile:
+        model = model.to(new_accelerator().device)
+        model.compile_denoiser()
     return model

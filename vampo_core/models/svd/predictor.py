@@ -202,7 +202,7 @@ class SVDPredictor(VideoPredictor):
         assert isinstance(condition, SVDCondition)
         inputs = self.unet_inputs(sample, sigma, condition)
         with self.autocast(sample.device):
-            output = self.unet(*inputs, return_dict=False)[0]
+            output = self.run_denoiser(*inputs, return_dict=False)
         if self.settings.predict_change:
             share = self.codec.scaling_factor * first_frame_share(sigma, self.scheduler.config["prediction_type"])
             output = output + share * condition.image_latents.unsqueeze(1)
