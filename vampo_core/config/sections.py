@@ -151,8 +151,8 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: Annotated[bool, FREE] = False
-    """Run the denoiser through ``torch.compile``, on a GPU with CUDA graphs where there is no gradient. First passes take
-    minutes, and results differ by rounding. On a CPU it gains nothing."""
+    """Run the denoiser through ``torch.compile``, on a GPU with CUDA graphs where there is no gradient. The first
+    passes take minutes, and results differ by rounding. On a CPU it gains nothing."""
     ema_decay: Decay = 0.0
     """Decay of the running mean of the weights in post-training, which is then evaluated and saved; 0 for none."""
     patch_size: Annotated[Positive, CODEC] = 8
