@@ -42,7 +42,7 @@ DECIDING = {
         *DECODER,
         "run.eval_every",
     }
-    - {"model.pretrained"},
+    - {"model.pretrained", "model.compile"},
     "policy": {*EVALUATION, *DECODER, *all_of("policy")} - {"policy.predictor"},
 }
 LENGTHS = {
@@ -61,7 +61,7 @@ def test_exactly_these_settings_may_change_when_a_run_is_resumed():
     assert {key for key, role in roles().items() if role.may_change} == {
         *LENGTHS,
         *("pretrain.eval_every", "pretrain.save_every", "policy.eval_every", "policy.save_every"),
-        *("data.root", "data.num_workers", "sampler.tail_chunk_size"),
+        *("data.root", "data.num_workers", "sampler.tail_chunk_size", "model.compile"),
         *(all_of("run") - {"run.seed"}),
         *all_of("closed_loop", "chain"),
     }
