@@ -114,10 +114,12 @@ if step build 100 bash -c build; then
   step iteration 30 "$python" "$root/benchmarks/rl_iteration.py" --results "$OUT"
   step svd 60 "$python" "$root/benchmarks/rl_iteration.py" --preset svd --rounds 2 --clips 1 --generations 4 --steps 4 \
     --results "$OUT" # the reference keeps G graphs of 1.5 billion weights
+  step tail 60 "$python" "$root/benchmarks/rl_iteration.py" --tail-steps 2 --solver dpm++2m --results "$OUT"
+  step compiled 240 "$python" "$root/benchmarks/rl_iteration.py" --tail-steps 2 --solver dpm++2m --compile --results "$OUT"
   step latency 60 "$python" "$root/benchmarks/policy_latency.py"
   step features 60 "$python" "$root/benchmarks/policy_latency.py" --svd
 else
-  for name in tests memcheck racecheck benchmark iteration svd latency features; do report "$name" "not run: no build" 0; done
+  for name in tests memcheck racecheck benchmark iteration svd tail compiled latency features; do report "$name" "not run: no build" 0; done
 fi
 
 echo "$num_failed failed, $SECONDS s in all" | tee -a "$summary"

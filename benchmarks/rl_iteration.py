@@ -2,6 +2,7 @@
 
     python benchmarks/rl_iteration.py [--preset default|svd] [--rounds N] [--threads N] [--results FOLDER]
                                       [--clips B] [--generations G] [--steps T] [--tail-steps N] [--solver NAME]
+                                      [--compile]
 
 The reference rolls out every member of a group on its own (G T denoiser forwards a clip) and runs G forwards and
 backwards a clip for the update. It is written here in plain PyTorch with diffusers' UNet, and with the faults of the
@@ -14,6 +15,7 @@ every device. The preset svd, of 1.5 billion weights, is measured only on a GPU.
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -104,7 +106,7 @@ def ours(optimizer: ModelOptimizer, batch: dict, sampler, num_generations: int, 
 
     model = cast(VideoPredictor, optimizer.model)
     engine = RolloutEngine(model, sampler, num_generations=num_generations, chunk_size=None, reuse_first_step=True)
-    hooks = watch(model.denoiser_network)
+    hooks = [] if model.is_compiled else watch(model.denoiser_network)  # hooks would break the graph
     with phases.update():
         rollout = engine.rollout(batch, seed=seed)
         advantages = group_advantages(latent_reward(rollout.latents, batch["latents"]).reward, clip=2.0)
@@ -178,6 +180,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--tail-steps", type=int, help="steps behind the split, ours only; default: all of them")
     parser.add_argument("--solver", default="euler", help="solver of these steps")
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser, ours only")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -186,6 +189,7 @@ def main() -> None:
     sizes = f"b{args.clips}-g{args.generations}-t{args.steps}"
     if args.tail_steps is not None:
         sizes += f"-{args.solver.replace('+', 'p')}{args.tail_steps}"
+    sizes += "-compiled" if args.compile else ""
     path = args.results / f"rl_iteration-{args.preset}-{sizes}-{device.type}.json"
     if args.preset in NEEDS_GPU and device.type == "cpu":
         _write(path, {"preset": args.preset, "result": "not measured", "reason": "there is no GPU"})
@@ -196,9 +200,14 @@ def main() -> None:
     model = VideoPredictor.create(codec, num_frames=latent[0], **overrides).to(device)
     assert model.text_encoder is not None
     model.text_encoder.requires_grad_(False)  # no part of the policy
-    optimizer = ModelOptimizer(
-        model, new_accelerator(), OptimConfig(lr=1e-6), num_updates=args.rounds + 1, ema_decay=0.0
-    )
+    models = {"ours": model, "reference": model}
+    if args.compile:
+        models["ours"] = copy.deepcopy(model)
+        models["ours"].compile_denoiser()
+    optimizers = {
+        name: ModelOptimizer(each, new_accelerator(), OptimConfig(lr=1e-6), num_updates=args.rounds + 1, ema_decay=0.0)
+        for name, each in models.items()
+    }
     sampler = model.sampler(num_inference_steps=args.steps)
     samplers = {"ours": replace(sampler, solver=args.solver, tail_steps=args.tail_steps), "reference": sampler}
     batch = {
@@ -210,9 +219,9 @@ def main() -> None:
     measured: dict[str, list[Phases]] = {name: [] for name in schedules}
     for number in range(args.rounds + 1):
         for name, schedule in schedules.items():
-            phases = Phases(model, device)
+            phases = Phases(models[name], device)
             begin = phases.now()
-            schedule(optimizer, batch, samplers[name], args.generations, number, phases)
+            schedule(optimizers[name], batch, samplers[name], args.generations, number, phases)
             phases.seconds = phases.now() - begin
             if number:  # the first round warms up
                 measured[name].append(phases)
@@ -220,7 +229,7 @@ def main() -> None:
     result = {
         "preset": args.preset,
         "B": args.clips, "G": args.generations, "T": args.steps,
-        "solver": args.solver, "tail_steps": args.tail_steps,
+        "solver": args.solver, "tail_steps": args.tail_steps, "compiled": args.compile,
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "threads": args.threads,
         "torch": torch.__version__,
