@@ -35,11 +35,8 @@ from vampo_core.pipeline.predictor import inference_predictor
 
 REFERENCE = ("sampler.solver=euler", "sampler.tail_steps=null", "sampler.tail_dtype=null")
 DEFAULT_TAILS = (
-    "sampler.tail_steps=2",
-    "sampler.solver=dpm++2m sampler.tail_steps=2",
-    "sampler.solver=unipc sampler.tail_steps=2",
-    "sampler.solver=dpm++2m sampler.tail_steps=3",
-    "sampler.solver=unipc sampler.tail_steps=3",
+    "sampler.tail_steps=2",  # the same for every solver: the first step has no history, the last one goes to 0
+    *(f"sampler.solver={solver} sampler.tail_steps={n}" for n in (3, 4) for solver in ("euler", "dpm++2m", "unipc")),
     "sampler.tail_dtype=bfloat16",
 )
 SEED = 0
