@@ -187,8 +187,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.results.mkdir(parents=True, exist_ok=True)
     sizes = f"b{args.clips}-g{args.generations}-t{args.steps}"
-    if args.tail_steps is not None:
-        sizes += f"-{args.solver.replace('+', 'p')}{args.tail_steps}"
+    if (args.solver, args.tail_steps) != ("euler", None):
+        sizes += f"-{args.solver.replace('+', 'p')}{args.tail_steps or ''}"
     sizes += "-compiled" if args.compile else ""
     path = args.results / f"rl_iteration-{args.preset}-{sizes}-{device.type}.json"
     if args.preset in NEEDS_GPU and device.type == "cpu":
@@ -240,7 +240,9 @@ def main() -> None:
             name: {
                 "seconds": statistics.median(p.seconds for p in phases),
                 "update_mb": max(p.update_mb for p in phases),
-                "denoiser_share": statistics.median(p.denoiser / p.seconds for p in phases),
+                # hooks that measure it would break a compiled graph
+                "denoiser_share": None if models[name].is_compiled
+                else statistics.median(p.denoiser / p.seconds for p in phases),
             }
             for name, phases in measured.items()
         },

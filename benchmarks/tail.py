@@ -1,6 +1,7 @@
 """What a cheaper tail costs: the same groups with the reference tail (Euler, every step) and with cheaper ones.
 
-    python benchmarks/tail.py --checkpoint FOLDER [--config metaworld] [--clips 16] [--rounds 3] [--results FOLDER]
+    python benchmarks/tail.py --checkpoint FOLDER [--config metaworld] [--steps 8] [--stochastic-step 0]
+        [--generations 8] [--clips 16] [--rounds 3] [--results FOLDER]
         [--tail "sampler.solver=dpm++2m sampler.tail_steps=2"]... [-- key=value ...]
 
 What happens behind the stochastic step may be computed in any way: it biases the reward, never the ratio. Groups are
@@ -81,8 +82,6 @@ def compare(
     """Every tail against the reference, on held-out clips; and the number of these."""
     configs = [load_config(config, *REFERENCE, *tail.split()) for tail in ("", *tails)]
     candidates = [Tail(model, each) for each in configs]
-    if len(candidates[0].sampler.stochastic_steps) > 1:
-        raise ValueError(f"sampler.stochastic_steps is {config.sampler.stochastic_steps}, expected one step")
     data = prepare_clips(config, model.codec)
     batch = held_out_batch(data.held_out, clips)
     rewards = configured_rewards(config.reward, model.codec, reward_decoders(config, model.codec, data))
@@ -141,6 +140,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="model folder, checkpoint or run folder")
     parser.add_argument("--config", default="metaworld")
+    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
+    parser.add_argument("--stochastic-step", type=int, default=0)
+    parser.add_argument("--generations", type=int, default=8, help="draws of a clip, whose advantages are compared")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of every tail")
     parser.add_argument("--tail", action="append", help="settings of a cheaper tail; may be given several times")
@@ -148,7 +150,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the configuration")
     args = parser.parse_args()
 
-    config = load_config(args.config, *args.overrides)
+    drawn = [f"sampler.num_inference_steps={args.steps}", f"sampler.stochastic_steps=[{args.stochastic_step}]"]
+    compared = [f"grpo.num_generations={args.generations}", "grpo.credit=frame"]
+    config = load_config(args.config, *drawn, *compared, *args.overrides)
     model = inference_predictor(config, args.checkpoint)
     device = model.device.type
     where = environment(device)

@@ -21,7 +21,7 @@ DATA = {
     *("data.resolution", "data.held_out_fraction", "data.num_frames", "data.stride", "data.sampling"),
 }
 DECODER = {*all_of("decoder"), "policy.num_episodes"}
-CHOOSING = {"evaluation.action_error", "evaluation.best_by"}
+CHOOSING = {"evaluation.action_error", "evaluation.best_by", "evaluation.cheap_tail"}
 """What only chooses a checkpoint."""
 EVALUATION = {*DATA, *all_of("evaluation"), "run.seed"} - CHOOSING
 DECIDING = {

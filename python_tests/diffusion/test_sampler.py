@@ -306,7 +306,7 @@ def test_sample_draws_with_a_seed_alone():
         ({"rho": 0.0}, "rho is 0.0"),
         ({"schedule": "cosine"}, "schedule is 'cosine'"),
         ({"eta": -1.0}, "eta is -1.0"),
-        ({"stochastic_steps": (7,)}, r"stochastic_steps is \(7,\), expected indices of at most 6: .* no density"),
+        ({"stochastic_steps": (7,)}, r"stochastic_steps is \(7,\), expected indices of at most .* 6: .* no density"),
         ({"stochastic_steps": (-1,)}, "stochastic_steps is -1"),
         ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),

@@ -179,8 +179,10 @@ def test_the_draw_and_its_log_probability_do_not_depend_on_the_tail():
     [
         ({"tail_steps": 0}, "tail_steps is 0, expected at least 1"),
         ({"tail_steps": 8}, "tail_steps is 8, expected at most 7: what 8 steps leave behind step 0"),
-        ({"tail_steps": 2, "stochastic_steps": ()}, "tail_steps is 2, expected None: no step is stochastic"),
-        ({"tail_steps": 1, "stochastic_steps": (0, 2)}, "tail_steps = 1 makes 2 steps"),
+        ({"tail_steps": 2, "stochastic_steps": ()}, r"tail_steps is 2 with stochastic_steps = \[\], expected None"),
+        ({"tail_steps": 3, "stochastic_steps": (0, 2)}, r"tail_steps is 3 with stochastic_steps = \[0, 2\]"),
+        ({"tail_steps": 1, "stochastic_steps": (9,)}, r"stochastic_steps is \(9,\), expected indices of at most"),
+        ({"solver": ["euler"]}, r"solver is \['euler'\], expected one of"),
         ({"guidance_interval": (1.0,)}, r"guidance_interval is \(1.0,\), expected \[low, high\]"),
         ({"guidance_interval": (2.0, 1.0)}, r"guidance_interval is \[2.0, 1.0\], expected low <= high"),
         ({"guidance_interval": (-1.0, 1.0)}, "guidance_interval is -1.0"),

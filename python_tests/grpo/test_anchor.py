@@ -18,7 +18,7 @@ def move(model):
 
 def test_it_is_the_distance_of_outputs_on_noisy_predictions(tmp_path):
     trainer = make_trainer(make_config(tmp_path, *SETTINGS, "sampler.stochastic_steps=[1]"))
-    sampler, calls, levels = trainer.sampler, [], set()
+    sampler, calls, levels = trainer.clips.sampler, [], set()
     assert deterministic_sigmas(sampler) == [*sampler.sigmas[:1], *sampler.sigmas[2:-1]]
 
     def policy(noisy, sigma, condition):

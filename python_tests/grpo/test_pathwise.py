@@ -10,6 +10,7 @@ from training_runs import gradient_of, make_config, make_model, make_trainer, re
 from vampo_core.config import ConfigError
 from vampo_core.grpo import rewards
 from vampo_core.grpo.advantages import credited_advantages
+from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.ops import latent_reward
 
 # a real run's noise levels make the first draws of an untrained model all but independent of it
@@ -82,7 +83,8 @@ def test_differentiable_rewards_are_the_rewards():
     generator = torch.Generator().manual_seed(0)
     pred = torch.randn(2, 3, 4, 5, 6, 6, generator=generator)
     target = torch.randn(2, 4, 5, 6, 6, generator=generator)
-    for function in (rewards.latent, rewards.motion, rewards.moving, rewards.pixel(lambda x: x.tanh())):
+    codec = PatchCodec(patch_size=4, latent_channels=5)
+    for function in (rewards.latent, rewards.motion, rewards.moving, rewards.pixel(codec.decode)):
         plain, graph = function(pred, target, {}), function(pred.clone().requires_grad_(), target, {})
         if function is rewards.latent:
             plain, graph = plain.reward, graph.reward
@@ -94,13 +96,38 @@ def test_differentiable_rewards_are_the_rewards():
     )
 
 
-def test_a_reward_without_gradient_is_refused_by_name(tmp_path):
-    def thresholded(pred, target, batch):
-        return (pred.mean((3, 4, 5)) > 0).float()
+def thresholded(pred, target, batch):
+    return (pred.mean((3, 4, 5)) > 0).float()
 
-    trainer = make_trainer(make_config(tmp_path, *SETTINGS), reward_funcs=[thresholded])
-    with pytest.raises(ValueError, match="reward thresholded has no gradient with respect to pred"):
+
+def of_another_network(pred, target, batch):
+    weight = torch.ones((), requires_grad=True)
+    return weight * pred.detach().mean((3, 4, 5))
+
+
+def in_numpy(pred, target, batch):
+    return torch.from_numpy(pred.numpy().mean((3, 4, 5)))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (thresholded, "reward thresholded has no gradient with respect to pred"),
+        (of_another_network, "reward of_another_network has no gradient with respect to pred"),
+        (in_numpy, "reward in_numpy fails on videos with a gradient"),
+    ],
+)
+def test_a_reward_without_gradient_is_refused_by_name(tmp_path, function, message):
+    trainer = make_trainer(make_config(tmp_path, *SETTINGS), reward_funcs=[rewards.latent, function])
+    with pytest.raises((ValueError, RuntimeError), match=message):
         trainer.iterate(1, trainer.batches(0))
+    trainer = make_trainer(make_config(tmp_path), reward_funcs=[rewards.latent, function])
+    trainer.iterate(1, trainer.batches(0))  # where rewards are compared, any function will do
+
+
+def test_no_reward_at_all(tmp_path):
+    with pytest.raises(ValueError, match="reward_funcs is empty"):
+        make_trainer(make_config(tmp_path, *SETTINGS), reward_funcs=[])
 
 
 @pytest.mark.parametrize(

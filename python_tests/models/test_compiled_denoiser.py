@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
-from training_runs import gradient_of, make_config, make_model, make_trainer, relative_distance
+from training_runs import gradient_of, make_clips, make_config, make_model, make_trainer, relative_distance
 
 from vampo_core.config import load_config
 from vampo_core.diffusion.rows import padded
@@ -47,6 +47,20 @@ def test_the_gradient_is_that_of_the_eager_denoiser(tmp_path, overrides):
     eager = gradient_of(make_trainer(config))
     found = gradient_of(make_trainer(config, model=compiled_model(config, "aot_eager")))
     assert relative_distance(found, eager) < 1e-3
+
+
+def test_many_shapes_and_models_are_compiled(tmp_path):
+    config, graphs = make_config(tmp_path), []
+    sample, clips = torch.randn(6, 3, 4, 4, 4), make_clips(8)
+    for _ in range(2):
+        counter = CompileCounter()
+        model = compiled_model(config, counter)
+        for rows in range(1, 7):
+            condition = model.observed_condition(clips[0]["latents"][:1].repeat(rows, 1, 1, 1), ["push"] * rows)
+            with torch.no_grad():
+                model(sample[:rows], 2.0, condition)
+        graphs.append(counter.frame_count)
+    assert graphs == [6, 6]
 
 
 def test_a_compiled_model_is_saved_and_copied_like_any_other(tmp_path):

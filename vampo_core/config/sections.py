@@ -305,7 +305,7 @@ class EvaluationConfig:
     """Number of videos predicted for each clip."""
     batch_size: Positive = 16
     """Number of videos predicted at once."""
-    cheap_tail: bool = False
+    cheap_tail: Annotated[bool, Role(decides=("vampo",))] = False
     """Predict held-out videos with ``sampler.tail_steps`` too, instead of with the whole schedule."""
     seed: Count = 0
     """Seed of the noise, and of the judge."""

@@ -79,6 +79,11 @@ class VampoConfig:
                 f"sampler.tail_dtype is {self.sampler.tail_dtype!r} with model.dtype = {self.model.dtype!r}, expected "
                 "null: the whole rollout is in half precision then"
             )
+        if self.evaluation.cheap_tail and self.sampler.tail_steps is None:
+            raise ConfigError(
+                "evaluation.cheap_tail is True with sampler.tail_steps = null, expected a number of steps there: "
+                "no tail is cheaper"
+            )
         if self.grpo.credit == "pathwise":
             if len(self.sampler.stochastic_steps) > 1:
                 raise ConfigError(

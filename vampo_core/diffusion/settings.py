@@ -35,11 +35,14 @@ def check_tail_steps(tail_steps: int, stochastic_steps: Sequence[int], num_infer
         TypeError: it is no integer.
         ValueError: it is out of range.
     """
-    if not stochastic_steps:
-        raise ValueError(f"tail_steps is {tail_steps}, expected None: no step is stochastic, so there is no tail")
+    if len(stochastic_steps) != 1:
+        raise ValueError(
+            f"tail_steps is {tail_steps} with stochastic_steps = {list(stochastic_steps)}, expected None: the tail "
+            "begins behind a single stochastic step"
+        )
     left = None if num_inference_steps is None else num_inference_steps - stochastic_steps[0] - 1
     check_int("tail_steps", tail_steps, minimum=1)
-    if left is not None and tail_steps > left:
+    if left is not None and tail_steps > left > 0:
         raise ValueError(
             f"tail_steps is {tail_steps}, expected at most {left}: what {num_inference_steps} steps leave behind step "
             f"{stochastic_steps[0]}"
@@ -92,16 +95,15 @@ class EulerHybridSettings:
             object.__setattr__(self, "guidance_interval", check_interval("guidance_interval", self.guidance_interval))
         steps = tuple(sorted({check_int("stochastic_steps", i, minimum=0) for i in self.stochastic_steps}))
         object.__setattr__(self, "stochastic_steps", steps)
+        assert self._levels(self.num_inference_steps, self.sigma_max)  # checks the schedule's own arguments
+        self.process.scalings(self.sigma_max, self.prediction_type)  # checks the prediction type
+        if steps and steps[-1] > self.num_inference_steps - 2:
+            raise ValueError(
+                f"stochastic_steps is {steps}, expected indices of at most num_inference_steps - 2 = "
+                f"{self.num_inference_steps - 2}: the last step, to noise level 0, has no density"
+            )
         if self.tail_steps is not None:
             check_tail_steps(self.tail_steps, steps, self.num_inference_steps)
-        assert self.sigmas  # checks the schedule's own arguments
-        self.process.scalings(self.sigma_max, self.prediction_type)  # checks the prediction type
-        if steps and steps[-1] > self.num_steps - 2:
-            raise ValueError(
-                f"stochastic_steps is {steps}, expected indices of at most {self.num_steps - 2}: num_inference_steps = "
-                f"{self.num_inference_steps} with tail_steps = {self.tail_steps} makes {self.num_steps} steps, and the "
-                "last one, to noise level 0, has no density"
-            )
 
     @cached_property
     def sigmas(self) -> tuple[float, ...]:

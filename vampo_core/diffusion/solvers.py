@@ -86,7 +86,7 @@ def check_solver(name: str) -> None:
     Raises:
         ValueError: there is no such solver.
     """
-    if name not in SOLVERS:
+    if not isinstance(name, str) or name not in SOLVERS:
         raise ValueError(f"solver is {name!r}, expected one of {', '.join(SOLVERS)}")
 
 

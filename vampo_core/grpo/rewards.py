@@ -112,9 +112,8 @@ def pixel(decode: Callable[[Tensor], Tensor]) -> RewardFunction:
     """
 
     def pixel_l1(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        with torch.set_grad_enabled(pred.requires_grad):
-            expert = decode(target)  # [B, F, 3, H, W]
-            error = [(decode(pred[:, g]) - expert).abs().flatten(2).mean(-1) for g in range(pred.shape[1])]
+        expert = decode(target)  # [B, F, 3, H, W]
+        error = [(decode(pred[:, g]) - expert).abs().flatten(2).mean(-1) for g in range(pred.shape[1])]
         return -torch.stack(error, dim=1)
 
     return pixel_l1
@@ -159,18 +158,34 @@ def evaluate_rewards(
     pred: Tensor,  # [B, G, F, C, H, W]
     target: Tensor,  # [B, F, C, H, W]
     batch: Mapping[str, Any],
+    *,
+    check_gradient: bool = False,
 ) -> Rewards:
     """Weighted sum of reward functions; each is logged under its name, and an L1 and cosine it reports under theirs.
 
+    Args:
+        functions: functions and their weights.
+        pred: predicted videos; the sum has a gradient if they have one.
+        target: the experts' videos.
+        batch: the clips.
+        check_gradient: whether to differentiate each reward, to find one that does not depend on ``pred``.
+
     Raises:
         ValueError: a function returns anything but one reward per clip, generation and frame, writes into its
-            arguments, or has no gradient where ``pred`` has one; or two are logged under one name.
+            arguments, or has no gradient with respect to ``pred``; or two are logged under one name.
     """
     total = pred.new_zeros(pred.shape[:3])
     parts: dict[str, Tensor] = {}
     for function, weight in functions:
         name, seen = name_of(function), _versions(pred, target, batch)
-        result = function(pred, target, dict(batch))
+        try:
+            result = function(pred, target, dict(batch))
+        except RuntimeError as error:
+            if not pred.requires_grad:
+                raise
+            raise RuntimeError(
+                f"reward {name} fails on videos with a gradient (grpo.credit = 'pathwise'): {error}"
+            ) from error
         if _versions(pred, target, batch) != seen:
             raise ValueError(f"reward {name} wrote into its arguments, which other rewards read, expected copies")
         reported = {}
@@ -183,7 +198,7 @@ def evaluate_rewards(
         if not isinstance(result, Tensor) or result.shape != total.shape:
             given = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"reward {name} returned {given}, expected a tensor [B, G, F] = {tuple(total.shape)}")
-        if pred.requires_grad and not result.requires_grad:
+        if check_gradient and not _depends_on(result, pred):
             raise ValueError(
                 f"reward {name} has no gradient with respect to pred, expected one with grpo.credit = 'pathwise'; the "
                 "other kinds of credit need none"
@@ -191,6 +206,14 @@ def evaluate_rewards(
         parts[name] = result.detach().to(total)
         total = total + weight * result.to(total)
     return Rewards(total, parts)
+
+
+def _depends_on(result: Tensor, pred: Tensor) -> bool:
+    """Whether a reward has a gradient with respect to the videos."""
+    if not result.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(result.sum(), pred, retain_graph=True, allow_unused=True)
+    return gradient is not None
 
 
 def _versions(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> list[int]:

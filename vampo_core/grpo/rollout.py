@@ -44,6 +44,8 @@ class GroupRollout:
 
     def detached(self) -> "GroupRollout":
         """The same without the way from draws to videos, once this has been differentiated."""
+        if not self.latents.requires_grad:
+            return self
         steps = tuple(replace(step, prev_sample=step.prev_sample.detach()) for step in self.steps)
         return replace(self, latents=self.latents.detach(), steps=steps)
 
@@ -80,6 +82,10 @@ class RolloutEngine:
         self.num_generations, self.chunk_size = num_generations, chunk_size
         self.reuse_first_step, self.tail_dtype = reuse_first_step, tail_dtype
         self.differentiable = differentiable
+        if differentiable and not reuse_first_step:
+            raise ValueError(
+                "reuse_first_step is False with differentiable = True, expected True: one pass draws and learns"
+            )
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """The clips' condition. The text encoder is part of the environment here, not of the policy."""

@@ -89,8 +89,11 @@ class VampoTrainer:
             reward_funcs = configured_rewards(config.reward, model.codec, action_decoders)
         self._first: EvalResult | None = None  # of this process; what later evaluations are compared with
         self._is_fooled = False
+        self._has_checked_gradients = False
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         check_names(self.rewards)
+        if grpo.credit == "pathwise" and not self.rewards:
+            raise ValueError("reward_funcs is empty, expected at least one function to differentiate")
         self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset, judge)
         self.sampler = model.sampler(**config.sampler.overrides(cheap_tail=True))
         compares = grpo.kl_coef > 0 or grpo.anchor_coef > 0
@@ -176,7 +179,9 @@ class VampoTrainer:
 
     def _score(self, rollout: GroupRollout, what: str) -> Rewards:
         target = rollout.batch["latents"].to(rollout.latents)
-        rewards = evaluate_rewards(self.rewards, rollout.latents, target, rollout.batch)
+        is_checked = self.engine.differentiable and not self._has_checked_gradients
+        rewards = evaluate_rewards(self.rewards, rollout.latents, target, rollout.batch, check_gradient=is_checked)
+        self._has_checked_gradients = True
         bad = (~torch.isfinite(rewards.total)).flatten(1).any(1).nonzero().flatten().tolist()
         if bad:
             names = [name for name, part in rewards.parts.items() if not torch.isfinite(part).all()]
@@ -205,7 +210,7 @@ class VampoTrainer:
             losses.append(loss)
         if grpo.anchor_coef > 0:
             assert self.reference is not None
-            anchor = anchor_loss(self.model, self.reference, self.sampler, rollout)
+            anchor = anchor_loss(self.model, self.reference, self.clips.sampler, rollout)  # every level of inference
             self.optimizer.backward(grpo.anchor_coef * anchor / self.num_parts, what=what)
             losses = [replace(loss, loss=loss.loss + grpo.anchor_coef * anchor, anchor=anchor) for loss in losses]
         return losses

@@ -22,6 +22,8 @@ from vampo_core.models.settings import PredictorSettings, as_dtype
 
 __all__ = ["Condition", "FeatureExtractor", "Reference", "VideoPredictor"]
 
+_MAX_GRAPHS = 64
+
 Reference = Callable[[Tensor, float | Tensor, Condition], Tensor]
 """``reference(sample, sigma, condition)``: the raw output of a frozen model, see :meth:`VideoPredictor.forward`."""
 
@@ -43,7 +45,8 @@ class VideoPredictor(nn.Module, ABC):
     LoRA, the denoiser's own weights are frozen. Dropout is never active, because a policy must score its actions with
     the network that drew them.
 
-    A backbone implements the abstract methods and sets ``process``, ``codec``, ``text_encoder`` and ``settings``.
+    A backbone implements the abstract methods, sets ``process``, ``codec``, ``text_encoder`` and ``settings``, and
+    calls its network through :meth:`run_denoiser`.
     """
 
     process: Process
@@ -163,7 +166,7 @@ class VideoPredictor(nn.Module, ABC):
 
     @abstractmethod
     def set_sampler(self, sampler: EulerHybridSampler) -> None:
-        """Make the schedule and guidance of a sampler this model's own; they are saved with the model."""
+        """Make a sampler's schedule, guidance and solver this model's own; they are saved with the model."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -295,13 +298,15 @@ class VideoPredictor(nn.Module, ABC):
     def compile_denoiser(self, *, backend: str | Callable[..., Any] = "inductor") -> None:
         """Run the denoiser through ``torch.compile``, once for passes with gradient and once for those without.
 
-        On a GPU passes without gradient, those of a rollout's tail, are captured in CUDA graphs: a small network is
-        then not bound by kernel launches. Shapes are static: every new number of clips compiles again, for a minute or
-        more. Outputs differ from eager ones by rounding. On a CPU it gains next to nothing.
+        On a GPU passes without gradient, such as those of a rollout's tail, are captured in CUDA graphs: a small
+        network is then not bound by kernel launches. Shapes are static: every new number of clips compiles again, for a
+        minute or more. Outputs differ from eager ones by rounding. On a CPU it gains next to nothing.
 
         Args:
             backend: of ``torch.compile``.
         """
+        # shared by all models of the process; beyond it torch runs the rest without compiling, and only logs it
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_GRAPHS)
         mode = "reduce-overhead" if self.device.type == "cuda" and backend == "inductor" else None
         network = self.denoiser_network
         self._compiled = (

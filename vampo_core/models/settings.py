@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vampo_core.diffusion.settings import check_interval
+
 SETTINGS_FILE = "vampo.json"
 LATER = {"later": True}  # metadata of a setting that folders of the first versions do not have
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +36,7 @@ class PredictorSettings:
     min_guidance_scale: float = 1.0
     """Default guidance of the first frame."""
     guidance_interval: tuple[float, float] | None = field(default=None, metadata=LATER)
-    """Default noise levels between which guidance acts; None for all."""
+    """Default noise levels between which guidance acts; None for all. A list is taken as a tuple, as JSON has none."""
     solver: str = field(default="euler", metadata=LATER)
     """Default solver of the deterministic steps."""
     predict_change: bool = False
@@ -43,6 +45,11 @@ class PredictorSettings:
     """Number of tokens of a CLIP text encoder."""
     text_position_code: bool = True
     """Whether CLIP tokens get VPP's sine-cosine position code."""
+
+    def __post_init__(self) -> None:
+        if self.guidance_interval is not None:
+            interval = check_interval("guidance_interval", self.guidance_interval)
+            object.__setattr__(self, "guidance_interval", interval)
 
     def save(self, folder: Path) -> None:
         """Write ``vampo.json``."""

@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
 
     Every step of a training frees what the next one allocates again. glibc returns blocks above 32 MiB at once, and the
     kernel then clears each of their pages anew: at real latent sizes more than half of a CPU's time. From this call on
-    freed memory stays with the process until it ends; only blocks of 1 GiB and more still go back. Other allocators
-    (musl's, jemalloc, mimalloc, tcmalloc) and other systems notice nothing.
+    freed memory stays with the process until it ends; with glibc 2.36 and newer, blocks of 1 GiB and more go back.
+    Other allocators (musl's, jemalloc, mimalloc, tcmalloc) and other systems notice nothing.
 
     Returns:
         whether the C library is glibc and took the settings.

@@ -1,13 +1,17 @@
 """What a codec between video frames and latents is."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from vampo_core.models.fingerprint import fingerprint
+
+Decode = Callable[[Any, Tensor], Tensor]
 
 
 class Codec(Protocol):
@@ -48,7 +52,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, latents: Tensor, /) -> Tensor:
-        """``[..., C, h, w]`` to frames ``[..., 3, h * ratio, w * ratio]`` in [0, 1]."""
+        """``[..., C, h, w]`` to frames ``[..., 3, h * ratio, w * ratio]`` in [0, 1]; with gradient if they have one."""
         ...
 
     def fingerprint(self) -> str:
@@ -58,6 +62,17 @@ class Codec(Protocol):
     def save_pretrained(self, folder: str | Path, /) -> None:
         """Write the codec as a diffusers model folder."""
         ...
+
+
+def gradient_of_latents(decode: Decode) -> Decode:
+    """A ``decode`` that makes no graph for the codec's own weights, only where its latents have a gradient."""
+
+    @functools.wraps(decode)
+    def run(self: Any, latents: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
+            return decode(self, latents)
+
+    return run
 
 
 def unit_float(frames: Tensor) -> Tensor:

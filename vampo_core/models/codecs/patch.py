@@ -6,7 +6,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from vampo_core.models.codecs.base import check_frames, check_latents, model_fingerprint, unit_float
+from vampo_core.models.codecs.base import (
+    check_frames,
+    check_latents,
+    gradient_of_latents,
+    model_fingerprint,
+    unit_float,
+)
 from vampo_core.models.codecs.patch_fit import fit_patch_transform
 from vampo_core.ops._checks import check_int
 
@@ -76,7 +82,7 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         latents = self.encoder(unit_float(flat).to(self.encoder.weight))
         return latents.view(*frames.shape[:-3], *latents.shape[1:])
 
-    @torch.no_grad()
+    @gradient_of_latents
     def decode(self, latents: Tensor) -> Tensor:
         """``[..., C, h, w]`` to frames ``[..., 3, h * patch, w * patch]`` in [0, 1]."""
         check_latents(latents, self.latent_channels)

@@ -6,7 +6,13 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
-from vampo_core.models.codecs.base import check_frames, check_latents, model_fingerprint, unit_float
+from vampo_core.models.codecs.base import (
+    check_frames,
+    check_latents,
+    gradient_of_latents,
+    model_fingerprint,
+    unit_float,
+)
 from vampo_core.ops._checks import check_int
 
 
@@ -52,7 +58,7 @@ class VAECodec(nn.Module):
         latents = torch.cat(modes).float() * self.scaling_factor
         return latents.view(*frames.shape[:-3], *latents.shape[1:])
 
-    @torch.no_grad()
+    @gradient_of_latents
     def decode(self, latents: Tensor) -> Tensor:
         """``[..., F, C, h, w]`` to frames ``[..., F, 3, h * ratio, w * ratio]`` in [0, 1]; F frames are one clip."""
         check_latents(latents, self.latent_channels)

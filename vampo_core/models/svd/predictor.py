@@ -287,7 +287,7 @@ class SVDPredictor(VideoPredictor):
         return fingerprint([self.settings.values(), schedule, self.dtype, self.codec.fingerprint()], weights)
 
     def set_sampler(self, sampler: EulerHybridSampler) -> None:
-        """Make the schedule and guidance of a sampler this model's own; they are saved with the model."""
+        """Make a sampler's schedule, guidance and solver this model's own; they are saved with the model."""
         self.settings = replace(
             self.settings,
             num_inference_steps=sampler.num_inference_steps,
