@@ -45,35 +45,12 @@ def euler(settings: EulerHybridSettings) -> SolverStep:
 
 def dpmpp_2m(settings: EulerHybridSettings) -> SolverStep:
     """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2): two clean estimates, extrapolated in ln sigma."""
-    history = _History()
-
-    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor | None) -> Tensor:
-        if settings.sigmas[index + 1] == 0:
-            return _euler_step(settings, sample, output, uncond, index, 0.0, out)
-        clean = _euler_step(settings, sample, output, uncond, index, 0.0)
-        target = _extrapolated(settings, history.before(index), clean, index)
-        history.add(index, sample, clean)
-        return _towards(settings, sample, target, index, out)
-
-    return step
+    return _multistep(settings, corrects=False)
 
 
 def unipc(settings: EulerHybridSettings) -> SolverStep:
     """UniPC of order 2 with B(h) = e^h - 1 (Zhao et al. 2023): DPM-Solver++(2M), each arrival corrected."""
-    history = _History()
-
-    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor | None) -> Tensor:
-        if settings.sigmas[index + 1] == 0:
-            return _euler_step(settings, sample, output, uncond, index, 0.0, out)
-        clean = _euler_step(settings, sample, output, uncond, index, 0.0)
-        past = history.before(index)
-        if past:
-            sample = _corrected(settings, past, clean, index)
-        target = _extrapolated(settings, past, clean, index)
-        history.add(index, sample, clean)
-        return _towards(settings, sample, target, index, out)
-
-    return step
+    return _multistep(settings, corrects=True)
 
 
 SOLVERS: dict[str, Solver] = {"euler": euler, "dpm++2m": dpmpp_2m, "unipc": unipc}
@@ -88,6 +65,24 @@ def check_solver(name: str) -> None:
     """
     if not isinstance(name, str) or name not in SOLVERS:
         raise ValueError(f"solver is {name!r}, expected one of {', '.join(SOLVERS)}")
+
+
+def _multistep(settings: EulerHybridSettings, *, corrects: bool) -> SolverStep:
+    """Second-order steps from clean estimates; the one to noise level 0 is Euler's, to the estimate itself."""
+    history = _History()
+
+    def step(sample: Tensor, output: Tensor, uncond: Tensor | None, index: int, *, out: Tensor | None) -> Tensor:
+        if settings.sigmas[index + 1] == 0:
+            return _euler_step(settings, sample, output, uncond, index, 0.0, out)
+        clean = _euler_step(settings, sample, output, uncond, index, 0.0)
+        past = history.before(index)
+        if corrects and past:
+            sample = _corrected(settings, past, clean, index)
+        target = _extrapolated(settings, past, clean, index)
+        history.add(index, sample, clean)
+        return _towards(settings, sample, target, index, out)
+
+    return step
 
 
 class _History:

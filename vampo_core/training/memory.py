@@ -11,9 +11,9 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed blocks for the next step, instead of giving them back to the kernel.
 
     Every step of a training frees what the next one allocates again. glibc returns blocks above 32 MiB at once, and the
-    kernel then clears each of their pages anew: at real latent sizes more than half of a CPU's time. From this call on
-    freed memory stays with the process until it ends; with glibc 2.36 and newer, blocks of 1 GiB and more go back.
-    Other allocators (musl's, jemalloc, mimalloc, tcmalloc) and other systems notice nothing.
+    kernel has to clear each of their pages the next time: at real latent sizes more than half of a CPU's time. After
+    this call freed memory stays with the process until it ends; with glibc 2.36 and newer, blocks of 1 GiB and more go
+    back. Other allocators (musl's, jemalloc, mimalloc, tcmalloc) and other systems notice nothing.
 
     Returns:
         whether the C library is glibc and took the settings.
