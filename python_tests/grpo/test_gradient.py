@@ -39,6 +39,25 @@ def test_gradient_is_reinforce_written_by_hand(tmp_path, variant):
     assert relative_distance(gradient_of(make_trainer(config)), expected) < 1e-4
 
 
+def test_rectified_steps_have_gradients_of_one_scale(tmp_path):
+    config = make_config(tmp_path, *ALL_STEPS, "grpo.rectify_steps=true")
+    sampler = make_trainer(config).sampler
+    scales = [abs(b) / sigma_up for _, b, sigma_up in map(sampler.coefficients, (0, 1, 2))]
+    weights = make_trainer(config).step_weights
+    assert sum(weights.values()) == pytest.approx(3)
+    assert [weights[i] * scales[i] for i in range(3)] == pytest.approx([weights[0] * scales[0]] * 3)
+    assert max(scales) > 1.5 * min(scales), "otherwise there would be nothing to rectify"
+    found, parts = gradient_of(make_trainer(config)), []
+    for step in range(3):
+        trainer = make_trainer(config)
+        trainer.step_weights = {other: weights[step] if other == step else 0.0 for other in range(3)}
+        parts.append(gradient_of(trainer))
+    assert relative_distance(found, {name: sum(part[name] for part in parts) for name in found}) < 1e-5
+    one = ["sampler.stochastic_steps=[1]"]
+    single = gradient_of(make_trainer(make_config(tmp_path, *one, "grpo.rectify_steps=true")))
+    assert relative_distance(single, gradient_of(make_trainer(make_config(tmp_path, *one)))) < 1e-6
+
+
 @pytest.mark.parametrize("steps", [[], ALL_STEPS], ids=["first step", "every step"])
 def test_gradient_does_not_depend_on_the_number_of_parts(tmp_path, steps):
     settings = ["grpo.batch_size=4", *steps]

@@ -108,6 +108,7 @@ CHANGES = {
     "grpo.num_inner_epochs": ["grpo.num_inner_epochs=2"],
     "grpo.clip_range": ["grpo.clip_range=1e-6", "grpo.num_inner_epochs=2"],
     "grpo.credit": ["grpo.credit=clip"],
+    "grpo.rectify_steps": ["grpo.rectify_steps=true", "sampler.stochastic_steps=[0,1]"],
     "grpo.adv_clip_max": ["grpo.adv_clip_max=0.3"],
     "grpo.kl_coef": ["grpo.kl_coef=10"],
     "grpo.anchor_coef": ["grpo.anchor_coef=10"],
@@ -137,7 +138,11 @@ CHANGES = {
     "run.seed": ["run.seed=1"],
 }
 """Each key, and overrides beside which only the key itself may be what makes the difference."""
-BESIDE = {"grpo.clip_range": ["grpo.num_inner_epochs=2"], "sampler.guidance_interval": ["sampler.guidance_scale=2"]}
+BESIDE = {
+    "grpo.clip_range": ["grpo.num_inner_epochs=2"],
+    "sampler.guidance_interval": ["sampler.guidance_scale=2"],
+    "grpo.rectify_steps": ["sampler.stochastic_steps=[0,1]"],
+}
 SAME = {
     "grpo.reuse_first_step": "false",
     "sampler.tail_chunk_size": "3",

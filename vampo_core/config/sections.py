@@ -48,6 +48,9 @@ class GRPOConfig:
     frames; "clip" the clip's mean, unbiased but with more variance; "pathwise" the derivative of the mean reward along
     the rest of its path, unbiased with little variance, where every reward is differentiable. The metric
     zero_std_fraction is the share of groups without spread in these rewards: of frames, or of whole clips."""
+    rectify_steps: bool = False
+    """With several stochastic steps, count each by the inverse of its gradient's scale, |b| / sigma_up, instead of
+    equally (temporal gradient rectification, Flash-GRPO): otherwise small noise levels drown the others."""
     adv_clip_max: Above0 = 2.0
     """Advantages are clipped to ± this."""
     kl_coef: AtLeast0 = 0.0

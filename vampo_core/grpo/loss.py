@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vampo_core.diffusion.settings import EulerHybridSettings
+
 MAX_LOG_RATIO = 20.0
 
 
@@ -57,6 +59,23 @@ def clipped_surrogate(
             clip_fraction=((ratio - 1).abs() > clip_range).float().mean(),
             num_ratios=ratio.numel(),
         )
+
+
+def step_weights(settings: EulerHybridSettings, *, rectified: bool) -> dict[int, float]:
+    """Weight of every stochastic step in the loss, with mean 1.
+
+    Args:
+        settings: schedule and stochastic steps.
+        rectified: whether a step counts by ``sigma_up / |b|``, the inverse of the scale of its policy gradient
+            ``b (x' - mu) / sigma_up^2`` (Flash-GRPO); otherwise all steps count alike.
+    """
+    steps = settings.stochastic_steps
+    if not rectified:
+        return dict.fromkeys(steps, 1.0)
+    scales = {step: settings.coefficients(step) for step in steps}
+    weights = {step: scale.sigma_up / abs(scale.b) for step, scale in scales.items()}
+    mean = sum(weights.values()) / len(weights)
+    return {step: weight / mean for step, weight in weights.items()}
 
 
 def pathwise_surrogate(

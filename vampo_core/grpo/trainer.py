@@ -24,7 +24,7 @@ from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.grpo.advantages import compared_rewards, credited_advantages
 from vampo_core.grpo.anchor import anchor_loss
-from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl, pathwise_surrogate
+from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl, pathwise_surrogate, step_weights
 from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.predictor import VideoPredictor
@@ -96,6 +96,7 @@ class VampoTrainer:
             raise ValueError("reward_funcs is empty, expected at least one function to differentiate")
         self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset, judge)
         self.sampler = model.sampler(**config.sampler.overrides(cheap_tail=True))
+        self.step_weights = step_weights(self.sampler, rectified=grpo.rectify_steps)
         compares = grpo.kl_coef > 0 or grpo.anchor_coef > 0
         self.reference = model.to(self.accelerator.device).frozen_reference() if compares else None
         if isinstance(model.text_encoder, nn.Module):
@@ -206,6 +207,7 @@ class VampoTrainer:
                 kl = self._kl(rollout, step.sample[clips], step.step_index, clips, output)
                 loss = replace(loss, loss=loss.loss + grpo.kl_coef * kl, kl=kl)
             weight = loss.num_ratios / (num_rewards * len(rollout.steps) * self.num_parts)
+            weight *= self.step_weights[step.step_index]
             self.optimizer.backward(loss.loss * weight, what=what)
             losses.append(loss)
         if grpo.anchor_coef > 0:
