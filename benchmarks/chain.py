@@ -17,7 +17,7 @@ from typing import Any
 import chain_tables
 import rephrased
 import torch
-from report import environment
+from report import environment, provenance
 
 import vampo_core
 from vampo_core import envs
@@ -93,7 +93,7 @@ def main() -> None:
         (folder / f"seed-{seed}.json").write_text(json.dumps(values) + "\n")
     seeds = {str(seed): json.loads((folder / f"seed-{seed}.json").read_text()) for seed in args.seeds}
     where = environment("cuda" if torch.cuda.is_available() else "cpu")
-    head = f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
+    head = provenance(where)
     args.results.mkdir(parents=True, exist_ok=True)
     result = {"environment": where, "config": config.to_dict(), "seeds": seeds}
     (args.results / f"chain-{name}-{where['device']}.json").write_text(json.dumps(result) + "\n")

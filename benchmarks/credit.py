@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from report import environment
+from report import environment, provenance
 from torch import Tensor
 
 from vampo_core.config import VampoConfig, load_config
@@ -235,7 +235,7 @@ def main() -> None:
     (args.results / f"{args.name}-cpu.json").write_text(
         json.dumps(result | {"rows": [asdict(row) for row in rows]}) + "\n"
     )
-    head = f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
+    head = provenance(where)
     table = markdown(rows, head, reward, args.clips, args.draws)
     (args.results / f"{args.name}-cpu.md").write_text(table)
     print(table)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from report import environment
+from report import environment, provenance
 
 import vampo_core
 from vampo_core.config import VampoConfig, load_config
@@ -211,7 +211,7 @@ def main() -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     result = {"environment": where, "config": config.to_dict(), "first_frame": asdict(first_frame), "seeds": records}
     (args.results / f"posttraining-{args.iterations}-{device}.json").write_text(json.dumps(result) + "\n")
-    head = f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
+    head = provenance(where)
     table = markdown(records, first_frame, head)
     (args.results / f"posttraining-{args.iterations}-{device}.md").write_text(table)
     print(table)

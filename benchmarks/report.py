@@ -4,6 +4,7 @@ import json
 import platform
 import statistics
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -87,6 +88,11 @@ def environment(device: str) -> dict[str, object]:
         properties = torch.cuda.get_device_properties(0)
         result |= {"cuda": torch.version.cuda, "compute_capability": f"{properties.major}.{properties.minor}"}
     return result
+
+
+def provenance(where: Mapping[str, object]) -> str:
+    """What of an environment stands above a table."""
+    return f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
 
 
 def kernels_measured(device: str) -> bool:

@@ -9,9 +9,9 @@ backwards a clip for the update. It is written here in plain PyTorch with diffus
 published code corrected: right clipping, right grouping, right input scaling. Both take turns in one process, and
 both iterations end with gradient clipping and a step of AdamW. Were forwards all that costs, a backward counted as two,
 ours would be ``(G T + 3 G) / (G (T - 1) + 3)`` times as fast: 1.49 for G = T = 8, 4.2 for G = 16, T = 2. With N steps
-behind the split it is ``(G T + 3 G) / (G N + 3)``; ``tail.py`` says what that costs. The memory of
-an update is what autograd keeps for its backward pass, weights aside: counted, not sampled, so that it is the same on
-every device. The preset svd, of 1.5 billion weights, is measured only on a GPU.
+behind the split it is ``(G T + 3 G) / (G N + 3)``; ``tail.py`` says what that costs. The memory of an update is what
+autograd keeps for its backward pass, weights aside: counted, not sampled, so that it is the same on every device. The
+preset svd, of 1.5 billion weights, is measured only on a GPU.
 """
 
 import argparse

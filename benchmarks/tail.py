@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from report import environment
+from report import environment, provenance
 from torch import Tensor
 
 from vampo_core.config import VampoConfig, load_config
@@ -159,7 +159,7 @@ def main() -> None:
     rows, num_clips = compare(model, config, args.tail or DEFAULT_TAILS, clips=args.clips, rounds=args.rounds)
     sampler = model.sampler(**config.sampler.overrides())
     what = f"{sampler.num_inference_steps} steps, stochastic step {sampler.first_stochastic_step}"
-    head = f"{where['machine']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
+    head = provenance(where)
     table = markdown(rows, head, config, what, num_clips)
     args.results.mkdir(parents=True, exist_ok=True)
     name = f"tail-t{sampler.num_inference_steps}-k{sampler.first_stochastic_step}-{device}"
