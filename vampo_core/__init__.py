@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from vampo_core.config import VampoConfig, load_config
+    from vampo_core.diffusion.flow_scheduler import EulerHybridFlowScheduler
     from vampo_core.diffusion.sampler import EulerHybridSampler
     from vampo_core.diffusion.scheduler import EulerHybridScheduler
     from vampo_core.evaluation.predictor import EvalResult
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = version()
 
 _LAZY = {
+    "EulerHybridFlowScheduler": "vampo_core.diffusion.flow_scheduler",
     "EulerHybridSampler": "vampo_core.diffusion.sampler",
     "EulerHybridScheduler": "vampo_core.diffusion.scheduler",
     "EvalResult": "vampo_core.evaluation.predictor",
@@ -50,6 +52,7 @@ _LAZY = {
 """Public names and their modules, which are loaded on first use: they import diffusers and others, for seconds."""
 
 __all__ = [
+    "EulerHybridFlowScheduler",
     "EulerHybridSampler",
     "EulerHybridScheduler",
     "EvalResult",

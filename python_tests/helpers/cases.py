@@ -13,7 +13,7 @@ FRAMES = (
     (3, 683, 1), (3, 35, 39), (4, 32, 32), (17, 241, 1), (4, 25, 41),
 )  # fmt: skip
 LAYOUTS = ("contiguous", "transposed", "sliced", "cropped", "offset", "repeated", "broadcast")
-PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")  # of EDM's noising process
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -70,11 +70,13 @@ def shapes(draw, min_generations=1):
 
 @st.composite
 def schedules(draw):
-    sigma = draw(st.sampled_from((700.0, 14.6, 1.0, 0.05)))
+    prediction_type = draw(st.sampled_from((*PREDICTION_TYPES, "flow_prediction")))
+    levels = (1.0, 0.98, 0.5, 0.05) if prediction_type == "flow_prediction" else (700.0, 14.6, 1.0, 0.05)
+    sigma = draw(st.sampled_from(levels))
     return {
         "sigma": sigma,
         "sigma_next": sigma * draw(st.floats(0.1, 0.9)),
-        "prediction_type": draw(st.sampled_from(PREDICTION_TYPES)),
+        "prediction_type": prediction_type,
     }
 
 

@@ -58,17 +58,20 @@ class EulerHybridSettings:
     sigma_min: float = 0.002
     """Smallest noise level above 0."""
     sigma_max: float = 80.0
-    """Largest noise level (SVD: 700)."""
+    """Largest noise level (SVD: 700; at most 1 for a flow)."""
     rho: float = 7.0
     """Exponent of the Karras schedule."""
     schedule: SigmaSchedule = "karras"
-    """Spacing of the noise levels: ``"karras"``, ``"exponential"`` or ``"linear"``."""
+    """Spacing of the noise levels: ``"karras"``, ``"exponential"``, ``"linear"`` or ``"flow"``."""
+    flow_shift: float = 1.0
+    """Shift of the flow schedule towards large noise (Wan2.2-TI2V-5B: 5)."""
     eta: float = 1.0
     """Noise of the stochastic steps: 1 is the full ancestral step, 0 makes every step deterministic."""
     stochastic_steps: tuple[int, ...] = (0,)
     """Indices of the steps that draw noise; the last step, to noise level 0, cannot."""
     prediction_type: PredictionType = "v_prediction"
-    """What the denoiser outputs: ``"v_prediction"``, ``"epsilon"`` or ``"sample"``."""
+    """What the denoiser outputs: ``"v_prediction"``, ``"epsilon"`` or ``"sample"``, or ``"flow_prediction"`` with
+    ``process=Flow()``."""
     guidance_scale: float = 1.0
     """Classifier-free guidance of the last frame; 1 with ``min_guidance_scale`` 1 is none."""
     min_guidance_scale: float = 1.0
@@ -95,8 +98,8 @@ class EulerHybridSettings:
             object.__setattr__(self, "guidance_interval", check_interval("guidance_interval", self.guidance_interval))
         steps = tuple(sorted({check_int("stochastic_steps", i, minimum=0) for i in self.stochastic_steps}))
         object.__setattr__(self, "stochastic_steps", steps)
-        assert self._levels(self.num_inference_steps, self.sigma_max)  # checks the schedule's own arguments
         self.process.scalings(self.sigma_max, self.prediction_type)  # checks the prediction type
+        assert self._levels(self.num_inference_steps, self.sigma_max)  # checks the schedule's own arguments
         if steps and steps[-1] > self.num_inference_steps - 2:
             raise ValueError(
                 f"stochastic_steps is {steps}, expected indices of at most num_inference_steps - 2 = "
@@ -118,7 +121,12 @@ class EulerHybridSettings:
 
     def _levels(self, num_steps: int, sigma_max: float) -> tuple[float, ...]:
         return make_sigmas(
-            num_steps, sigma_min=self.sigma_min, sigma_max=sigma_max, rho=self.rho, schedule=self.schedule
+            num_steps,
+            sigma_min=self.sigma_min,
+            sigma_max=sigma_max,
+            rho=self.rho,
+            schedule=self.schedule,
+            flow_shift=self.flow_shift,
         )
 
     @property

@@ -5,7 +5,7 @@ from typing import Literal
 
 from vampo_core.ops._checks import check_float, check_int
 
-SigmaSchedule = Literal["karras", "exponential", "linear"]
+SigmaSchedule = Literal["karras", "exponential", "linear", "flow"]
 
 
 def make_sigmas(
@@ -15,6 +15,7 @@ def make_sigmas(
     sigma_max: float,
     rho: float = 7.0,
     schedule: SigmaSchedule = "karras",
+    flow_shift: float = 1.0,
 ) -> tuple[float, ...]:  # num_inference_steps + 1
     """Decreasing noise levels from ``sigma_max`` to ``sigma_min``, then 0.
 
@@ -22,14 +23,21 @@ def make_sigmas(
     - ``"exponential"``: evenly spaced in log sigma
     - ``"linear"``: evenly spaced in sigma
 
-    with ``t = i / (num_inference_steps - 1)``. One step goes from ``sigma_max`` straight to 0.
+    with ``t = i / (num_inference_steps - 1)``, or
+
+    - ``"flow"``: evenly spaced in u, with ``sigma = shift u / (1 + (shift - 1) u)`` (Esser et al. 2024, eq. 23), where
+      the step to ``sigma_min`` goes to 0 instead: ``t = i / num_inference_steps``, as in diffusers'
+      ``UniPCMultistepScheduler(use_flow_sigmas=True)``.
+
+    One step goes from ``sigma_max`` straight to 0.
 
     Args:
         num_inference_steps: number of denoiser evaluations (N), at least 1.
         sigma_min: smallest noise level above 0.
         sigma_max: largest noise level, above ``sigma_min``.
         rho: exponent of the Karras schedule; a larger one spends more steps at small noise.
-        schedule: spacing: ``"karras"``, ``"exponential"`` or ``"linear"``.
+        schedule: spacing: ``"karras"``, ``"exponential"``, ``"linear"`` or ``"flow"``.
+        flow_shift: shift of the flow schedule; a larger one spends more steps at large noise.
 
     Raises:
         TypeError: an argument is no number.
@@ -42,6 +50,9 @@ def make_sigmas(
     rho = check_float("rho", rho)
     if not rho > 0:
         raise ValueError(f"rho is {rho}, expected a number above 0")
+    flow_shift = check_float("flow_shift", flow_shift)
+    if not flow_shift > 0:
+        raise ValueError(f"flow_shift is {flow_shift}, expected a number above 0")
     ramp = [i / max(steps - 1, 1) for i in range(steps)]
     if schedule == "karras":
         start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -51,6 +62,16 @@ def make_sigmas(
         sigmas = [math.exp(start + t * (end - start)) for t in ramp]
     elif schedule == "linear":
         sigmas = [sigma_max + t * (sigma_min - sigma_max) for t in ramp]
+    elif schedule == "flow":
+        if sigma_max > 1:
+            raise ValueError(f"sigma_max is {sigma_max} with schedule = 'flow', expected at most 1")
+        start, end = (_shifted(sigma, 1 / flow_shift) for sigma in (sigma_max, sigma_min))
+        sigmas = [sigma_max, *(_shifted(start + i / steps * (end - start), flow_shift) for i in range(1, steps))]
     else:
-        raise ValueError(f"schedule is {schedule!r}, expected 'karras', 'exponential' or 'linear'")
+        raise ValueError(f"schedule is {schedule!r}, expected 'karras', 'exponential', 'linear' or 'flow'")
     return (*sigmas, 0.0)
+
+
+def _shifted(sigma: float, shift: float) -> float:
+    """``sigma / (1 - sigma)`` times ``shift``, as a noise level of a flow; ``1 / shift`` is the way back."""
+    return shift * sigma / (1 + (shift - 1) * sigma)

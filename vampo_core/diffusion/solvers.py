@@ -44,7 +44,7 @@ def euler(settings: EulerHybridSettings) -> SolverStep:
 
 
 def dpmpp_2m(settings: EulerHybridSettings) -> SolverStep:
-    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2): two clean estimates, extrapolated in ln sigma."""
+    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2): two clean estimates, extrapolated in log-SNR."""
     return _multistep(settings, corrects=False)
 
 
@@ -132,8 +132,8 @@ def _towards(
 
 
 def _log_step(settings: EulerHybridSettings, index: int) -> float:
-    """Length of step ``index`` in ln sigma, above 0."""
-    return math.log(settings.sigmas[index] / settings.sigmas[index + 1])
+    """Length of step ``index`` in half the logarithm of the signal-to-noise ratio: ln sigma for EDM."""
+    return settings.process.log_step(settings.sigmas[index], settings.sigmas[index + 1])
 
 
 def _extrapolated(

@@ -8,7 +8,7 @@ import torch
 
 from vampo_core.ops._checks import check_float
 
-PredictionType = Literal["v_prediction", "epsilon", "sample"]
+PredictionType = Literal["v_prediction", "epsilon", "sample", "flow_prediction"]
 
 
 class EulerCoefficients(NamedTuple):
@@ -23,7 +23,8 @@ def denoiser_scalings(sigma: float, prediction_type: PredictionType) -> tuple[fl
     """Return ``(c_skip, c_out)`` with ``denoised = c_skip * sample + c_out * model_output``.
 
     Source: Karras et al. 2022 (EDM), table 1; the parameterisations are those of diffusers'
-    ``EulerDiscreteScheduler`` for noise levels ``sample = x_0 + sigma * noise``.
+    ``EulerDiscreteScheduler`` for noise levels ``sample = x_0 + sigma * noise``. ``"flow_prediction"`` is the velocity
+    ``noise - x_0`` of rectified flow (Liu et al. 2022), whose ``sample = (1 - sigma) * x_0 + sigma * noise``.
 
     Raises:
         ValueError: unknown ``prediction_type``.
@@ -34,7 +35,11 @@ def denoiser_scalings(sigma: float, prediction_type: PredictionType) -> tuple[fl
         return 1.0, -sigma
     if prediction_type == "sample":
         return 0.0, 1.0
-    raise ValueError(f"prediction_type is {prediction_type!r}, expected 'v_prediction', 'epsilon' or 'sample'")
+    if prediction_type == "flow_prediction":
+        return 1.0, -sigma
+    raise ValueError(
+        f"prediction_type is {prediction_type!r}, expected 'v_prediction', 'epsilon', 'sample' or 'flow_prediction'"
+    )
 
 
 def ancestral_split(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
@@ -47,13 +52,24 @@ def ancestral_split(sigma: float, sigma_next: float, eta: float) -> tuple[float,
     return math.sqrt(max(sigma_next * sigma_next - sigma_up * sigma_up, 0.0)), sigma_up
 
 
+def flow_split(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """:func:`ancestral_split` of a rectified flow, whose samples are EDM's at ``sigma / (1 - sigma)``, scaled by
+    ``1 - sigma``; defined at ``sigma = 1``, too, where EDM's noise level is infinite.
+
+    ``sigma_up`` is ``(1 - sigma_next)`` times EDM's, written without dividing by ``1 - sigma``.
+    """
+    ratio = sigma_next * (1 - sigma) / (sigma * (1 - sigma_next))  # of EDM's noise levels
+    sigma_up = sigma_next * min(1.0, eta * math.sqrt((1 - ratio) * (1 + ratio)))
+    return math.sqrt(max(sigma_next * sigma_next - sigma_up * sigma_up, 0.0)), sigma_up
+
+
 def euler_coefficients(
     sigma: float, sigma_next: float, eta: float, prediction_type: PredictionType
 ) -> EulerCoefficients:
     """Coefficients of the step from ``sigma`` to ``sigma_next``.
 
     Args:
-        sigma: current noise level, finite.
+        sigma: current noise level, finite; at most 1 for ``"flow_prediction"``.
         sigma_next: next noise level, ``0 <= sigma_next < sigma``.
         eta: 0 for the deterministic (probability-flow ODE) step, 1 for the ancestral one.
         prediction_type: what the denoiser outputs.
@@ -74,12 +90,19 @@ def _coefficients(sigma: float, sigma_next: float, eta: float, prediction_type: 
         raise ValueError(f"sigma is {sigma}, expected a number above 0")
     if not 0 <= sigma_next < sigma:
         raise ValueError(f"sigma_next is {sigma_next}, expected 0 <= sigma_next < sigma = {sigma}")
+    if prediction_type == "flow_prediction" and sigma > 1:
+        raise ValueError(f"sigma is {sigma} with prediction_type = 'flow_prediction', expected at most 1")
     c_skip, c_out = denoiser_scalings(sigma, prediction_type)
-    sigma_down, sigma_up = ancestral_split(sigma, sigma_next, eta)
+    split = flow_split if prediction_type == "flow_prediction" else ancestral_split
+    sigma_down, sigma_up = split(sigma, sigma_next, eta)
     if eta > 0 and sigma_up == 0:
         raise ValueError(
             f"eta is {eta} with sigma_next = {sigma_next}, expected eta = 0: this step draws no noise, has no density"
         )
+    if prediction_type == "flow_prediction":
+        # (1 - sigma_next) x_0 + sigma_down noise, with x_0 = x - sigma m and noise = x + (1 - sigma) m
+        a = 1 - sigma_next + sigma_down
+        return EulerCoefficients(a, b=(1 - sigma) * sigma_down - sigma * (1 - sigma_next), sigma_up=sigma_up)
     r = (sigma_down - sigma) / sigma
     return EulerCoefficients(a=1 + r * (1 - c_skip), b=-r * c_out, sigma_up=sigma_up)
 

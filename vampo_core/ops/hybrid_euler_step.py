@@ -30,7 +30,8 @@ def hybrid_euler_step(
     """One step of the Euler Hybrid sampler (VAMPO, arXiv 2603.19370; k-diffusion ``get_ancestral_step``).
 
     Every parameterisation is affine in ``x = sample`` and the guided model output ``m``:
-    ``prev_sample = a x + b m + sigma_up z`` with ``sigma_up = min(s', eta sqrt(s'^2 (s^2 - s'^2) / s^2))``.
+    ``prev_sample = a x + b m + sigma_up z`` with ``sigma_up = min(s', eta sqrt(s'^2 (s^2 - s'^2) / s^2))``; for the
+    scalars of a rectified flow see :func:`~vampo_core.ops.coefficients.flow_split`.
 
     ``eta = 0`` takes the deterministic step. ``eta > 0`` draws G generations of every clip from the one sample and
     model output, which are read once, and returns the log-density of each draw. Results carry no gradient: a rollout
@@ -39,10 +40,11 @@ def hybrid_euler_step(
     Args:
         sample: noisy latents x at ``sigma``.
         model_output: what the denoiser returned for them.
-        sigma: current noise level.
+        sigma: current noise level; with ``"flow_prediction"`` at most 1, where samples are pure noise.
         sigma_next: next noise level, ``0 <= sigma_next < sigma``.
         eta: 0 for the deterministic step, 1 for the full ancestral one.
-        prediction_type: ``"v_prediction"``, ``"epsilon"`` or ``"sample"``.
+        prediction_type: ``"v_prediction"``, ``"epsilon"`` or ``"sample"`` for ``x = x_0 + sigma * noise``, or
+            ``"flow_prediction"``, the velocity ``noise - x_0`` for ``x = (1 - sigma) x_0 + sigma * noise``.
         model_output_uncond: unconditional output u for classifier-free guidance ``u + g_f (m - u)``.
         guidance_scale: g, one number or one per frame.
         num_generations: G, with ``eta > 0``; 1 by default, or what ``noise`` holds.
