@@ -80,7 +80,7 @@ def default_policy() -> Policy:
     options, model = config.policy, config.model
     frames = torch.rand(64, 3, config.data.resolution, config.data.resolution)
     codec = PatchCodec.fit(frames, patch_size=model.patch_size, latent_channels=model.latent_channels)
-    predictor = VideoPredictor.create(codec, num_frames=config.data.num_frames, **model.unet_options())
+    predictor = VideoPredictor.create(codec, num_frames=config.data.num_frames, **model.network_options())
     names = VPPSettings.__dataclass_fields__.keys() & vars(options).keys()
     size = config.data.resolution
     with torch.no_grad():

@@ -394,6 +394,6 @@ def test_the_sampler_and_unet_get_what_was_set():
     config = load_config("pusht", "sampler.eta=0.5", "model.block_out_channels=[32, 64, 96]")
     overrides = config.sampler.overrides()
     assert overrides["eta"] == 0.5
-    options = config.model.unet_options()
+    options = config.model.network_options()
     assert len(options["down_block_types"]) == len(options["up_block_types"]) == 3
     assert options["block_out_channels"] == (32, 64, 96)

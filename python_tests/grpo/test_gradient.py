@@ -5,7 +5,7 @@ import copy
 import hand_written
 import pytest
 import torch
-from training_runs import gradient_of, make_config, make_model, make_trainer, relative_distance
+from training_runs import WAN, gradient_of, make_config, make_model, make_trainer, relative_distance
 
 from vampo_core.grpo.loss import clipped_surrogate
 
@@ -23,6 +23,10 @@ VARIANTS = {
     "credit of the clip": ["grpo.credit=clip"],
     "credit of the clip, every step": ["grpo.credit=clip", *ALL_STEPS],
     "clipped advantages": ["grpo.adv_clip_max=0.5", "run.seed=3"],
+    "flow": WAN,
+    "flow, a later step, shifted": [*WAN, "sampler.stochastic_steps=[1]", "sampler.flow_shift=3"],
+    "flow, every step": [*WAN, "sampler.stochastic_steps=[0,1,2]"],
+    "flow, less noise, guidance": [*WAN, "sampler.eta=0.7", "sampler.guidance_scale=2.5"],
 }
 
 

@@ -5,7 +5,7 @@ import copy
 import hand_written
 import pytest
 import torch
-from training_runs import gradient_of, make_config, make_model, make_trainer, relative_distance
+from training_runs import WAN, gradient_of, make_config, make_model, make_trainer, relative_distance
 
 from vampo_core.config import ConfigError
 from vampo_core.grpo import rewards
@@ -22,6 +22,8 @@ VARIANTS = {
     "checkpointing": ["model.gradient_checkpointing=true"],
     "guidance": ["sampler.guidance_scale=2.5"],
     "less noise": ["sampler.eta=0.7"],
+    "flow": WAN,
+    "flow, guidance": [*WAN, "sampler.guidance_scale=2.5"],
 }
 
 
@@ -36,7 +38,8 @@ def exact_gradient(config, batch):
             video = mean + (action.prev_sample - mean.detach())  # reparameterized: the noise does not move
             for later in range(action.step + 1, config.sampler.num_inference_steps):
                 video = hand_written.mean_and_std(frozen, config, batch, clip, later, video)[0]
-            means.append(hand_written.reward_of(video, batch["latents"][clip]).mean())
+            target = batch["latents"][clip][-len(video) :]
+            means.append(hand_written.reward_of(video, target).mean())
     names, parameters = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True)
     found = torch.autograd.grad(-torch.stack(means).mean(), parameters, allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from training_runs import gradient_of, make_config, make_model, make_trainer, relative_distance
+from training_runs import WAN, gradient_of, make_config, make_model, make_trainer, relative_distance
 
 MODELS = {
     "float32": ([], {}),
@@ -14,6 +14,11 @@ MODELS = {
     "checkpointing": (["model.gradient_checkpointing=true"], {}),
     "checkpointing in bfloat16": (["model.gradient_checkpointing=true", "model.dtype=bfloat16"], {}),
     "dropout": ([], {"dropout": 0.5}),
+    "flow": (WAN, {}),
+    "flow in bfloat16": ([*WAN, "model.dtype=bfloat16"], {}),
+    "flow, lora in bfloat16": ([*WAN, "model.lora=4", "model.dtype=bfloat16"], {"lora_dropout": 0.5}),
+    "flow, guidance": ([*WAN, "sampler.guidance_scale=3"], {}),
+    "flow, checkpointing": ([*WAN, "model.gradient_checkpointing=true"], {}),
 }
 SAMPLERS = {
     # a small step from much noise, sigma / sigma_up = 235, magnifies the rounding of the network's output

@@ -12,6 +12,7 @@ import torch
 from config_reads import keys_read
 from torch import nn
 from training_runs import (
+    WAN,
     gradient_of,
     make_config,
     make_model,
@@ -121,6 +122,7 @@ CHANGES = {
     "sampler.guidance_scale": ["sampler.guidance_scale=2"],
     "sampler.guidance_interval": ["sampler.guidance_interval=[0, 20]", "sampler.guidance_scale=2"],
     "sampler.solver": ["sampler.solver=unipc"],
+    "sampler.flow_shift": [*WAN, "sampler.flow_shift=3"],
     "sampler.tail_dtype": ["sampler.tail_dtype=bfloat16"],
     "sampler.tail_steps": ["sampler.tail_steps=1"],
     "reward.l1_weight": ["reward.l1_weight=0"],
@@ -142,6 +144,7 @@ BESIDE = {
     "grpo.clip_range": ["grpo.num_inner_epochs=2"],
     "sampler.guidance_interval": ["sampler.guidance_scale=2"],
     "grpo.rectify_steps": ["sampler.stochastic_steps=[0,1]"],
+    "sampler.flow_shift": WAN,
 }
 SAME = {
     "grpo.reuse_first_step": "false",
@@ -195,7 +198,7 @@ ELSEWHERE = {
     "pretrain": {"model.text_encoder", "model.ema_decay", "run.eval_every", "run.save_every"},
     "train": {
         *("model.patch_size", "model.latent_channels", "model.block_out_channels"),
-        *("model.layers_per_block", "model.num_attention_heads"),
+        *("model.layers_per_block", "model.num_attention_heads", "model.backbone", "model.num_layers"),
     },
     "policy train": {
         *("data.weights", "run.eval_every", "run.save_every"),

@@ -11,7 +11,7 @@ from vampo_core.config import VampoConfig
 
 _CONFIG = Path(package.__file__).parent
 _PAGES = [_CONFIG.parent / "report", *(_CONFIG.parent / "pipeline" / name for name in ("summary.py", "pages.py"))]
-_VIEWS = {"overrides", "unet_options", "roots", "image_size", "simulator", "stored_with"}
+_VIEWS = {"overrides", "network_options", "roots", "image_size", "simulator", "stored_with"}
 """Functions, methods and properties that hand settings on."""
 _NAMING = {"base_config"}
 """Functions that name folders after settings, which uses none of them."""

@@ -1,6 +1,7 @@
 """VAMPO in plain loops: one clip, one generation and one step at a time, nothing of the library but the denoiser.
 
-Karras sigmas, k-diffusion's ancestral step, v-prediction, group-normalised advantages: the formulas of the design.
+Karras sigmas, k-diffusion's ancestral step, v-prediction, group-normalised advantages: the formulas of the design. For
+a flow they are those of the same process in other units, and a clip's first frame is given.
 """
 
 from collections.abc import Mapping
@@ -36,8 +37,16 @@ class Group:
     rewards: Tensor  # [G, F]
 
 
+def is_flow(config: VampoConfig) -> bool:
+    return config.model.backbone == "wan"
+
+
 def sigmas_of(config: VampoConfig) -> list[float]:
-    """Karras et al. 2022, equation 5, with 0 at the end."""
+    """Karras et al. 2022, equation 5, or a flow's even spacing, shifted; with 0 at the end."""
+    if is_flow(config):
+        shift, steps = config.sampler.flow_shift or 1.0, config.sampler.num_inference_steps
+        levels = [1 - i / steps * 0.999 for i in range(steps)]
+        return [shift * u / (1 + (shift - 1) * u) for u in levels] + [0.0]
     s, last = config.sampler, config.sampler.num_inference_steps - 1
     high, low = s.sigma_max ** (1 / s.rho), s.sigma_min ** (1 / s.rho)
     return [(high + i / last * (low - high)) ** s.rho for i in range(last + 1)] + [0.0]
@@ -52,10 +61,17 @@ def mean_and_std(model, config, batch, clip: int, step: int, sample: Tensor) -> 
     output = model(sample.unsqueeze(0), sigma, condition)[0].float()
     if config.sampler.guidance_scale != 1:
         uncond = model(sample.unsqueeze(0), sigma, condition.unconditional())[0].float()
-        scale = torch.linspace(1, config.sampler.guidance_scale, len(sample)).view(-1, 1, 1, 1)
+        scale = torch.linspace(
+            config.sampler.guidance_scale if is_flow(config) else 1, config.sampler.guidance_scale, len(sample)
+        ).view(-1, 1, 1, 1)
         output = uncond + scale * (output - uncond)
-    denoised = sample / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * output
     eta = config.sampler.eta if step in config.sampler.stochastic_steps else 0.0
+    if is_flow(config):
+        share = sigma_next * (1 - sigma) / (sigma * (1 - sigma_next))  # of the noise that is there already
+        std = sigma_next * eta * (1 - share**2) ** 0.5
+        denoised, noise = sample - sigma * output, sample + (1 - sigma) * output
+        return (1 - sigma_next) * denoised + (sigma_next**2 - std**2) ** 0.5 * noise, std
+    denoised = sample / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * output
     std = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
     down = (sigma_next**2 - std**2) ** 0.5
     return sample + (sample - denoised) / sigma * (down - sigma), std
@@ -76,9 +92,10 @@ def roll_out(model: VideoPredictor, config: VampoConfig, batch: Mapping[str, Any
     """The group of every clip, with the noise that design and seed prescribe."""
     s, num_generations = config.sampler, config.grpo.num_generations
     seed = stream_seed(config.run.seed, ROLLOUT, iteration - 1)
-    num_clips, *frame = batch["latents"].shape
+    target = batch["latents"][:, 1:] if is_flow(config) else batch["latents"]
+    num_clips, *frame = target.shape
     initial = philox_normal((num_clips, 1, *frame), seed=stream_seed(seed, INITIAL_NOISE))
-    initial = initial * (s.sigma_max**2 + 1) ** 0.5
+    initial = initial if is_flow(config) else initial * (s.sigma_max**2 + 1) ** 0.5
     groups = []
     for clip in range(num_clips):
         latents, actions = [], []
@@ -100,7 +117,7 @@ def roll_out(model: VideoPredictor, config: VampoConfig, batch: Mapping[str, Any
                     sample = mean
             latents.append(sample)
             actions.append(done)
-        rewards = torch.stack([reward_of(x, batch["latents"][clip]) for x in latents])
+        rewards = torch.stack([reward_of(x, target[clip]) for x in latents])
         groups.append(Group(torch.stack(latents), actions, rewards))
     return groups
 

@@ -18,6 +18,11 @@ from vampo_core.models.predictor import VideoPredictor
 from vampo_core.training.pretrain import Pretrainer
 
 NUM_FRAMES, CHANNELS, SIDE = 3, 4, 4
+WAN = [
+    *("model.backbone=wan", "model.num_layers=2", "sampler.sigma_min=null", "sampler.sigma_max=null"),
+    "sampler.rho=null",
+]
+"""A small Wan instead of the UNet."""
 MEASURED = {"rollout_s", "reward_s", "update_s", "samples_per_s", "peak_memory_mb"}
 """What differs between two runs that are the same."""
 
@@ -104,9 +109,10 @@ def make_model(
         model = VideoPredictor.create(
             LatentCodec(latent_channels=CHANNELS),
             num_frames=config.data.num_frames,
-            sigma_max=config.sampler.sigma_max,
+            backbone=config.model.backbone,
+            sigma_max=config.sampler.sigma_max or 80.0,
             dtype=config.model.dtype,
-            **{**config.model.unet_options(), **settings},
+            **{**config.model.network_options(), **settings},
         )
         if dropout:
             model.unet.conv_in = nn.Sequential(model.unet.conv_in, nn.Dropout(dropout))

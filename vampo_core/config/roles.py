@@ -33,6 +33,8 @@ class Role:
     """Whether a resumed run may have another value, because what it has computed so far does not depend on it."""
     unless: str | None = None
     """Key of a setting that fixes this one from the start where it is not 0: a decay counts back from the end."""
+    is_later: bool = False
+    """Whether it came after products were made and named: at its default it is left out of what decides them."""
     is_path: bool = False
     """Whether it is a file or a folder: ``~`` and environment variables are expanded."""
     is_stored: bool = False

@@ -25,6 +25,7 @@ class SamplerConfig:
     sigma_min: Above0 | None = None
     sigma_max: Annotated[Above0, Role(decides=("base", "vampo"))] | None = None
     rho: Above0 | None = None
+    flow_shift: Annotated[Above0, Role(decides=("base", "vampo"), is_later=True)] | None = None
     eta: Above0 = EulerHybridSettings.eta
     stochastic_steps: tuple[Count, ...] = EulerHybridSettings.stochastic_steps
     guidance_scale: AtLeast0 | None = None

@@ -139,7 +139,7 @@ class OptimConfig(AdamWConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The video predictor; the fields from ``patch_size`` on shape only the embedded default."""
+    """The video predictor; the fields from ``backbone`` on shape only a model from scratch."""
 
     ROLE: ClassVar[Role] = VAMPO
 
@@ -158,16 +158,20 @@ class ModelConfig:
     passes take minutes, and results differ by rounding. On a CPU it gains nothing."""
     ema_decay: Decay = 0.0
     """Decay of the running mean of the weights in post-training, which is then evaluated and saved; 0 for none."""
+    backbone: Annotated[Literal["svd", "wan"], Role(decides=("base", "vampo"), is_later=True)] = "svd"
+    """Network of a model from scratch: "svd", a UNet on EDM's process, or "wan", a transformer on a rectified flow."""
     patch_size: Annotated[Positive, CODEC] = 8
     """Pixels per latent along each side of the patch codec."""
     latent_channels: Annotated[Positive, CODEC] = 16
     """Channels of the latents (C)."""
     block_out_channels: Annotated[tuple[Annotated[int, MultipleOf(32)], ...], SHAPE] = (64, 64)
-    """Channels of the UNet at each resolution, the full one first; only the middle block attends."""
+    """SVD: channels of the UNet at each resolution, the full one first; only the middle block attends."""
     layers_per_block: Annotated[Positive, SHAPE] = 1
-    """Residual blocks at each resolution."""
+    """SVD: residual blocks at each resolution."""
+    num_layers: Annotated[Positive, Role(decides=("base", "vampo"), is_later=True)] = 6
+    """Wan: blocks of the transformer."""
     num_attention_heads: Annotated[Positive, SHAPE] = 4
-    """Heads of every attention."""
+    """Heads of every attention; Wan's have 32 channels each."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
@@ -182,16 +186,28 @@ class ModelConfig:
                 f"model.block_out_channels = {list(self.block_out_channels)}"
             )
 
-    def unet_options(self) -> dict[str, Any]:
-        """The architecture as arguments of ``UNetSpatioTemporalConditionModel``."""
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks whose outputs can be features."""
+        return self.num_layers if self.backbone == "wan" else len(self.block_out_channels)
+
+    @property
+    def num_halvings(self) -> int:
+        """How often the network halves latents along each side."""
+        return 1 if self.backbone == "wan" else len(self.block_out_channels) - 1
+
+    def network_options(self) -> dict[str, Any]:
+        """The architecture as arguments of ``UNetSpatioTemporalConditionModel`` or ``WanTransformer3DModel``."""
         resolutions = len(self.block_out_channels)
-        return {
+        wan = {"num_layers": self.num_layers, "num_attention_heads": self.num_attention_heads}
+        svd = {
             "down_block_types": ("DownBlockSpatioTemporal",) * resolutions,
             "up_block_types": ("UpBlockSpatioTemporal",) * resolutions,
             "block_out_channels": self.block_out_channels,
             "layers_per_block": self.layers_per_block,
             "num_attention_heads": self.num_attention_heads,
         }
+        return wan if self.backbone == "wan" else svd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,9 +298,9 @@ class PretrainConfig(AdamWConfig):
     ema_decay: Decay = 0.999
     """Decay of the running mean of the weights, which is then evaluated and saved; 0 for none."""
     p_mean: float = 0.7
-    """Mean of ln sigma in training (SVD: 0.7, EDM: -1.2)."""
+    """Mean of ln sigma in training (SVD: 0.7, EDM: -1.2), or of logit sigma for a flow, before its shift."""
     p_std: Above0 = 1.6
-    """Standard deviation of ln sigma in training (SVD: 1.6, EDM: 1.2)."""
+    """Standard deviation of ln sigma in training (SVD: 1.6, EDM: 1.2), or of logit sigma for a flow (1)."""
     condition_dropout: Annotated[float, Range(minimum=0, below=1)] = 0.0
     """Share of clips trained without their condition, which guidance needs (Ho and Salimans 2022, arXiv 2207.12598)."""
     eval_every: Annotated[Positive, Role(decides=("base",), may_change=True)] = 400

@@ -63,11 +63,12 @@ class VampoConfig:
             if type(getattr(self, name)) is not section:
                 given = type(getattr(self, name)).__name__
                 raise ConfigError(f"{name} is a {given}, expected a {section.__name__}")
-        num_blocks, layers = len(self.model.block_out_channels), self.policy.feature_layers
+        num_blocks, layers = self.model.num_blocks, self.policy.feature_layers
         if self.policy.predictor is None and self.model.pretrained is None and layers[-1] >= num_blocks:
+            setting = "model.num_layers" if self.model.backbone == "wan" else "model.block_out_channels"
             raise ConfigError(
-                f"policy.feature_layers is {list(layers)}, expected indices below {num_blocks}: the UNet has as many "
-                "up blocks as model.block_out_channels has entries"
+                f"policy.feature_layers is {list(layers)}, expected indices below {num_blocks}, the number of blocks "
+                f"that {setting} gives"
             )
         if self.grpo.batch_size % self.optim.gradient_accumulation_steps:
             raise ConfigError(
@@ -107,13 +108,13 @@ class VampoConfig:
         """Refuse frames that the embedded default cannot work on.
 
         Raises:
-            ConfigError: patches and the UNet's halvings do not divide them.
+            ConfigError: patches and the network's halvings do not divide them.
         """
-        side = self.model.patch_size * 2 ** (len(self.model.block_out_channels) - 1)
+        side = self.model.patch_size * 2**self.model.num_halvings
         if any(pixels % side for pixels in self.data.image_size):
             raise ConfigError(
                 f"data.resolution is {self.data.resolution}, expected a multiple of {side}: model.patch_size = "
-                f"{self.model.patch_size}, halved {len(self.model.block_out_channels) - 1} times in the UNet"
+                f"{self.model.patch_size}, halved {self.model.num_halvings} times in the network"
             )
 
     @classmethod
@@ -196,11 +197,12 @@ def deciding(config: VampoConfig, product: Product) -> dict[str, Any]:
 
     A null ``sampler.sigma_max`` is the sampler's default here, which models from scratch are trained for.
     """
-    values, products = config.to_dict(), set(products_behind(product))
+    values, defaults, products = config.to_dict(), VampoConfig().to_dict(), set(products_behind(product))
     found = {}
     for key, role in roles().items():
         section, name = key.split(".")
-        if products & set(role.decides):
+        is_new = role.is_later and values[section][name] == defaults[section][name]
+        if products & set(role.decides) and not is_new:
             found[key] = values[section][name]
     if product == "base":
         found["sampler.sigma_max"] = config.sampler.sigma_max or EulerHybridSettings.sigma_max

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reason_of
 from vampo_core.data.sampler import ClipSampler
+from vampo_core.data.windows import WindowedEpisode
 from vampo_core.data.workers import outlive_signals
 
 
@@ -53,7 +54,8 @@ class ClipDataset(Dataset[ClipItem]):
         mode: ``"stride"``: every ``stride``-th frame from a start, the last frame repeated past the end (robot data);
             ``"episode"``: one clip per episode, evenly spaced from its first frame to its last (internet-style data).
         stride: distance between neighboring frames of a clip, in ``"stride"`` mode.
-        hop: distance between the starts of neighboring clips, in ``"stride"`` mode.
+        hop: distance between the starts of neighboring clips, in ``"stride"`` mode. Clips of episodes that are encoded
+            in windows are these windows, whose distances ``stride`` and ``hop`` have to be.
         strict: whether an episode that cannot be read is an error instead of being skipped.
 
     Raises:
@@ -140,7 +142,7 @@ class ClipDataset(Dataset[ClipItem]):
         episode, indices = clip.episode, list(clip.indices)
         actions = episode.actions
         item = ClipItem(
-            latents=episode.latents(indices),
+            latents=episode.window(indices[0]) if isinstance(episode, WindowedEpisode) else episode.latents(indices),
             actions=actions[indices],
             states=episode.states[indices],
             instruction=episode.instruction,

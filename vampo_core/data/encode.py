@@ -12,6 +12,7 @@ from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skippe
 from vampo_core.data.folder import derived_folder, writing_to
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
 from vampo_core.data.video import image_hw, resize_frames
+from vampo_core.data.windows import Windows
 from vampo_core.files import locked, remove_leftovers
 from vampo_core.progress import progress as progress_bar
 
@@ -19,7 +20,8 @@ from vampo_core.progress import progress as progress_bar
 class Codec(Protocol):
     """Turns frames into latents; codecs that give different latents have different fingerprints."""
 
-    def encode(self, frames: Tensor) -> Tensor:  # [N, 3, H, W] float32 in [0, 1] -> [N, C, h, w]
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames ``[N, 3, H, W]`` float32 in [0, 1] to ``[N, C, h, w]``; with windows videos [1, T, 3, H, W]."""
         ...
 
     def fingerprint(self) -> str: ...
@@ -39,15 +41,13 @@ class EncodeResult:
     """Episodes that cannot be read."""
 
 
-def latents_name(codec: Codec, image_size: int | tuple[int, int] | None = None) -> str:
-    """Folder name of a codec's latents: its fingerprint, and the size that frames are resized to beforehand."""
+def latents_name(codec: Codec, image_size: int | tuple[int, int] | None = None, windows: Windows | None = None) -> str:
+    """Folder name of a codec's latents: its fingerprint, the size that frames are resized to beforehand, windows."""
     fingerprint = codec.fingerprint()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fingerprint):
         raise ValueError(f"codec.fingerprint() is {fingerprint!r}, expected only letters, digits, '.', '_' and '-'")
-    if image_size is None:
-        return fingerprint
-    height, width = image_hw(image_size)
-    return f"{fingerprint}-{height}x{width}"
+    size = "" if image_size is None else "-{}x{}".format(*image_hw(image_size))
+    return f"{fingerprint}{size}" + ("" if windows is None else f"-w{windows.name}")
 
 
 def encode(
@@ -55,6 +55,7 @@ def encode(
     codec: Codec,
     *,
     image_size: int | tuple[int, int] | None = None,
+    windows: Windows | None = None,
     batch_size: int = 32,
     strict: bool = False,
     progress: bool = True,
@@ -70,7 +71,8 @@ def encode(
         codec: see :class:`Codec`.
         image_size: size that frames are resized to first (one number for a square, or height and width); None to keep
             their size.
-        batch_size: number of frames per call of the codec.
+        windows: windows to encode each on its own, for a codec that compresses time; None for single frames.
+        batch_size: number of frames per call of the codec; unused with windows.
         strict: whether an episode that cannot be read is an error instead of being skipped with a warning.
         progress: whether to show a progress bar.
 
@@ -84,7 +86,7 @@ def encode(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    name = latents_name(codec, image_size)
+    name = latents_name(codec, image_size, windows)
     size = None if image_size is None else image_hw(image_size)
     folder, episodes = derived_folder(dataset.root, "latents") / name, dataset.episodes
     skipped: list[Skipped] = []
@@ -102,7 +104,7 @@ def encode(
                     if strict:
                         break
                     continue
-                write_latents(path, _encode_frames(frames, codec, size, batch_size, episode), header)
+                write_latents(path, _encoded(frames, codec, size, windows, batch_size, episode), header)
                 num_encoded += 1
     report_skipped(dataset.name, skipped, len(episodes), strict)
     num_reused = len(episodes) - num_encoded - len(skipped)
@@ -132,25 +134,30 @@ def _is_current(root: Path, name: str, episode: Episode) -> bool:
 
 
 @torch.inference_mode()
-def _encode_frames(
+def _encoded(
     frames: Tensor,  # [T, H, W, 3] uint8
     codec: Codec,
     size: tuple[int, int] | None,
+    windows: Windows | None,
     batch_size: int,
     episode: Episode,
-) -> Tensor:  # [T, C, h, w] float32
+) -> Tensor:  # [T, C, h, w] float32, or with windows [number of windows * F, C, h, w]
     device = next(codec.parameters()).device if isinstance(codec, nn.Module) else torch.device("cpu")
     encoded = []
-    for batch in frames.split(batch_size):
-        images = batch.permute(0, 3, 1, 2).to(device, torch.float32) / 255
+    parts = (
+        frames.split(batch_size)
+        if windows is None
+        else (frames[windows.frames(start, len(frames))] for start in windows.starts(len(frames)))
+    )
+    for part in parts:
+        images = part.permute(0, 3, 1, 2).to(device, torch.float32) / 255
         if size is not None:
             images = resize_frames(images, size)
-        latents = codec.encode(images)
-        if not isinstance(latents, Tensor) or latents.ndim != 4 or len(latents) != len(images):
+        latents = codec.encode(images) if windows is None else codec.encode(images.unsqueeze(0))[0]
+        expected = len(images) if windows is None else windows.num_latents
+        if not isinstance(latents, Tensor) or latents.ndim != 4 or len(latents) != expected:
             shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(
-                f"codec.encode returned {shape} for {len(images)} frames, expected [{len(images)}, C, h, w]"
-            )
+            raise ValueError(f"codec.encode returned {shape} for {len(images)} frames, expected [{expected}, C, h, w]")
         encoded.append(latents.to("cpu", torch.float32))
     latents = torch.cat(encoded)
     if not latents.isfinite().all():

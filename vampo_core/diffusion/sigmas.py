@@ -65,13 +65,13 @@ def make_sigmas(
     elif schedule == "flow":
         if sigma_max > 1:
             raise ValueError(f"sigma_max is {sigma_max} with schedule = 'flow', expected at most 1")
-        start, end = (_shifted(sigma, 1 / flow_shift) for sigma in (sigma_max, sigma_min))
-        sigmas = [sigma_max, *(_shifted(start + i / steps * (end - start), flow_shift) for i in range(1, steps))]
+        start, end = (shifted(sigma, 1 / flow_shift) for sigma in (sigma_max, sigma_min))
+        sigmas = [sigma_max, *(shifted(start + i / steps * (end - start), flow_shift) for i in range(1, steps))]
     else:
         raise ValueError(f"schedule is {schedule!r}, expected 'karras', 'exponential', 'linear' or 'flow'")
     return (*sigmas, 0.0)
 
 
-def _shifted(sigma: float, shift: float) -> float:
+def shifted(sigma: float, shift: float) -> float:
     """``sigma / (1 - sigma)`` times ``shift``, as a noise level of a flow; ``1 / shift`` is the way back."""
     return shift * sigma / (1 + (shift - 1) * sigma)

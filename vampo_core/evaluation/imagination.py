@@ -15,7 +15,7 @@ class Imagination:
 
     Args:
         predictor: video predictor in eval mode, whose codec can decode.
-        stride: number of control steps from one predicted frame to the next, as in training.
+        stride: number of control steps from one predicted video frame to the next, as in training.
     """
 
     def __init__(self, predictor: VideoPredictor, *, stride: int) -> None:
@@ -29,7 +29,7 @@ class Imagination:
     ) -> Tensor:  # [T, 3, H, W]
         """The predicted frame for each frame of an episode."""
         num_frames = self.predictor.settings.num_frames
-        span = self.stride * (num_frames - 1)
+        span = self.stride * (num_frames - 1) * self.predictor.codec.temporal_ratio
         starts = frames[::span]
         device = self.predictor.device
         first = self.predictor.codec.encode(starts.to(device)).unsqueeze(1)  # [n, 1, C, h, w]

@@ -16,7 +16,7 @@ from vampo_core.evaluation.images import psnr, ssim
 from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.metrics import METRICS
 from vampo_core.evaluation.statistics import Metric, bootstrap, metrics_of
-from vampo_core.models.codecs.base import Codec
+from vampo_core.models.codecs.base import Codec, per_latent_frame
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import latent_reward
 
@@ -123,7 +123,8 @@ def predict(
     for start in range(0, len(batch["instruction"]), batch_size):
         latents = batch["latents"][start : start + batch_size].to(device)
         condition = model.observed_condition(latents[:, 0], batch["instruction"][start : start + batch_size])
-        noise = sampler.initial_noise(tuple(latents.shape), seed=seed, first_clip=first_clip + start, device=device)
+        shape = tuple(model.predicted(latents).shape)
+        noise = sampler.initial_noise(shape, seed=seed, first_clip=first_clip + start, device=device)
         rollout = sampler.rollout(
             noise,
             model.denoiser(condition, guidance=sampler.guides),
@@ -132,7 +133,7 @@ def predict(
             chunk_size=batch_size,
             first_clip=first_clip + start,
         )
-        videos.append(rollout.latents.cpu())
+        videos.append(model.whole(condition, rollout.latents).cpu())
     return torch.cat(videos)
 
 
@@ -155,7 +156,8 @@ def evaluate_predictor(
     model.eval()
     videos = predict(model, sampler, batch, num_samples=num_samples, seed=seed, batch_size=batch_size)
     model.train(was_training)
-    return score(videos, batch, codec=model.codec if decode else None, judge=judge)
+    codec = model.codec if decode else None
+    return score(videos, batch, codec=codec, judge=judge, num_given_frames=model.num_given_frames)
 
 
 def score(
@@ -164,9 +166,11 @@ def score(
     *,
     codec: Codec | None = None,
     judge: Judge | None = None,
+    num_given_frames: int = 0,
 ) -> EvalResult:
     """Metrics of predictions; arguments are those of :func:`frame_metrics`."""
-    return summarize(frame_metrics(videos, batch, codec=codec, judge=judge), list(batch["episode_id"]))
+    values = frame_metrics(videos, batch, codec=codec, judge=judge, num_given_frames=num_given_frames)
+    return summarize(values, list(batch["episode_id"]))
 
 
 def frame_metrics(
@@ -175,7 +179,8 @@ def frame_metrics(
     *,
     codec: Codec | None = None,
     judge: Judge | None = None,
-) -> dict[str, Tensor]:  # each [B, num_samples, F]
+    num_given_frames: int = 0,
+) -> dict[str, Tensor]:  # each [B, num_samples, F - num_given_frames]
     """What is measured of every predicted frame, by name.
 
     Args:
@@ -183,6 +188,7 @@ def frame_metrics(
         batch: clips with the expert's latents.
         codec: codec for PSNR and SSIM, where it can decode.
         judge: judge of actions; it is on the CPU, as the predictions are.
+        num_given_frames: number of first frames that were given, not predicted; they are not measured.
     """
     expert = batch["latents"].float()
     result = latent_reward(videos, expert)
@@ -192,7 +198,7 @@ def frame_metrics(
         values |= judge(videos, batch)
     if codec is not None and codec.can_decode:
         values |= _decoded_metrics(videos, batch["latents"], codec)
-    return values
+    return {name: value[:, :, num_given_frames:] for name, value in values.items()}
 
 
 def summarize(
@@ -258,6 +264,6 @@ def _decoded_metrics(
     for clip, expert in zip(videos, target, strict=True):
         frames = decode_video(codec, clip)
         expected = decode_video(codec, expert).expand_as(frames)
-        values["psnr"].append(psnr(frames, expected))
-        values["ssim"].append(ssim(frames, expected))
+        values["psnr"].append(per_latent_frame(psnr(frames, expected), codec.temporal_ratio))
+        values["ssim"].append(per_latent_frame(ssim(frames, expected), codec.temporal_ratio))
     return {name: torch.stack(parts) for name, parts in values.items()}

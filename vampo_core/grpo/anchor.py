@@ -30,7 +30,8 @@ def anchor_loss(
         sampler: sampler whose deterministic noise levels the clips get, in turn.
         rollout: predictions, of which the first generation of each clip is used.
     """
-    latents, levels = rollout.latents[:, 0], deterministic_sigmas(sampler)
+    num_predicted, levels = rollout.steps[0].prev_sample.shape[2], deterministic_sigmas(sampler)
+    latents = rollout.latents[:, 0, -num_predicted:]  # without frames that are given
     rows = range(rollout.first_clip, rollout.first_clip + latents.shape[0])
     sigma = latents.new_tensor([levels[(rollout.seed + row) % len(levels)] for row in rows])
     shape = (latents.shape[0], 1, *latents.shape[1:])

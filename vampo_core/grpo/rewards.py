@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vampo_core.config import ConfigError, RewardConfig
 from vampo_core.evaluation.actions import Decoders, action_errors
-from vampo_core.models.codecs.base import Codec
+from vampo_core.models.codecs.base import Codec, per_latent_frame
 from vampo_core.ops import LatentReward, latent_reward
 
 RewardFunction = Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor | LatentReward]
@@ -32,6 +32,11 @@ class Rewards:
     def detached(self) -> "Rewards":
         """The same without gradient."""
         return replace(self, total=self.total.detach())
+
+    def without(self, num_frames: int) -> "Rewards":
+        """The same without the first frames, where these were not predicted."""
+        parts = {name: part[:, :, num_frames:] for name, part in self.parts.items()}
+        return Rewards(self.total[:, :, num_frames:], parts)
 
 
 def latent(
@@ -105,16 +110,17 @@ def moving(
     return -(weight * (pred - target.unsqueeze(1)).abs().mean(3)).mean((3, 4))
 
 
-def pixel(decode: Callable[[Tensor], Tensor]) -> RewardFunction:
-    """Negative L1 distance after decoding: ``decode`` maps videos ``[B, F, C, h, w]`` to frames ``[B, F, 3, H, W]``.
+def pixel(decode: Callable[[Tensor], Tensor], temporal_ratio: int = 1) -> RewardFunction:
+    """Negative L1 distance after decoding: ``decode`` maps videos ``[B, F, C, h, w]`` to frames ``[B, T, 3, H, W]``.
 
+    Where a codec gives ``temporal_ratio`` frames for each latent frame after the first, it is credited with their mean.
     Clips stay apart in what it is given, because SVD's decoder looks at neighbouring frames.
     """
 
     def pixel_l1(pred: Tensor, target: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        expert = decode(target)  # [B, F, 3, H, W]
+        expert = decode(target)  # [B, T, 3, H, W]
         error = [(decode(pred[:, g]) - expert).abs().flatten(2).mean(-1) for g in range(pred.shape[1])]
-        return -torch.stack(error, dim=1)
+        return -per_latent_frame(torch.stack(error, dim=1), temporal_ratio)
 
     return pixel_l1
 
@@ -245,5 +251,5 @@ def configured_rewards(
     if config.moving_weight:
         functions.append((moving, config.moving_weight))
     if config.pixel_weight:
-        functions.append((pixel(codec.decode), config.pixel_weight))
+        functions.append((pixel(codec.decode, codec.temporal_ratio), config.pixel_weight))
     return functions

@@ -29,7 +29,7 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class GroupRollout:
-    """G rollouts of B clips.
+    """G rollouts of B clips. Steps hold the frames that are predicted, ``latents`` those that the condition gives, too.
 
     Where the way from the draws to the videos is differentiable, the first step's draws are leaves with gradient.
     """
@@ -101,7 +101,7 @@ class RolloutEngine:
             first_clip: index of the first clip within the global batch, which keys its noise.
         """
         condition, sampler = self.condition(batch), self.sampler
-        shape = tuple(batch["latents"].shape)
+        shape = tuple(self.model.predicted(batch["latents"]).shape)
         frozen = self.environment(condition)
         noise = sampler.initial_noise(
             shape,
@@ -118,7 +118,8 @@ class RolloutEngine:
                 chunk_size=self.chunk_size,
                 first_clip=first_clip,
             )
-            return GroupRollout(batch, condition, rollout.latents, rollout.steps, None, seed, first_clip)
+            videos = self.model.whole(condition, rollout.latents)
+            return GroupRollout(batch, condition, videos, rollout.steps, None, seed, first_clip)
         sample = sampler.prefix(noise, frozen, chunk_size=self.chunk_size)
         output = self.forward(sample, sampler.first_sigma, condition)
         drawn = sampler.first_step(
@@ -134,13 +135,15 @@ class RolloutEngine:
         if self.differentiable:
             draws = drawn.prev_sample.requires_grad_()
             latents = sampler.differentiable_tail(draws, frozen, chunk_size=self.chunk_size)
+            videos = self.model.whole(condition, latents)
             step = RolloutStep(index, sampler.sigmas[index], sampler.sigmas[index + 1], sample, draws, drawn.log_prob)
-            return GroupRollout(batch, condition, latents, (step,), output, seed, first_clip)
+            return GroupRollout(batch, condition, videos, (step,), output, seed, first_clip)
         tail = sampler.tail(drawn.prev_sample, frozen, chunk_size=self.chunk_size, seed=seed, first_clip=first_clip)
         first = RolloutStep(
             index, sampler.sigmas[index], sampler.sigmas[index + 1], sample, drawn.prev_sample, drawn.log_prob
         )
-        return GroupRollout(batch, condition, tail.latents, (first, *tail.steps), output, seed, first_clip)
+        videos = self.model.whole(condition, tail.latents)
+        return GroupRollout(batch, condition, videos, (first, *tail.steps), output, seed, first_clip)
 
     def environment(self, condition: Condition) -> Denoise:
         """The denoiser of the rollout: in ``tail_dtype`` behind the split, except where the policy acts again."""

@@ -182,6 +182,7 @@ class VampoTrainer:
         target = rollout.batch["latents"].to(rollout.latents)
         is_checked = self.engine.differentiable and not self._has_checked_gradients
         rewards = evaluate_rewards(self.rewards, rollout.latents, target, rollout.batch, check_gradient=is_checked)
+        rewards = rewards.without(self.model.num_given_frames)
         self._has_checked_gradients = True
         bad = (~torch.isfinite(rewards.total)).flatten(1).any(1).nonzero().flatten().tolist()
         if bad:

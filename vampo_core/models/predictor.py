@@ -16,13 +16,12 @@ from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import Denoise
 from vampo_core.models import lora
 from vampo_core.models.codecs.base import Codec
+from vampo_core.models.compiled import CompiledDenoiser
 from vampo_core.models.condition import Condition
-from vampo_core.models.registry import DEFAULT, backbone, backbone_of
+from vampo_core.models.registry import DEFAULT, backbone_class, backbone_of
 from vampo_core.models.settings import PredictorSettings, as_dtype
 
 __all__ = ["Condition", "FeatureExtractor", "Reference", "VideoPredictor"]
-
-_MAX_GRAPHS = 64
 
 Reference = Callable[[Tensor, float | Tensor, Condition], Tensor]
 """``reference(sample, sigma, condition)``: the raw output of a frozen model, see :meth:`VideoPredictor.forward`."""
@@ -46,9 +45,11 @@ class VideoPredictor(nn.Module, ABC):
     the network that drew them.
 
     A backbone implements the abstract methods, sets ``process``, ``codec``, ``text_encoder`` and ``settings``, and
-    calls its network through :meth:`run_denoiser`.
+    calls its network through :meth:`run_denoiser`. Where ``num_given_frames`` is above 0, the condition gives the first
+    frames of a clip, and the denoiser takes and returns the others (:meth:`predicted`, :meth:`whole`).
     """
 
+    num_given_frames: int = 0
     process: Process
     codec: Codec
     text_encoder: Any
@@ -58,30 +59,32 @@ class VideoPredictor(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._adapter: tuple[Any, ...] = ()  # in a tuple, or the denoiser would be registered twice
-        self._compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None  # with gradient, without
+        self._compiled: CompiledDenoiser | None = None
 
     @staticmethod
     def create(
         codec: Codec,
         *,
+        backbone: str = DEFAULT,
         num_frames: int = 8,
         sample_size: int | None = None,
         sigma_max: float = 80.0,
         dtype: str | torch.dtype = "float32",
         **network_overrides: Any,
     ) -> "VideoPredictor":
-        """An untrained small predictor, the embedded default; its weights follow torch's global seed.
+        """An untrained small predictor, by default the embedded one; its weights follow torch's global seed.
 
         Args:
             codec: a fitted patch codec, or the stand-in for the codec that made the data's latents.
+            backbone: ``"svd"`` or ``"wan"``.
             num_frames: number of frames of a clip (F).
             sample_size: latents along each side, noted in the config.
-            sigma_max: largest noise level.
+            sigma_max: largest noise level of EDM's process; a flow ends at pure noise.
             dtype: precision of autocast.
             network_overrides: arguments of the denoiser network.
         """
         options = {"num_frames": num_frames, "sample_size": sample_size, "sigma_max": sigma_max, "dtype": dtype}
-        return backbone(DEFAULT).create(codec, **options, **network_overrides)
+        return backbone_class(backbone).create(codec, **options, **network_overrides)
 
     @classmethod
     def from_pretrained(
@@ -198,6 +201,23 @@ class VideoPredictor(nn.Module, ABC):
     def frozen_network(self, network: nn.Module) -> "VideoPredictor":
         """The same predictor around another, frozen denoiser network; all other parts are shared."""
 
+    def predicted(self, latents: Tensor) -> Tensor:  # [B, F, C, h, w] -> [B, F - num_given_frames, C, h, w]
+        """The frames that are predicted: what noise is drawn for, and what the denoiser takes and returns."""
+        return latents[:, self.num_given_frames :]
+
+    def whole(
+        self,
+        condition: Condition,
+        predicted: Tensor,  # [B, F - num_given_frames, C, h, w], or [B, G, F - num_given_frames, C, h, w]
+    ) -> Tensor:  # the same with F frames
+        """Predicted frames behind those that the condition gives."""
+        if not self.num_given_frames:
+            return predicted
+        given = (condition.image_latents * self.codec.scaling_factor).to(predicted).unsqueeze(1)
+        if predicted.ndim == 6:
+            given = given.unsqueeze(1).expand(-1, predicted.shape[1], -1, -1, -1, -1)
+        return torch.cat([given, predicted], dim=-4)
+
     @property
     def device(self) -> torch.device:
         """Device of the denoiser's weights."""
@@ -296,33 +316,18 @@ class VideoPredictor(nn.Module, ABC):
         return self._compiled is not None
 
     def compile_denoiser(self, *, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Run the denoiser through ``torch.compile``, once for passes with gradient and once for those without.
-
-        On a GPU passes without gradient, such as those of a rollout's tail, are captured in CUDA graphs: a small
-        network is then not bound by kernel launches. Shapes are static: every new number of clips compiles again, for a
-        minute or more. Outputs differ from eager ones by rounding. On a CPU it gains next to nothing.
+        """Run the denoiser through ``torch.compile``; see :class:`CompiledDenoiser`.
 
         Args:
             backend: of ``torch.compile``.
         """
-        # shared by all models of the process; beyond it torch runs the rest without compiling, and only logs it
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_GRAPHS)
-        mode = "reduce-overhead" if self.device.type == "cuda" and backend == "inductor" else None
-        network = self.denoiser_network
-        self._compiled = (
-            torch.compile(network, dynamic=False, backend=backend),
-            torch.compile(network, dynamic=False, backend=backend, mode=mode),
-        )
+        self._compiled = CompiledDenoiser(self.denoiser_network, self.device, backend)
 
     def run_denoiser(self, *inputs: Any, **options: Any) -> Tensor:
         """The first output of the denoiser network, compiled where :meth:`compile_denoiser` was called."""
-        if self._compiled is None:
-            return self.denoiser_network(*inputs, **options)[0]
-        with_gradient, without = self._compiled
-        if torch.is_grad_enabled():
-            return with_gradient(*inputs, **options)[0]
-        torch.compiler.cudagraph_mark_step_begin()
-        return without(*inputs, **options)[0].clone()  # the graph's next run overwrites its output
+        if self._compiled is not None:
+            return self._compiled(*inputs, **options)
+        return self.denoiser_network(*inputs, **options)[0]
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""

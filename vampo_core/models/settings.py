@@ -40,7 +40,9 @@ class PredictorSettings:
     solver: str = field(default="euler", metadata=LATER)
     """Default solver of the deterministic steps."""
     predict_change: bool = False
-    """Whether SVD's UNet denoises the change from the first frame, instead of the latents themselves."""
+    """Whether the network denoises the change from the first frame, instead of the latents themselves."""
+    negative_prompt: str = field(default="", metadata=LATER)
+    """Text of the unconditional half of guidance, for models that are guided by a negative prompt (Wan)."""
     text_max_length: int = 20
     """Number of tokens of a CLIP text encoder."""
     text_position_code: bool = True

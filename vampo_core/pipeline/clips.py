@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -19,22 +20,52 @@ from vampo_core.data.formats import open_dataset_of
 from vampo_core.data.published import published_episodes
 from vampo_core.data.record import OtherSettingsError, record
 from vampo_core.data.split import split_episodes
+from vampo_core.data.windows import WindowedEpisode, Windows
 from vampo_core.models.codecs.base import Codec
 from vampo_core.training.processes import new_accelerator
 
 
-def prepare_clips(config: VampoConfig, codec: Codec) -> Clips:
+def prepare_clips(config: VampoConfig, codec: Codec, *, single_frames: bool = False) -> Clips:
     """Clips with the codec's latents, which came with the data or are encoded first if they are missing.
 
+    Args:
+        config: configuration of the run.
+        codec: codec of the latents.
+        single_frames: whether each frame is to have latents of its own, as a policy sees them; otherwise a codec that
+            compresses time encodes whole clips.
+
     Raises:
+        ConfigError: clips do not divide into the latent frames of a codec that compresses time.
         ValueError: the dataset does not fit the codec, or the split is empty.
     """
-    parts = [split(config, _encoded(config, codec, root)) for root in config.data.roots]
+    windows = None if single_frames else windows_of(config, codec)
+    parts = [split(config, _encoded(config, codec, root, windows)) for root in config.data.roots]
     held_out = [episode for part in parts for episode in part[1]]
-    return Clips(tuple(_clips(config, train) for train, _ in parts), _clips(config, held_out))
+    return Clips(tuple(_clips(config, train, windows) for train, _ in parts), _clips(config, held_out, windows))
 
 
-def _encoded(config: VampoConfig, codec: Codec, root: str) -> Sequence[Episode]:
+def windows_of(config: VampoConfig, codec: Codec) -> Windows | None:
+    """How a codec that compresses time cuts episodes into clips; None for other codecs.
+
+    Raises:
+        ConfigError: clips do not divide into its latent frames.
+    """
+    ratio, data = codec.temporal_ratio, config.data
+    if ratio == 1:
+        return None
+    if data.num_frames % ratio != 1:
+        raise ConfigError(
+            f"data.num_frames is {data.num_frames}, expected {ratio} n + 1 with this model's codec: {ratio + 1}, "
+            f"{2 * ratio + 1}, {3 * ratio + 1}, …"
+        )
+    if data.sampling != "stride":
+        raise ConfigError(
+            f"data.sampling is {data.sampling!r}, expected 'stride' with this model's codec, which compresses time"
+        )
+    return Windows(num_latents=data.num_frames // ratio + 1, temporal_ratio=ratio, stride=data.stride)
+
+
+def _encoded(config: VampoConfig, codec: Codec, root: str, windows: Windows | None) -> Sequence[Episode]:
     """Episodes of a folder with latents of the codec."""
     dataset = open_dataset(config, root)
     if codec.takes_published_latents:
@@ -51,10 +82,12 @@ def _encoded(config: VampoConfig, codec: Codec, root: str) -> Sequence[Episode]:
             dataset,
             codec,
             image_size=image_size(config),
+            windows=windows,
             batch_size=config.data.batch_size,
             strict=config.data.strict,
         )
-    return open_dataset(config, root, latents=encoded.latents).episodes
+    episodes = open_dataset(config, root, latents=encoded.latents).episodes
+    return episodes if windows is None else [cast(Episode, WindowedEpisode(episode, windows)) for episode in episodes]
 
 
 def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str | None = None) -> EpisodeSource:
@@ -117,6 +150,9 @@ def split(config: VampoConfig, episodes: Sequence[Episode]) -> tuple[list[Episod
     return split_episodes(episodes, held_out=config.data.held_out_fraction)
 
 
-def _clips(config: VampoConfig, episodes: list[Episode]) -> ClipDataset:
+def _clips(config: VampoConfig, episodes: list[Episode], windows: Windows | None) -> ClipDataset:
     data = config.data
+    if windows is not None:
+        distance = windows.latent_stride
+        return ClipDataset(episodes, num_frames=windows.num_latents, stride=distance, hop=distance, strict=data.strict)
     return ClipDataset(episodes, num_frames=data.num_frames, mode=data.sampling, stride=data.stride, strict=data.strict)

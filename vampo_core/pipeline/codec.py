@@ -34,7 +34,7 @@ def prepare_codec(config: VampoConfig) -> PatchCodec | LatentCodec:
     if sizes:
         return LatentCodec(
             latent_channels=config.model.latent_channels,
-            scaling_factor=SVD_SCALING_FACTOR,
+            scaling_factor=SVD_SCALING_FACTOR if config.model.backbone == "svd" else 1.0,
             data=digest(sizes),
         )
     config.check_resolution()

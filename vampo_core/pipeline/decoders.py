@@ -65,7 +65,7 @@ def action_decoders(config: VampoConfig, codec: Codec, clips: Clips) -> dict[str
         decoder.check(
             f"reward.action_decoder = {folders[number]!r}" if folders else "the action decoder",
             codec=codec.fingerprint(),
-            num_actions=config.data.stride,
+            num_actions=config.data.stride * codec.temporal_ratio,
             action_dim=action_dim,
         )
         decoders[name] = decoder.to(device)

@@ -15,6 +15,7 @@ from vampo_core.pipeline.predictor import policy_predictor
 from vampo_core.policy.base import PREDICTOR
 from vampo_core.policy.data import ActionDataset
 from vampo_core.policy.inverse_dynamics.policy import InverseDynamicsPolicy
+from vampo_core.policy.registry import policy_class
 from vampo_core.policy.settings import policy_settings
 from vampo_core.policy.train import action_datasets, labelled
 
@@ -40,7 +41,8 @@ def policy_data(
         if not (config.policy.train_predictor and config.model.lora):  # adapters are merged into what is saved
             source = checkpoint / PREDICTOR
     predictor = policy_predictor(config, source or base_checkpoint(config))
-    clips = prepare_clips(config, predictor.codec)
+    single_frames = not policy_class(config.policy.kind).learns_from_clips
+    clips = prepare_clips(config, predictor.codec, single_frames=single_frames)
     return predictor, *action_datasets(config, predictor, clips, config.data.roots[0])
 
 

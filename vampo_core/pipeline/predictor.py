@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from vampo_core.config import ConfigError, VampoConfig
+from vampo_core.diffusion.settings import EulerHybridSettings
 from vampo_core.models.codecs.base import Codec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.registry import backbone_of, is_model_folder
-from vampo_core.models.svd.default import SIGMA_MAX
 from vampo_core.training.checkpoint import find_checkpoint
 from vampo_core.training.processes import new_accelerator
 
@@ -76,9 +76,10 @@ def new_predictor(config: VampoConfig, codec: Codec) -> VideoPredictor:
         model = VideoPredictor.create(
             codec,
             num_frames=config.data.num_frames,
-            sigma_max=config.sampler.sigma_max or SIGMA_MAX,
+            backbone=config.model.backbone,
+            sigma_max=config.sampler.sigma_max or EulerHybridSettings.sigma_max,
             dtype=config.model.dtype,
-            **config.model.unet_options(),
+            **config.model.network_options(),
         )
     return _prepared(config, model)
 

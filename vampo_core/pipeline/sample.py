@@ -87,8 +87,8 @@ def sample_videos(
 def _batch(model: VideoPredictor, frames: Tensor, instruction: str) -> dict[str, Any]:
     """One clip, in the form in which the data loader gives it."""
     device = model.device
-    latents = model.codec.encode(frames.to(device)).cpu()  # [F, C, h, w]
-    return {"latents": latents.unsqueeze(0), "instruction": [instruction]}
+    latents = model.codec.encode(frames.unsqueeze(0).to(device)).cpu()  # [1, F, C, h, w]
+    return {"latents": latents, "instruction": [instruction]}
 
 
 def _image_frames(path: str | Path, config: VampoConfig) -> Tensor:  # [F, 3, H, W], F copies

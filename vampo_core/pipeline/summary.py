@@ -33,7 +33,7 @@ def gather(config: VampoConfig) -> RunSummary:
     folder = Path(config.run.dir)
     checkpoint = find_checkpoint(folder)
     model = inference_predictor(config, checkpoint)
-    codec, num_parameters = model.codec, model.num_parameters
+    codec, num_parameters, given = model.codec, model.num_parameters, model.num_given_frames
     batch = held_out_batch(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
     rows = read_metrics(folder / "metrics.jsonl")
     result = result_name(rows)
@@ -44,7 +44,7 @@ def gather(config: VampoConfig) -> RunSummary:
         before = EvalResult.from_dict(read_counters(checkpoint)["before"])
     else:
         latents = {BASE: _predict(config, inference_predictor(config, base), batch), **latents}
-        before = score(latents[BASE], batch, codec=codec)
+        before = score(latents[BASE], batch, codec=codec, num_given_frames=given)
     decoded = codec.can_decode
     shown = _spread(len(batch["clip_id"]))
     expert = batch["latents"][shown].float()
@@ -55,7 +55,7 @@ def gather(config: VampoConfig) -> RunSummary:
         config=config,
         rows=rows,
         before=before,
-        after=score(latents[result], batch, codec=codec),
+        after=score(latents[result], batch, codec=codec, num_given_frames=given),
         videos=videos,
         error_scale=error_scale,
         decoded=decoded,

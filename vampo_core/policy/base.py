@@ -42,6 +42,8 @@ class Policy(nn.Module, ABC):
     """
 
     settings_type: ClassVar[type[PolicySettings]]
+    learns_from_clips: ClassVar[bool] = False
+    """Whether latents of clips are its data; otherwise those of single frames, as it observes them."""
     settings: PolicySettings
     action_range: Tensor  # [2, A]
     state_range: Tensor  # [2, S]

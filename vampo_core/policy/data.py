@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from vampo_core.data.clips import collate
 from vampo_core.data.episode import Episode, EpisodeError, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.sampler import ClipSampler
+from vampo_core.data.windows import WindowedEpisode
 from vampo_core.data.workers import outlive_signals
 from vampo_core.policy.normalization import Ranges
 
@@ -158,7 +159,10 @@ def _read(episode: Episode) -> _Table:
                 f"its length is {episode.length} and its actions have width {width}, expected at least 2 frames and an "
                 "action between them"
             )
-        episode.latents([0, episode.length - 1])
+        if isinstance(episode, WindowedEpisode):
+            episode.window(0)
+        else:
+            episode.latents([0, episode.length - 1])
         actions, states = _finite(episode, "actions"), _finite(episode, "states")
         return _Table(episode, actions, states, _ends(episode))
 

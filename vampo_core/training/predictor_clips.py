@@ -84,7 +84,8 @@ class PredictorClips:
                     batch_size=settings.batch_size,
                     first_clip=start,
                 )
-                own[start] = frame_metrics(videos, part, judge=self._judge)
+                given = model.num_given_frames
+                own[start] = frame_metrics(videos, part, judge=self._judge, num_given_frames=given)
         model.train(was_training)
         parts = {start: values for share in gathered(own) for start, values in share.items()}
         names = next(iter(parts.values()))

@@ -1,5 +1,6 @@
 """Likelihood training of a predictor: the base that post-training improves."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ class Pretrainer:
     def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:  # []
         """The denoising loss of this process's part of a batch; its noise follows from seed, iteration and process."""
         device = self.accelerator.device
-        latents = batch["latents"].to(device)
+        clips = batch["latents"].to(device)
+        latents = self.model.predicted(clips)
         settings, first_clip = self.config.pretrain, self.accelerator.process_index * latents.shape[0]
         draws = [
             philox_normal(
@@ -110,8 +112,9 @@ class Pretrainer:
             )[:, 0]
             for stream, shape in ((PRETRAIN_SIGMA, (latents.shape[0], 1, 1, 1, 1)), (PRETRAIN_NOISE, latents.shape))
         ]
-        sigma = self.model.process.training_sigmas(draws[0].flatten(), settings.p_mean, settings.p_std)
-        condition = self.model.observed_condition(latents[:, 0], batch["instruction"])
+        mean = settings.p_mean + math.log(self.clips.sampler.flow_shift)
+        sigma = self.model.process.training_sigmas(draws[0].flatten(), mean, settings.p_std)
+        condition = self.model.observed_condition(clips[:, 0], batch["instruction"])
         if settings.condition_dropout > 0:
             condition = condition.drop(self._is_dropped(iteration, len(latents), first_clip).to(device))
         return edm_loss(

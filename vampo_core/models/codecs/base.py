@@ -28,6 +28,11 @@ class Codec(Protocol):
         ...
 
     @property
+    def temporal_ratio(self) -> int:
+        """Frames per latent frame, the first frame aside, which has its own; 1 where every frame has."""
+        ...
+
+    @property
     def can_decode(self) -> bool:
         """Whether frames can be encoded and latents decoded; False for a stand-in."""
         ...
@@ -48,7 +53,10 @@ class Codec(Protocol):
         ...
 
     def encode(self, frames: Tensor, /) -> Tensor:
-        """``[..., 3, H, W]`` to latents ``[..., C, H / ratio, W / ratio]`` of about unit variance."""
+        """``[..., 3, H, W]`` to latents ``[..., C, H / ratio, W / ratio]`` of about unit variance.
+
+        Where time is compressed, ``[B, T, 3, H, W]`` are videos and ``[N, 3, H, W]`` images.
+        """
         ...
 
     def decode(self, latents: Tensor, /) -> Tensor:
@@ -78,6 +86,13 @@ def gradient_of_latents(decode: Decode) -> Decode:
 def unit_float(frames: Tensor) -> Tensor:
     """Frames in [0, 1], from uint8 or float."""
     return frames.float() / 255 if frames.dtype == torch.uint8 else frames
+
+
+def per_latent_frame(values: Tensor, temporal_ratio: int) -> Tensor:  # [..., T] -> [..., F]
+    """Means of what is measured of video frames over those that share a latent frame."""
+    if temporal_ratio == 1:
+        return values
+    return torch.cat([values[..., :1], values[..., 1:].unflatten(-1, (-1, temporal_ratio)).mean(-1)], dim=-1)
 
 
 def check_frames(frames: Tensor, ratio: int) -> None:

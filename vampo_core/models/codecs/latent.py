@@ -14,6 +14,7 @@ class LatentCodec(ConfigMixin):
     """
 
     config_name = "config.json"  # type: ignore[assignment]
+    temporal_ratio = 1
     can_decode = False
     takes_published_latents = True
     device = torch.device("cpu")

@@ -26,6 +26,7 @@ class PatchCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     scaling_factor = 1.0
+    temporal_ratio = 1
     can_decode = True
     takes_published_latents = False
 

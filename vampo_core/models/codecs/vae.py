@@ -19,6 +19,7 @@ from vampo_core.ops._checks import check_int
 class VAECodec(nn.Module):
     """SVD's ``AutoencoderKLTemporalDecoder``: latents are the posterior's mode times the scaling factor."""
 
+    temporal_ratio = 1
     can_decode = True
     takes_published_latents = True
 

@@ -12,17 +12,15 @@ import diffusers
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from safetensors import SafetensorError
 from torch import nn
 
 from vampo_core.models.codecs.base import Codec
-from vampo_core.models.codecs.latent import LatentCodec
-from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.models.codecs.vae import VAECodec
+from vampo_core.models.loading import load_model, load_own_codec
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text.clip import import_transformers
 from vampo_core.models.text.text import ClipTextEncoder, InstructionEncoder
-from vampo_core.models.weight_files import copy_weights, weights_variant
+from vampo_core.models.weight_files import copy_weights
 
 SVD_ONLY_PARTS = ("image_encoder", "feature_extractor")
 _PIPELINE_PARTS = {
@@ -55,31 +53,6 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} has no scheduler/scheduler_config.json, expected an EulerDiscreteScheduler's")
 
 
-def load_model(cls: Any, folder: Path, variant: str | None = None) -> Any:
-    """``cls.from_pretrained`` of a local diffusers or transformers model folder, in float32.
-
-    Args:
-        cls: class of the model.
-        folder: folder of the model; only weights in the safetensors format are read.
-        variant: variant of the weight files; by default the one that the folder holds.
-
-    Raises:
-        ValueError: the folder holds another model, no weights, or damaged ones.
-    """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{folder} has no config.json, expected a {cls.__name__}")
-    description = json.loads(config.read_text())
-    kind = description.get("_class_name") or next(iter(description.get("architectures") or []), None)
-    if kind is not None and kind != cls.__name__:
-        raise ValueError(f"{folder} holds a {kind}, expected a {cls.__name__}")
-    options = {"variant": weights_variant(folder) if variant is None else variant}
-    try:
-        return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).float()
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} cannot be loaded as a {cls.__name__}: {error}") from error
-
-
 def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionModel:
     """The UNet in float32."""
     return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant)
@@ -88,10 +61,7 @@ def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionM
 def load_codec(folder: Path, variant: str | None) -> Codec:
     """Our patch codec, the stand-in for a missing codec, or SVD's VAE."""
     if (folder / "codec").is_dir():
-        description = json.loads((folder / "codec" / "config.json").read_text())
-        if description.get("_class_name") == "LatentCodec":
-            return LatentCodec.from_config(description)
-        return load_model(PatchCodec, folder / "codec").requires_grad_(False)
+        return load_own_codec(folder / "codec")
     return VAECodec(load_model(AutoencoderKLTemporalDecoder, folder / "vae", variant))
 
 

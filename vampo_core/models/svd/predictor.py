@@ -257,7 +257,13 @@ class SVDPredictor(VideoPredictor):
         return self.condition(instructions=instructions, first_latents=latents, first_frames=frames)
 
     def sampler(self, **overrides: Any) -> EulerHybridSampler:
-        """A sampler with this model's noise schedule, prediction type and guidance; ``overrides`` are its fields."""
+        """A sampler with this model's noise schedule, prediction type and guidance; ``overrides`` are its fields.
+
+        Raises:
+            ValueError: the shift of a flow is given, or the scheduler's spacing is unknown.
+        """
+        if overrides.get("flow_shift") is not None:
+            raise ValueError(f"flow_shift is {overrides['flow_shift']}, expected null: this model is no flow")
         config = self.scheduler.config
         kinds = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas"}
         schedule = next((name for name, key in kinds.items() if config[key]), None)

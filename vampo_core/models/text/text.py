@@ -62,7 +62,7 @@ class InstructionEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             TypeError: ``texts`` is not a sequence of strings.
         """
-        _check_texts(texts)
+        check_texts(texts)
         tokens = self.tokenize(texts).to(self.position_embedding.device)
         return self.norm(self.word_embedding(tokens).sum(-2) + self.position_embedding)
 
@@ -136,7 +136,7 @@ class ClipTextEncoder(nn.Module):
         Raises:
             TypeError: ``texts`` is not a sequence of strings.
         """
-        _check_texts(texts)
+        check_texts(texts)
         inputs = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.model.device)
@@ -152,6 +152,11 @@ class ClipTextEncoder(nn.Module):
         self.tokenizer.save_pretrained(tokenizer_folder)
 
 
-def _check_texts(texts: object) -> None:
+def check_texts(texts: object) -> None:
+    """Refuse anything but a sequence of strings.
+
+    Raises:
+        TypeError: it is none.
+    """
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts):
         raise TypeError(f"instructions is {texts!r}, expected a sequence of strings, one per clip")

@@ -27,6 +27,7 @@ class InverseDynamicsPolicy(Policy):
     """
 
     settings_type = InverseDynamicsSettings
+    learns_from_clips = True
     settings: InverseDynamicsSettings
 
     def __init__(self, predictor: VideoPredictor, settings: InverseDynamicsSettings, ranges: Ranges) -> None:
@@ -72,7 +73,11 @@ class InverseDynamicsPolicy(Policy):
             ConfigError: the decoder reads other latents than the predictor's.
         """
         own = decoder.settings
-        decoder.check("the action decoder", codec=predictor.codec.fingerprint(), num_actions=config.data.stride)
+        decoder.check(
+            "the action decoder",
+            codec=predictor.codec.fingerprint(),
+            num_actions=config.data.stride * predictor.codec.temporal_ratio,
+        )
         ratio, horizon = predictor.codec.spatial_ratio, own.num_actions * (predictor.settings.num_frames - 1)
         settings = InverseDynamicsSettings(
             image_size=(own.latent_size[1] * ratio, own.latent_size[2] * ratio),
@@ -106,10 +111,12 @@ class InverseDynamicsPolicy(Policy):
             condition: B observed frames with their instructions.
             seeds: keys of the noise ``[B]``, one for each video.
         """
-        sampler, first = self.predictor.sampler(), current_latents(self.predictor, condition)
-        shape = (1, self.predictor.settings.num_frames, *first.shape[1:])
+        predictor, sampler = self.predictor, self.predictor.sampler()
+        first = current_latents(predictor, condition)
+        shape = (1, predictor.settings.num_frames - predictor.num_given_frames, *first.shape[1:])
         noise = torch.cat([sampler.initial_noise(shape, seed=seed, device=first.device) for seed in seeds])
-        videos = sampler.sample(noise, self.predictor.denoiser(condition, guidance=sampler.guides)).clone()
+        predicted = sampler.sample(noise, predictor.denoiser(condition, guidance=sampler.guides))
+        videos = predictor.whole(condition, predicted).clone()
         videos[:, 0] = first
         return videos
 
