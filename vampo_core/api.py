@@ -24,6 +24,7 @@ from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.closed_loop import act_in_simulators
 from vampo_core.pipeline.codec import prepare_codec
 from vampo_core.pipeline.decoders import judge_of, reward_decoders
+from vampo_core.pipeline.plan import announce_memory
 from vampo_core.pipeline.policy import policy_data
 from vampo_core.pipeline.predictor import inference_predictor, load_predictor, new_predictor
 from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, check_run
@@ -63,6 +64,7 @@ def train(
     """
     config = configured(config, overrides)
     check_run(VAMPO, config, resume_from)
+    announce_memory(config)
     model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
     clips = prepare_clips(config, model.codec)
     decoders = reward_decoders(config, model.codec, clips) if reward_funcs is None else None

@@ -22,6 +22,7 @@ from vampo_core.files import write_text
 from vampo_core.pipeline.clips import open_dataset, prepare_clips
 from vampo_core.pipeline.codec import prepare_codec
 from vampo_core.pipeline.pages import write_chain_page
+from vampo_core.pipeline.plan import memory_plan, memory_table
 from vampo_core.pipeline.predictor import load_predictor, predictor_folder
 from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, RunKind, find_continue_or_begin, is_complete
 from vampo_core.policy.settings import policy_folder
@@ -51,6 +52,11 @@ def pretrain(config: VampoConfig, *, resume_from: str | None, continue_: bool) -
     result = _trained(PRETRAINING, api.pretrain, config, resume_from, continue_)
     print(comparison_table(result.before, result.after))
     return _ending(result, f"best by held-out {config.evaluation.best_by}")
+
+
+def plan(config: VampoConfig) -> None:
+    """Say how much memory a post-training will take."""
+    print(memory_table(memory_plan(config), config))
 
 
 def train(config: VampoConfig, *, resume_from: str | None, continue_: bool) -> int:

@@ -87,6 +87,9 @@ VERBS = {
         (*_PREDICTOR, "reward"),
         _TRAINING,
     ),
+    "plan": Verb(
+        "vampo_core.cli.commands:plan", "say how much memory a post-training will take, without loading weights", _VAMPO
+    ),
     "train": Verb("vampo_core.cli.commands:train", "post-train a video predictor with VAMPO", _VAMPO, _TRAINING),
     "policy train": Verb(
         "vampo_core.cli.commands:train_policy",

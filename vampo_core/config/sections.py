@@ -148,7 +148,8 @@ class ModelConfig:
     text_encoder: Annotated[str, Role(decides=("vampo",), is_path=True)] | None = None
     """Folder of a CLIP text model, for a model that was published without it."""
     lora: Count = 0
-    """Rank of the LoRA adapters that are trained instead of the whole denoiser; 0 for none."""
+    """Rank of the LoRA adapters that are trained instead of the whole denoiser; 0 for none. With ``dtype`` in half
+    precision, the frozen weights are kept in it."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Role(decides=("base", "vampo"))] = "float32"
     """Precision of autocast around the denoiser."""
     gradient_checkpointing: bool = False

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from vampo_core.models.codecs.latent import LatentCodec
@@ -35,6 +36,12 @@ def load_model(cls: Any, folder: Path, variant: str | None = None) -> Any:
         return cls.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options).float()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded as a {cls.__name__}: {error}") from error
+
+
+def empty_model(cls: Any, folder: Path) -> Any:
+    """The model that a folder's config describes, without weights: on torch's meta device."""
+    with torch.device("meta"):
+        return cls.from_config(cls.load_config(str(folder), local_files_only=True))
 
 
 def load_own_codec(folder: Path) -> PatchCodec | LatentCodec:

@@ -64,6 +64,17 @@ def _check_config(folder: Path) -> None:
             raise ValueError(f"{folder} holds an adapter with {name} {value!r}, expected {default!r}: LoRA or DoRA")
 
 
+def cast_base(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast frozen weights of linear layers and convolutions, which autocast casts at every pass anyway.
+
+    Norms and tables keep their precision: they are computed in float32.
+    """
+    for name, module in network.named_modules():
+        if "lora_" not in name and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+
 def has_adapter(network: nn.Module) -> bool:
     """Whether PEFT has put adapters into the network."""
     return any(hasattr(module, "base_layer") for module in network.modules())

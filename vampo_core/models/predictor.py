@@ -121,6 +121,11 @@ class VideoPredictor(nn.Module, ABC):
     def check_folder(folder: Path) -> None:
         """Raise a ValueError that says why a folder holds no model of this backbone."""
 
+    @classmethod
+    def skeleton(cls, folder: Path, *, dtype: str) -> "VideoPredictor":
+        """A folder's model whose network has no weights (torch's meta device), for planning memory."""
+        raise ValueError(f"{folder} holds a {cls.__name__}, which has no skeleton to plan its memory with")
+
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder; adapters are merged into it, and also written to ``adapter/``."""
@@ -350,7 +355,8 @@ class VideoPredictor(nn.Module, ABC):
             alpha: weight of the adapters, in units of ``rank``: they count ``alpha / rank``; ``rank`` by default.
             target_modules: suffixes of the layers' names; the attention projections by default.
             dropout: dropout noted in the adapter's configuration; it is never active here.
-            base_dtype: dtype that the frozen weights are cast to, such as ``"bfloat16"``, to halve their memory.
+            base_dtype: dtype that frozen weights of linear layers and convolutions are cast to, such as ``"bfloat16"``,
+                to halve their memory; autocast in that dtype would cast them at every pass.
 
         Raises:
             ValueError: this model already has an adapter.
@@ -384,8 +390,6 @@ class VideoPredictor(nn.Module, ABC):
 
     def _set_adapter(self, model: Any, base_dtype: str | torch.dtype | None) -> None:
         if base_dtype is not None:
-            for name, parameter in self.denoiser_network.named_parameters():
-                if "lora_" not in name:
-                    parameter.data = parameter.data.to(as_dtype(base_dtype))
+            lora.cast_base(self.denoiser_network, as_dtype(base_dtype))
         self._adapter = (model,)
         self.train(self.training)

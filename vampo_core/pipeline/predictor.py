@@ -25,11 +25,17 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     """
     path = predictor_folder(folder)
     model = VideoPredictor.from_pretrained(path, text_encoder=config.model.text_encoder, dtype=config.model.dtype)
+    add_adapters(config, model)
+    return _prepared(config, model)
+
+
+def add_adapters(config: VampoConfig, model: VideoPredictor) -> None:
+    """Put the configuration's adapters on a model, and its frozen weights in the precision that they are used in."""
     if config.model.lora:
+        half = None if config.model.dtype == "float32" else config.model.dtype
         with torch.random.fork_rng():
             torch.manual_seed(config.run.seed)
-            model.add_lora(rank=config.model.lora)
-    return _prepared(config, model)
+            model.add_lora(rank=config.model.lora, base_dtype=half)
 
 
 def predictor_folder(folder: str | Path) -> Path:

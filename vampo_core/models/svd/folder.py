@@ -16,7 +16,7 @@ from torch import nn
 
 from vampo_core.models.codecs.base import Codec
 from vampo_core.models.codecs.vae import VAECodec
-from vampo_core.models.loading import load_model, load_own_codec
+from vampo_core.models.loading import empty_model, load_model, load_own_codec
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text.clip import import_transformers
 from vampo_core.models.text.text import ClipTextEncoder, InstructionEncoder
@@ -56,6 +56,18 @@ def check_folder(folder: Path) -> None:
 def load_unet(folder: Path, variant: str | None) -> UNetSpatioTemporalConditionModel:
     """The UNet in float32."""
     return load_model(UNetSpatioTemporalConditionModel, folder / "unet", variant)
+
+
+def empty_unet(folder: Path) -> UNetSpatioTemporalConditionModel:
+    """The UNet without weights, on torch's meta device."""
+    return empty_model(UNetSpatioTemporalConditionModel, folder / "unet")
+
+
+def empty_codec(folder: Path) -> Codec:
+    """SVD's VAE without weights, or our small codec as it is."""
+    if (folder / "codec").is_dir():
+        return load_own_codec(folder / "codec")
+    return VAECodec(empty_model(AutoencoderKLTemporalDecoder, folder / "vae"))
 
 
 def load_codec(folder: Path, variant: str | None) -> Codec:

@@ -90,6 +90,7 @@ class SVDPredictor(VideoPredictor):
         sample_size: int | None = None,
         sigma_max: float = SIGMA_MAX,
         dtype: str | torch.dtype = "float32",
+        device: str = "cpu",
         **unet_overrides: Any,
     ) -> "SVDPredictor":
         """An untrained small predictor, the embedded default; its weights follow torch's global seed.
@@ -100,9 +101,11 @@ class SVDPredictor(VideoPredictor):
             sample_size: latents along each side, noted in the config.
             sigma_max: largest noise level.
             dtype: as in the constructor.
+            device: device of the network's weights; ``"meta"`` for none.
             unet_overrides: arguments of ``UNetSpatioTemporalConditionModel``.
         """
-        unet = default_unet(codec.latent_channels, num_frames, sample_size, **unet_overrides)
+        with torch.device(device):
+            unet = default_unet(codec.latent_channels, num_frames, sample_size, **unet_overrides)
         text_encoder = InstructionEncoder(embedding_dim=unet.config["cross_attention_dim"])
         scheduler = default_scheduler(sigma_max=sigma_max)
         settings = PredictorSettings(num_frames=num_frames, predict_change=True)
@@ -134,6 +137,21 @@ class SVDPredictor(VideoPredictor):
         )
         predictor._source = folder.resolve()
         return predictor
+
+    @classmethod
+    def skeleton(cls, folder: Path, *, dtype: str) -> "SVDPredictor":
+        """See :meth:`VideoPredictor.skeleton`; text tokens stand for the condition, whatever it is."""
+        unet = parts.empty_unet(folder)
+        settings = PredictorSettings.load(folder) or parts.published_settings(folder, unet, None)
+        width, length = unet.config["cross_attention_dim"], settings.text_max_length
+        return cls(
+            unet,
+            parts.empty_codec(folder),
+            text_encoder=InstructionEncoder(embedding_dim=width, max_length=length),
+            scheduler=parts.load_scheduler(folder),
+            settings=settings,
+            dtype=dtype,
+        )
 
     @staticmethod
     def recognizes(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from vampo_core.models.text.clip import import_transformers
 from vampo_core.models.text.text import check_texts
 from vampo_core.models.weight_files import weights_variant
 
+MAX_TOKENS = 512
 _HASHED_BYTES = 1 << 20
 
 
@@ -33,7 +34,9 @@ class T5TextEncoder:
         ValueError: a folder holds no such model or tokenizer, or the model has another width.
     """
 
-    def __init__(self, folder: Path, tokenizer_folder: Path, *, embedding_dim: int, max_length: int = 512) -> None:
+    def __init__(
+        self, folder: Path, tokenizer_folder: Path, *, embedding_dim: int, max_length: int = MAX_TOKENS
+    ) -> None:
         self.folder, self.tokenizer_folder, self.max_length = folder, tokenizer_folder, max_length
         transformers = import_transformers()
         try:

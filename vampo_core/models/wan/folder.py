@@ -15,9 +15,9 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 
 from vampo_core.models.codecs.base import Codec
 from vampo_core.models.codecs.wan_vae import WanVAECodec
-from vampo_core.models.loading import load_model, load_own_codec
+from vampo_core.models.loading import empty_model, load_model, load_own_codec
 from vampo_core.models.settings import PredictorSettings
-from vampo_core.models.text.t5 import T5TextEncoder
+from vampo_core.models.text.t5 import MAX_TOKENS, T5TextEncoder
 from vampo_core.models.text.text import InstructionEncoder
 from vampo_core.models.weight_files import copy_weights
 
@@ -82,6 +82,25 @@ def load_codec(folder: Path, variant: str | None) -> Codec:
     if (folder / "codec").is_dir():
         return load_own_codec(folder / "codec")
     return WanVAECodec(load_model(AutoencoderKLWan, folder / "vae", variant))
+
+
+def empty_transformer(folder: Path) -> WanTransformer3DModel:
+    """The transformer without weights, on torch's meta device."""
+    return empty_model(WanTransformer3DModel, folder / "transformer")
+
+
+def empty_codec(folder: Path) -> Codec:
+    """The codec without weights, or our small patch codec as it is."""
+    if (folder / "codec").is_dir():
+        return load_own_codec(folder / "codec")
+    return WanVAECodec(empty_model(AutoencoderKLWan, folder / "vae"))
+
+
+def stand_in_text(folder: Path) -> InstructionEncoder:
+    """A small encoder that gives as many tokens of the same width."""
+    text_dim = json.loads((folder / "transformer" / "config.json").read_text()).get("text_dim", 4096)
+    is_own = (folder / "codec").is_dir()
+    return InstructionEncoder(embedding_dim=text_dim, max_length=16 if is_own else MAX_TOKENS)
 
 
 def load_scheduler(folder: Path) -> UniPCMultistepScheduler:

@@ -85,6 +85,7 @@ class WanPredictor(VideoPredictor):
         sample_size: int | None = None,
         sigma_max: float = 1.0,
         dtype: str | torch.dtype = "float32",
+        device: str = "cpu",
         **overrides: Any,
     ) -> "WanPredictor":
         """An untrained small predictor; its weights follow torch's global seed.
@@ -95,9 +96,11 @@ class WanPredictor(VideoPredictor):
             sample_size: unused; a transformer's weights do not depend on it.
             sigma_max: unused; a flow starts from pure noise.
             dtype: as in the constructor.
+            device: device of the network's weights; ``"meta"`` for none.
             overrides: arguments of ``WanTransformer3DModel``.
         """
-        transformer = default_transformer(codec.latent_channels, **overrides)
+        with torch.device(device):
+            transformer = default_transformer(codec.latent_channels, **overrides)
         text_encoder = InstructionEncoder(embedding_dim=transformer.config["text_dim"])
         settings = PredictorSettings(num_frames=num_frames, predict_change=True)
         return cls(transformer, codec, text_encoder=text_encoder, settings=settings, dtype=dtype)
@@ -124,6 +127,18 @@ class WanPredictor(VideoPredictor):
         )
         predictor._pipeline_index = parts.read_model_index(folder)
         return predictor
+
+    @classmethod
+    def skeleton(cls, folder: Path, *, dtype: str) -> "WanPredictor":
+        """See :meth:`VideoPredictor.skeleton`."""
+        return cls(
+            parts.empty_transformer(folder),
+            parts.empty_codec(folder),
+            text_encoder=parts.stand_in_text(folder),
+            scheduler=parts.load_scheduler(folder),
+            settings=PredictorSettings.load(folder) or parts.PUBLISHED_SETTINGS,
+            dtype=dtype,
+        )
 
     @staticmethod
     def recognizes(folder: Path) -> bool:

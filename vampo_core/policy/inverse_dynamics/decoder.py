@@ -176,8 +176,8 @@ class ActionDecoder(nn.Module):
             raise ConfigError(f"{what} reads latents of codec {own.codec}, expected {codec}, the predictor's codec")
         if own.num_actions != num_actions:
             raise ConfigError(
-                f"{what} reads {own.num_actions} actions between two frames, expected {num_actions}: "
-                "data.stride, times the codec's frames per latent"
+                f"{what} reads {own.num_actions} actions between two frames, expected data.stride "
+                f"= {num_actions}, times a codec's frames per latent"
             )
         if action_dim is not None and own.action_dim != action_dim:
             raise ConfigError(f"{what} reads actions of {own.action_dim} numbers, expected the data's {action_dim}")
