@@ -27,8 +27,8 @@ from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl, pathwise_surrogate, step_weights
 from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
+from vampo_core.models.float8 import check_float8
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.models.settings import as_dtype
 from vampo_core.ops.spread import is_flat
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
@@ -51,7 +51,8 @@ class VampoTrainer:
         judge: judge of the actions in held-out predictions; None to measure none.
 
     Raises:
-        ValueError: the batch does not divide into parts and processes, or a reward has the name of another metric.
+        ValueError: the batch does not divide into parts and processes, a reward has the name of another metric, or the
+            device does not have ``sampler.tail_dtype``.
     """
 
     result_type: type[EvalResult] = EvalResult
@@ -78,6 +79,8 @@ class VampoTrainer:
             save_every=config.run.save_every,
         )
         self.accelerator = new_accelerator()
+        if config.sampler.tail_dtype == "float8":
+            check_float8(self.accelerator.device)
         self.num_parts = config.optim.gradient_accumulation_steps
         self.part_size = grpo.batch_size // (self.num_parts * self.accelerator.num_processes)
         if self.part_size * self.num_parts * self.accelerator.num_processes != grpo.batch_size:
@@ -115,7 +118,7 @@ class VampoTrainer:
             chunk_size=config.sampler.tail_chunk_size,
             reuse_first_step=grpo.reuse_first_step,
             differentiable=grpo.credit == "pathwise",
-            tail_dtype=None if config.sampler.tail_dtype is None else as_dtype(config.sampler.tail_dtype),
+            tail_dtype=config.sampler.tail_dtype,
         )
 
     def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
