@@ -130,7 +130,7 @@ def ours(optimizer: ModelOptimizer, batch: dict, engine: RolloutEngine, seed: in
         for _, _, log_prob, _ in engine.log_probs(rollout):
             loss = clipped_surrogate(log_prob, log_prob.detach(), advantages, clip_range=CLIP_RANGE).loss
             with phases.in_denoiser():
-                optimizer.backward(loss, what="round")
+                optimizer.backward(loss)
         optimizer.step(what="round")
     for hook in hooks:
         hook.remove()
