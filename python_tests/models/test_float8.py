@@ -69,9 +69,11 @@ def test_the_copy_shares_everything_but_linear_layers(adapters):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@needs_torchao
-def test_sizes_that_float8_does_not_take_stay_as_they_are():
-    network = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Sequential(torch.nn.Linear(24, 16)))
+def test_sizes_that_float8_does_not_take_stay_as_they_are_and_so_do_their_adapters():
+    network = torch.nn.Sequential(torch.nn.Linear(24, 16), torch.nn.Sequential(torch.nn.Linear(16, 24)))
+    assert list(float8._linear_layers(network)) == []
+    lora.add_adapter(network, 16, 16, ["0"], 0.0)
+    assert any(type(module) is torch.nn.Linear and module.in_features == 16 for module in network[0].modules())
     assert list(float8._linear_layers(network)) == []
 
 

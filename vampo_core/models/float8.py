@@ -125,8 +125,9 @@ class Float8Linear(nn.Module):
 def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
     """Linear layers of sizes that float8 takes, with the adapters around them."""
     for child in module.children():
-        layer: Any = child.base_layer if hasattr(child, "base_layer") else child
+        is_adapted = hasattr(child, "base_layer")
+        layer: Any = child.base_layer if is_adapted else child
         if isinstance(layer, nn.Linear) and not (layer.in_features % _MULTIPLE or layer.out_features % _MULTIPLE):
             yield child
-        else:
+        elif not is_adapted:  # adapters on other layers keep their precision
             yield from _linear_layers(child)
