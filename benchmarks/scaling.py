@@ -6,8 +6,8 @@
 Processes are ranks over nccl where there are as many GPUs, else over gloo with one CPU thread each. In every round, in
 rotating order, one process trains on its own, all of them train together, and all of them train on their own at the
 same time. The last is a control: what it loses, the machine loses (memory bandwidth, clock speed, other work), and
-what training together loses beyond it is communication. The time of an update's all-reduce is split into the wait for
-the slowest process and the transfer.
+what training together loses beyond it is communication. Its CPU time says how much of it is the machine's and not other
+work's. The time of an update's all-reduce is split into the wait for the slowest process and the transfer.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.codecs.latent import LatentCodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.training import optimizer
+from vampo_core.training.memory import keep_freed_memory
 from vampo_core.training.processes import gathered
 
 FRAMES, CHANNELS, SIDE = 8, 16, 8
@@ -117,12 +118,12 @@ class Worker:
         with ExitStack() as stack:
             if trainer is self.together:
                 stack.enter_context(self._timed_reduction(seconds))
-            begin = self._now()
+            begin, cpu = self._now(), time.process_time()
             trainer.iterate(self.iteration, self.batches[trainer])
             if trainer is self.together:
                 for _ in range(2):  # the loop asks twice whether any process was asked to stop
                     gathered(False)
-            seconds["iteration"] = self._now() - begin
+            seconds |= {"iteration": self._now() - begin, "cpu": time.process_time() - cpu}
         return seconds
 
     @contextmanager
@@ -155,6 +156,8 @@ def serve(args: argparse.Namespace, rank: int, port: int, orders: Connection) ->
         os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
     worker = Worker(args)
+    if worker.device.type == "cpu":
+        keep_freed_memory()
     orders.send(worker.device.type)
     while (mode := orders.recv()) is not None:
         orders.send(worker.iterate(mode))
@@ -191,20 +194,18 @@ def measure(args: argparse.Namespace) -> tuple[str, list[dict[str, list[dict[str
 
 def summary(rounds: Sequence[dict[str, list[dict[str, float]]]]) -> dict[str, list[float]]:
     """Ratios of each round: of iterations per second and process, and shares of an iteration together."""
-    seconds = [
-        {mode: statistics.mean(process["iteration"] for process in row[mode]) for mode in MODES} for row in rounds
-    ]
-    parts = [
-        {name: statistics.mean(process[name] for process in row["together"]) for name in ("wait", "transfer")}
-        for row in rounds
-    ]
+
+    def mean(row: dict[str, list[dict[str, float]]], mode: str, name: str = "iteration") -> float:
+        return statistics.mean(process[name] for process in row[mode])
+
     return {
-        "together": [row["one"] / row["together"] for row in seconds],
-        "control": [row["one"] / row["control"] for row in seconds],
-        "communication": [row["control"] / row["together"] for row in seconds],
-        "wait": [part["wait"] / row["together"] for part, row in zip(parts, seconds, strict=True)],
-        "transfer": [part["transfer"] / row["together"] for part, row in zip(parts, seconds, strict=True)],
-        "seconds": [row["one"] for row in seconds],
+        "together": [mean(row, "one") / mean(row, "together") for row in rounds],
+        "control": [mean(row, "one") / mean(row, "control") for row in rounds],
+        "control_cpu": [mean(row, "one", "cpu") / mean(row, "control", "cpu") for row in rounds],
+        "communication": [mean(row, "control") / mean(row, "together") for row in rounds],
+        "wait": [mean(row, "together", "wait") / mean(row, "together") for row in rounds],
+        "transfer": [mean(row, "together", "transfer") / mean(row, "together") for row in rounds],
+        "seconds": [mean(row, "one") for row in rounds],
     }
 
 
@@ -213,6 +214,7 @@ def markdown(ratios: dict[str, list[float]], head: str, args: argparse.Namespace
     names = {
         "together": f"{args.processes} processes together, against one",
         "control": f"{args.processes} processes on their own, against one (control)",
+        "control_cpu": "the same in CPU time, without the wait for a core",
         "communication": "together, against the control",
         "wait": "share of an iteration: wait for the slowest process",
         "transfer": "share of an iteration: all-reduce",

@@ -20,16 +20,17 @@ def scaling(monkeypatch):
 
 def test_ratios_are_of_one_round_and_of_all_its_processes(scaling):
     row = {
-        "one": [{"iteration": 4.0}],
+        "one": [{"iteration": 4.0, "cpu": 3.0}],
         "together": [
-            {"iteration": 8.0, "wait": 0.0, "transfer": 1.0},
-            {"iteration": 8.0, "wait": 2.0, "transfer": 1.0},
+            {"iteration": 8.0, "cpu": 5.0, "wait": 0.0, "transfer": 1.0},
+            {"iteration": 8.0, "cpu": 5.0, "wait": 2.0, "transfer": 1.0},
         ],
-        "control": [{"iteration": 4.0}, {"iteration": 6.0}],
+        "control": [{"iteration": 4.0, "cpu": 3.0}, {"iteration": 6.0, "cpu": 5.0}],
     }
     ratios = scaling.summary([row, row])
     assert {name: values[0] for name, values in ratios.items()} == pytest.approx(
-        {"together": 0.5, "control": 0.8, "communication": 0.625, "wait": 0.125, "transfer": 0.125, "seconds": 4.0}
+        {"together": 0.5, "control": 0.8, "control_cpu": 0.75, "communication": 0.625}
+        | {"wait": 0.125, "transfer": 0.125, "seconds": 4.0}
     )
     args = Namespace(processes=2, clips=4, generations=8, steps=8, rounds=2, note="Nothing else ran.")
     page = scaling.markdown(ratios, "head", args)
