@@ -1,12 +1,16 @@
 """Clips that are read ahead, as on a GPU: the same run, also when it is resumed."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
+from policy_runs import make_policy_trainer, policy_config
 from training_processes import noisy_reward
 from training_runs import assert_same_run, make_config, make_trainer
 
 from vampo_core.data.prefetch import read_ahead
+from vampo_core.policy import train
 from vampo_core.training import predictor_clips
 
 
@@ -22,3 +26,14 @@ def test_a_run_that_reads_ahead_is_bit_for_bit_the_same(tmp_path, monkeypatch, n
     again.train(resume_from=tmp_path / "ahead")
     assert_same_run(tmp_path / "ahead", tmp_path / "plain")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read_ahead")]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_are_pinned(tmp_path, monkeypatch, device):
+    accelerator = SimpleNamespace(device=torch.device(device), process_index=0, num_processes=1)
+    for module in (predictor_clips, train):
+        monkeypatch.setattr(module, "batches_for", lambda device, loader: (device.type, loader.pin_memory))
+    clips, policy = make_trainer(make_config(tmp_path)).clips, make_policy_trainer(policy_config(tmp_path))
+    clips._accelerator = policy.accelerator = accelerator
+    expected = (device, device == "cuda")
+    assert (clips.batches(2, start_batch=0), policy.batches(0)) == (expected, expected)
