@@ -6,7 +6,7 @@
 #
 # Needs no network: torch, cmake, ninja, pybind11, setuptools, pytest, hypothesis, pytest-benchmark and scipy must be
 # installed. Wheels found in $WHEELS are made importable first (diffusers, for the tests that compare with it; accelerate
-# and av too, or what needs models is skipped).
+# and av too, or what needs models is skipped; torchao for the tail in float8).
 #
 #   OUT      folder for logs, summary and results   (default: benchmarks/results)
 #   PYTHON   interpreter that has torch             (default: python3)
@@ -112,14 +112,17 @@ if step build 100 bash -c build; then
   step benchmark 115 "${pytest[@]}" "$root/benchmarks" --benchmark-disable-gc --device cuda --budget 1 --results "$OUT"
   skip_if='No module named .\(accelerate\|diffusers\|av\)'
   step iteration 30 "$python" "$root/benchmarks/rl_iteration.py" --results "$OUT"
-  step svd 60 "$python" "$root/benchmarks/rl_iteration.py" --preset svd --rounds 2 --clips 1 --generations 4 --steps 4 \
-    --results "$OUT" # the reference keeps G graphs of 1.5 billion weights
+  svd=("$python" "$root/benchmarks/rl_iteration.py" --preset svd --rounds 2 --clips 1 --generations 4 --steps 4)
+  step svd 60 "${svd[@]}" --results "$OUT" # the reference keeps G graphs of 1.5 billion weights
   step tail 60 "$python" "$root/benchmarks/rl_iteration.py" --tail-steps 2 --solver dpm++2m --results "$OUT"
   step compiled 240 "$python" "$root/benchmarks/rl_iteration.py" --tail-steps 2 --solver dpm++2m --compile --results "$OUT"
+  step expandable 60 env PYTORCH_ALLOC_CONF=expandable_segments:True "${svd[@]}" --results "$OUT"
+  step bfloat16 60 "${svd[@]}" --tail-dtype bfloat16 --results "$OUT"
+  skip_if+="\|sampler.tail_dtype is 'float8'" step float8 60 "${svd[@]}" --tail-dtype float8 --results "$OUT"
   step latency 60 "$python" "$root/benchmarks/policy_latency.py"
   step features 60 "$python" "$root/benchmarks/policy_latency.py" --svd
 else
-  for name in tests memcheck racecheck benchmark iteration svd tail compiled latency features; do report "$name" "not run: no build" 0; done
+  for name in tests memcheck racecheck benchmark iteration svd tail compiled expandable bfloat16 float8 latency features; do report "$name" "not run: no build" 0; done
 fi
 
 echo "$num_failed failed, $SECONDS s in all" | tee -a "$summary"

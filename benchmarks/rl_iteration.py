@@ -2,7 +2,7 @@
 
     python benchmarks/rl_iteration.py [--preset default|svd] [--rounds N] [--threads N] [--results FOLDER]
                                       [--clips B] [--generations G] [--steps T] [--tail-steps N] [--solver NAME]
-                                      [--compile]
+                                      [--tail-dtype NAME] [--compile]
 
 The reference rolls out every member of a group on its own (G T denoiser forwards a clip) and runs G forwards and
 backwards a clip for the update. It is written here in plain PyTorch with diffusers' UNet, and with the faults of the
@@ -11,12 +11,15 @@ both iterations end with gradient clipping and a step of AdamW. Were forwards al
 ours would be ``(G T + 3 G) / (G (T - 1) + 3)`` times as fast: 1.49 for G = T = 8, 4.2 for G = 16, T = 2. With N steps
 behind the split it is ``(G T + 3 G) / (G N + 3)``; ``tail.py`` says what that costs. The memory of an update is what
 autograd keeps for its backward pass, weights aside: counted, not sampled, so that it is the same on every device. The
-preset svd, of 1.5 billion weights, is measured only on a GPU.
+preset svd, of 1.5 billion weights, is measured only on a GPU. There the results also say how often an iteration after
+the warm-up asks the driver for memory or gives some back, which should be never; PYTORCH_ALLOC_CONF=
+expandable_segments:True in the environment shows whether that changes anything.
 """
 
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import time
@@ -24,7 +27,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ from vampo_core.config import OptimConfig
 from vampo_core.grpo.loss import clipped_surrogate
 from vampo_core.grpo.rollout import RolloutEngine
 from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.float8 import check_float8
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import group_advantages, latent_reward
 from vampo_core.ops.coefficients import euler_coefficients
@@ -56,14 +59,17 @@ PRESETS = {  # latent [F, C, h, w] and arguments of the UNet
     ),
 }
 CLIP_RANGE = 1e-3
+ALLOC_CONF = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+COUNTERS = ("num_device_alloc", "num_device_free", "num_alloc_retries")  # of torch.cuda.memory_stats
 NEEDS_GPU = {"svd"}
 
 
 class Phases:
-    """Seconds of one iteration, those spent in the denoiser, and what autograd kept for the update."""
+    """Seconds of one iteration, those spent in the denoiser, what autograd kept, and calls of the driver for memory."""
 
     def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
         self.device, self.seconds, self.denoiser = device, 0.0, 0.0
+        self.driver_calls: dict[str, int] = {}  # of a GPU
         self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self._kept: dict[int, int] = {}
 
@@ -75,6 +81,13 @@ class Phases:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        begin, before = self.now(), driver_calls(self.device)
+        yield
+        self.seconds = self.now() - begin
+        self.driver_calls = {name: count - before[name] for name, count in driver_calls(self.device).items()}
 
     @contextmanager
     def in_denoiser(self) -> Iterator[None]:
@@ -94,7 +107,13 @@ class Phases:
         return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
 
 
-def ours(optimizer: ModelOptimizer, batch: dict, sampler, num_generations: int, seed: int, phases: Phases) -> None:
+def driver_calls(device: torch.device) -> dict[str, int]:
+    """How often torch's allocator has turned to the driver so far; empty where it has none."""
+    stats = torch.cuda.memory_stats(device) if device.type == "cuda" else {}
+    return {name: stats[name] for name in COUNTERS if name in stats}
+
+
+def ours(optimizer: ModelOptimizer, batch: dict, engine: RolloutEngine, seed: int, phases: Phases) -> None:
     """One forward a clip at the split, which carries the gradient, and G tails."""
 
     def watch(module: torch.nn.Module) -> list:
@@ -104,28 +123,31 @@ def ours(optimizer: ModelOptimizer, batch: dict, sampler, num_generations: int, 
             module.register_forward_hook(lambda *_: _add(phases, phases.now() - begins.pop())),
         ]
 
-    model = cast(VideoPredictor, optimizer.model)
-    engine = RolloutEngine(model, sampler, num_generations=num_generations, chunk_size=None, reuse_first_step=True)
-    hooks = [] if model.is_compiled else watch(model.denoiser_network)  # hooks would break the graph
+    hooks = watch(engine.model.denoiser_network) if is_timed(engine) else []
     with phases.update():
         rollout = engine.rollout(batch, seed=seed)
         advantages = group_advantages(latent_reward(rollout.latents, batch["latents"]).reward, clip=2.0)
         for _, _, log_prob, _ in engine.log_probs(rollout):
             loss = clipped_surrogate(log_prob, log_prob.detach(), advantages, clip_range=CLIP_RANGE).loss
             with phases.in_denoiser():
-                optimizer.backward(loss, what="round")
+                optimizer.backward(loss)
         optimizer.step(what="round")
     for hook in hooks:
         hook.remove()
+
+
+def is_timed(engine: RolloutEngine) -> bool:
+    """Whether hooks can time the denoiser: in a compiled graph they would break it, and in float8 a copy runs."""
+    return not engine.model.is_compiled and engine.tail_dtype != "float8"
 
 
 def _add(phases: Phases, seconds: float) -> None:
     phases.denoiser += seconds
 
 
-def reference(optimizer: ModelOptimizer, batch: dict, sampler, num_generations: int, seed: int, phases: Phases) -> None:
+def reference(optimizer: ModelOptimizer, batch: dict, engine: RolloutEngine, seed: int, phases: Phases) -> None:
     """G T forwards a clip without gradient, then G forwards and backwards a clip."""
-    model = cast(VideoPredictor, optimizer.model)
+    model, sampler, num_generations = engine.model, engine.sampler, engine.num_generations
     target = batch["latents"]
     sigmas, prediction = sampler.sigmas, sampler.prediction_type
     with torch.no_grad():
@@ -180,6 +202,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--tail-steps", type=int, help="steps behind the split, ours only; default: all of them")
     parser.add_argument("--solver", default="euler", help="solver of these steps")
+    parser.add_argument("--tail-dtype", choices=["bfloat16", "float16", "float8"], help="of these steps, ours only")
     parser.add_argument("--compile", action="store_true", help="compile the denoiser, ours only")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -189,7 +212,9 @@ def main() -> None:
     sizes = f"b{args.clips}-g{args.generations}-t{args.steps}"
     if (args.solver, args.tail_steps) != ("euler", None):
         sizes += f"-{args.solver.replace('+', 'p')}{args.tail_steps or ''}"
-    sizes += "-compiled" if args.compile else ""
+    is_expandable = "expandable_segments:True" in "".join(os.environ.get(name, "") for name in ALLOC_CONF)
+    marks = (args.tail_dtype, args.compile and "compiled", is_expandable and "expandable")
+    sizes += "".join(f"-{mark}" for mark in marks if mark)
     path = args.results / f"rl_iteration-{args.preset}-{sizes}-{device.type}.json"
     if args.preset in NEEDS_GPU and device.type == "cpu":
         _write(path, {"preset": args.preset, "result": "not measured", "reason": "there is no GPU"})
@@ -210,6 +235,19 @@ def main() -> None:
     }
     sampler = model.sampler(num_inference_steps=args.steps)
     samplers = {"ours": replace(sampler, solver=args.solver, tail_steps=args.tail_steps), "reference": sampler}
+    if args.tail_dtype == "float8":
+        check_float8(device)
+    engines = {
+        name: RolloutEngine(
+            models[name],
+            samplers[name],
+            num_generations=args.generations,
+            chunk_size=None,
+            reuse_first_step=True,
+            tail_dtype=args.tail_dtype if name == "ours" else None,
+        )
+        for name in models
+    }
     batch = {
         "latents": torch.randn(args.clips, *latent, device=device),
         "instruction": ["push the T"] * args.clips,
@@ -220,9 +258,8 @@ def main() -> None:
     for number in range(args.rounds + 1):
         for name, schedule in schedules.items():
             phases = Phases(models[name], device)
-            begin = phases.now()
-            schedule(optimizers[name], batch, samplers[name], args.generations, number, phases)
-            phases.seconds = phases.now() - begin
+            with phases.iteration():
+                schedule(optimizers[name], batch, engines[name], number, phases)
             if number:  # the first round warms up
                 measured[name].append(phases)
     ratios = [r.seconds / o.seconds for o, r in zip(measured["ours"], measured["reference"], strict=True)]
@@ -230,6 +267,7 @@ def main() -> None:
         "preset": args.preset,
         "B": args.clips, "G": args.generations, "T": args.steps,
         "solver": args.solver, "tail_steps": args.tail_steps, "compiled": args.compile,
+        "tail_dtype": args.tail_dtype, "expandable_segments": is_expandable,
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "threads": args.threads,
         "torch": torch.__version__,
@@ -240,9 +278,9 @@ def main() -> None:
             name: {
                 "seconds": statistics.median(p.seconds for p in phases),
                 "update_mb": max(p.update_mb for p in phases),
-                # hooks that measure it would break a compiled graph
-                "denoiser_share": None if models[name].is_compiled
-                else statistics.median(p.denoiser / p.seconds for p in phases),
+                "denoiser_share": statistics.median(p.denoiser / p.seconds for p in phases)
+                if is_timed(engines[name]) else None,
+                "driver_calls": {n: max(p.driver_calls[n] for p in phases) for n in phases[0].driver_calls},
             }
             for name, phases in measured.items()
         },

@@ -28,8 +28,8 @@ from vampo_core.evaluation.statistics import Metric, bootstrap
 from vampo_core.grpo.advantages import credited_advantages
 from vampo_core.grpo.rewards import configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, RolloutEngine
+from vampo_core.models.float8 import check_float8
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.models.settings import as_dtype
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.decoders import reward_decoders
 from vampo_core.pipeline.predictor import inference_predictor
@@ -39,6 +39,9 @@ DEFAULT_TAILS = (
     "sampler.tail_steps=2",  # the same for every solver: the first step has no history, the last one goes to 0
     *(f"sampler.solver={solver} sampler.tail_steps={n}" for n in (3, 4) for solver in ("euler", "dpm++2m", "unipc")),
     "sampler.tail_dtype=bfloat16",
+)
+FLOAT8 = (
+    "sampler.tail_dtype=float8"  # where the device has it; on a CPU it may be asked for, but only its numbers count
 )
 SEED = 0
 
@@ -59,7 +62,6 @@ class Tail:
     """A way to finish draws."""
 
     def __init__(self, model: VideoPredictor, config: VampoConfig) -> None:
-        dtype = config.sampler.tail_dtype
         self.sampler = model.sampler(**config.sampler.overrides(cheap_tail=True))
         self.engine = RolloutEngine(
             model,
@@ -67,7 +69,7 @@ class Tail:
             num_generations=config.grpo.num_generations,
             chunk_size=config.sampler.tail_chunk_size,
             reuse_first_step=True,
-            tail_dtype=None if dtype is None else as_dtype(dtype),
+            tail_dtype=config.sampler.tail_dtype,
         )
 
     def finish(self, drawn: GroupRollout) -> Tensor:  # [B, G, F, C, h, w]
@@ -136,6 +138,14 @@ def markdown(rows: Sequence[Row], head: str, config: VampoConfig, sampler: str, 
     return "\n".join(lines) + "\n"
 
 
+def _has_float8(device: torch.device) -> bool:
+    try:
+        check_float8(device)
+    except (ValueError, ImportError):
+        return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="model folder, checkpoint or run folder")
@@ -156,7 +166,8 @@ def main() -> None:
     model = inference_predictor(config, args.checkpoint)
     device = model.device.type
     where = environment(device)
-    rows, num_clips = compare(model, config, args.tail or DEFAULT_TAILS, clips=args.clips, rounds=args.rounds)
+    tails = args.tail or [*DEFAULT_TAILS, *([FLOAT8] if _has_float8(model.device) else [])]
+    rows, num_clips = compare(model, config, tails, clips=args.clips, rounds=args.rounds)
     sampler = model.sampler(**config.sampler.overrides())
     what = f"{sampler.num_inference_steps} steps, stochastic step {sampler.first_stochastic_step}"
     head = provenance(where)

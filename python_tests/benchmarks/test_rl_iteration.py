@@ -11,11 +11,16 @@ import torch
 _FILE = Path(__file__).parents[2] / "benchmarks" / "rl_iteration.py"
 
 
-def run(monkeypatch, folder, *arguments):
-    """Its results."""
+def load():
     spec = importlib.util.spec_from_file_location("rl_iteration", _FILE)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+def run(monkeypatch, folder, *arguments):
+    """Its results."""
+    benchmark = load()
     threads = str(torch.get_num_threads())
     monkeypatch.setattr(sys, "argv", ["rl_iteration.py", "--threads", threads, "--results", str(folder), *arguments])
     benchmark.main()
@@ -35,3 +40,22 @@ def test_both_contenders_make_an_update(tmp_path, monkeypatch):
     result = run(monkeypatch, tmp_path, "--rounds", "1", "--clips", "1", "--generations", "2", "--steps", "2")
     assert len(steps) == 4  # of two contenders, in the warm-up and in one round
     assert result["ours"]["update_mb"] < result["reference"]["update_mb"]
+
+
+def test_what_an_iteration_asks_of_the_driver_is_counted(monkeypatch):
+    benchmark, counts = load(), iter((5, 7))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "memory_stats", lambda device: {"num_device_alloc": next(counts), "num_alloc_retries": 1, "x": 3}
+    )
+    phases = benchmark.Phases(torch.nn.Linear(1, 1), torch.device("cuda"))
+    with phases.iteration():
+        pass
+    assert phases.driver_calls == {"num_device_alloc": 2, "num_alloc_retries": 0}
+    assert benchmark.driver_calls(torch.device("cpu")) == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_float8_is_refused_where_there_is_none(tmp_path, monkeypatch):
+    with pytest.raises((ValueError, ImportError), match=r"sampler\.tail_dtype is 'float8'"):
+        run(monkeypatch, tmp_path, "--tail-dtype", "float8")

@@ -34,9 +34,10 @@ class SamplerConfig:
     tail_steps: Positive | None = None
     """Denoiser evaluations behind the first stochastic step of a training rollout; null for as many as the schedule has
     left. Inference always takes them all, evaluation unless ``evaluation.cheap_tail`` is set."""
-    tail_dtype: Literal["bfloat16", "float16"] | None = None
-    """Precision of autocast behind the first stochastic step of a training rollout, where ``model.dtype`` is float32;
-    null for the same precision everywhere. Latents stay float32."""
+    tail_dtype: Literal["bfloat16", "float16", "float8"] | None = None
+    """Precision behind the first stochastic step of a training rollout, where ``model.dtype`` is higher; null for the
+    same precision everywhere. float8: linear layers only, the rest in bfloat16, on GPUs of compute capability 8.9 and
+    higher, with torchao. Latents stay float32."""
     tail_chunk_size: Annotated[Positive, Role(decides=("vampo",), may_change=True)] | None = None
     """Videos that the deterministic steps work on at once, to bound memory; null for all."""
 

@@ -234,7 +234,7 @@ class DataConfig:
     held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
     """Share of the episodes that is never trained on; unused where the dataset says which episodes are held out."""
     num_workers: Annotated[Count, FREE] = 0
-    """Processes that read clips, and that record episodes; 0 for this one."""
+    """Processes that read clips, and that record episodes; 0 for this one, which reads ahead where a GPU works."""
     strict: Annotated[bool, Role()] = False
     """Make an episode that cannot be read an error, instead of skipping it."""
     env: str | None = None
@@ -367,7 +367,7 @@ class RunConfig:
     """CPU threads of torch; 0 keeps torch's own number, except in closed loops, where a policy then uses one."""
     keep_memory: bool = True
     """Keep freed memory in the process where the work is done on a CPU (glibc): at real latent sizes half of the time
-    goes into giving it back and getting it again."""
+    goes into giving it back and getting it again. Nothing on a GPU, whose memory torch keeps anyway."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers that get the metrics besides ``metrics.jsonl``."""
 

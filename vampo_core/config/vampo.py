@@ -75,10 +75,11 @@ class VampoConfig:
                 f"optim.gradient_accumulation_steps is {self.optim.gradient_accumulation_steps}, expected a divisor of "
                 f"grpo.batch_size = {self.grpo.batch_size}"
             )
-        if self.sampler.tail_dtype is not None and self.model.dtype != "float32":
+        higher = {"float8": ("float32", "bfloat16")}.get(str(self.sampler.tail_dtype), ("float32",))
+        if self.sampler.tail_dtype is not None and self.model.dtype not in higher:
             raise ConfigError(
                 f"sampler.tail_dtype is {self.sampler.tail_dtype!r} with model.dtype = {self.model.dtype!r}, expected "
-                "null: the whole rollout is in half precision then"
+                f"null, or model.dtype = {' or '.join(higher)}: the whole rollout is in half precision then"
             )
         if self.evaluation.cheap_tail and self.sampler.tail_steps is None:
             raise ConfigError(
@@ -95,6 +96,11 @@ class VampoConfig:
                 raise ConfigError(
                     f"grpo.credit is 'pathwise' with model.dtype = {self.model.dtype!r} and sampler.tail_dtype = "
                     f"{self.sampler.tail_dtype!r}, expected float32 or bfloat16: the derivative would vanish in float16"
+                )
+            if self.sampler.tail_dtype == "float8":
+                raise ConfigError(
+                    "grpo.credit is 'pathwise' with sampler.tail_dtype = 'float8', expected null or bfloat16: float8 "
+                    "has no derivative"
                 )
         simulators = ",".join(filter(None, [self.data.env, self.closed_loop.env]))
         if simulators and isinstance(self.data.resolution, tuple):

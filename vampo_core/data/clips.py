@@ -212,6 +212,7 @@ def clip_loader(
     rank: int = 0,
     world_size: int = 1,
     start_batch: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """Endless loader of training batches from one dataset or a weighted mix; arguments as in :class:`ClipSampler`.
 
@@ -238,4 +239,5 @@ def clip_loader(
         num_workers=num_workers,
         worker_init_fn=outlive_signals,
         persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
     )

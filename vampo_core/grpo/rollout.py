@@ -10,7 +10,9 @@ from torch import Tensor
 from vampo_core.diffusion.rows import padded
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.diffusion.trajectory import Denoise, RolloutStep
+from vampo_core.models import float8
 from vampo_core.models.predictor import Condition, VideoPredictor
+from vampo_core.models.settings import as_dtype
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class RolloutEngine:
         num_generations: number of generations per clip (G).
         chunk_size: rows that the tail works on at once; None for all.
         reuse_first_step: True lets the pass that draws the group carry the gradient too.
-        tail_dtype: precision of autocast behind the split; None for the predictor's own.
+        tail_dtype: precision behind the split, as ``sampler.tail_dtype``; None for the predictor's own.
         differentiable: whether videos keep their gradient to the draws.
     """
 
@@ -75,16 +77,21 @@ class RolloutEngine:
         num_generations: int,
         chunk_size: int | None,
         reuse_first_step: bool,
-        tail_dtype: torch.dtype | None = None,
+        tail_dtype: str | None = None,
         differentiable: bool = False,
     ) -> None:
         self.model, self.sampler = model, sampler
         self.num_generations, self.chunk_size = num_generations, chunk_size
         self.reuse_first_step, self.tail_dtype = reuse_first_step, tail_dtype
         self.differentiable = differentiable
+        self._float8: float8.Float8Copy | None = None  # made for the first rollout
         if differentiable and not reuse_first_step:
             raise ValueError(
                 "reuse_first_step is False with differentiable = True, expected True: one pass draws and learns"
+            )
+        if differentiable and tail_dtype == "float8":
+            raise ValueError(
+                "tail_dtype is 'float8' with differentiable = True, expected a precision with a derivative"
             )
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
@@ -150,8 +157,12 @@ class RolloutEngine:
         sampler = self.sampler
         exact = self.model.denoiser(condition, guidance=sampler.guides)
         cheap = exact
-        if self.tail_dtype is not None:
-            cheap = self.model.denoiser(condition, guidance=sampler.guides, dtype=self.tail_dtype)
+        if self.tail_dtype == "float8":
+            self._float8 = self._float8 or float8.Float8Copy(self.model)
+            tail = self._float8.updated()
+            cheap = tail.denoiser(condition, guidance=sampler.guides, dtype=float8.DTYPE)
+        elif self.tail_dtype is not None:
+            cheap = self.model.denoiser(condition, guidance=sampler.guides, dtype=as_dtype(self.tail_dtype))
         if self.model.is_compiled:
             cheap = padded(cheap, self.chunk_size)  # the last chunk would be compiled too
         policy = {sampler.sigmas[index] for index in sampler.stochastic_steps}

@@ -1,11 +1,8 @@
 """VAMPO post-training: the GRPO loop on a video predictor."""
 
-import contextlib
 import math
 import resource
-import time
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +24,10 @@ from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl, pathwise_surrogate, step_weights
 from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
+from vampo_core.models.float8 import check_float8
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.models.settings import as_dtype
 from vampo_core.ops.spread import is_flat
+from vampo_core.training.clock import PhaseClock
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
 from vampo_core.training.predictor_clips import PredictorClips
@@ -51,7 +49,8 @@ class VampoTrainer:
         judge: judge of the actions in held-out predictions; None to measure none.
 
     Raises:
-        ValueError: the batch does not divide into parts and processes, or a reward has the name of another metric.
+        ValueError: the batch does not divide into parts and processes, a reward has the name of another metric, or the
+            device does not have ``sampler.tail_dtype``.
     """
 
     result_type: type[EvalResult] = EvalResult
@@ -78,6 +77,8 @@ class VampoTrainer:
             save_every=config.run.save_every,
         )
         self.accelerator = new_accelerator()
+        if config.sampler.tail_dtype == "float8":
+            check_float8(self.accelerator.device)
         self.num_parts = config.optim.gradient_accumulation_steps
         self.part_size = grpo.batch_size // (self.num_parts * self.accelerator.num_processes)
         if self.part_size * self.num_parts * self.accelerator.num_processes != grpo.batch_size:
@@ -115,7 +116,7 @@ class VampoTrainer:
             chunk_size=config.sampler.tail_chunk_size,
             reuse_first_step=grpo.reuse_first_step,
             differentiable=grpo.credit == "pathwise",
-            tail_dtype=None if config.sampler.tail_dtype is None else as_dtype(config.sampler.tail_dtype),
+            tail_dtype=config.sampler.tail_dtype,
         )
 
     def train(self, resume_from: str | Path | None = None) -> TrainResult[EvalResult]:
@@ -145,9 +146,11 @@ class VampoTrainer:
 
     def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         """One iteration: roll out, score and add gradients part by part, then update; returns its metrics."""
-        grpo, what, clock = self.config.grpo, f"iteration {iteration}", _Clock()
+        grpo, what = self.config.grpo, f"iteration {iteration}"
+        clock = PhaseClock(self.accelerator.device)
         kept: list[tuple[GroupRollout, Tensor]] = []  # for inner epochs after the first
         scores: list[Rewards] = []
+        clip_ids: list[str] = []
         losses: list[PolicyLoss] = []
         self.model.train()
         lr = self.optimizer.lr
@@ -161,34 +164,31 @@ class VampoTrainer:
                     first_clip=number * self.part_size,
                 )
             with clock("reward_s"):
-                rewards = self._score(rollout, what)
+                rewards = self._score(rollout)
             with clock("update_s"):
                 credited = self._credited(rollout, rewards)
                 rewards, rollout = rewards.detached(), rollout.detached()
-                losses += self._backward(rollout, credited, what)
+                losses += self._backward(rollout, credited)
             scores.append(rewards)
+            clip_ids += rollout.batch["clip_id"]
             if grpo.num_inner_epochs > 1:
                 kept.append((rollout.without_graph(), credited))
             del rollout  # two at once would take twice the memory
         with clock("update_s"):
+            check_finite(scores, clip_ids, what)  # here, because looking at a number waits for the device
             grad_norm = self.optimizer.step(what=what)
             for _ in range(grpo.num_inner_epochs - 1):
                 for rollout, credited in kept:
-                    losses += self._backward(rollout, credited, what)
+                    losses += self._backward(rollout, credited)
                 grad_norm = self.optimizer.step(what=what)
         return self._record(losses, scores, clock.seconds) | {"grad_norm": grad_norm, "lr": lr}
 
-    def _score(self, rollout: GroupRollout, what: str) -> Rewards:
+    def _score(self, rollout: GroupRollout) -> Rewards:
         target = rollout.batch["latents"].to(rollout.latents)
         is_checked = self.engine.differentiable and not self._has_checked_gradients
         rewards = evaluate_rewards(self.rewards, rollout.latents, target, rollout.batch, check_gradient=is_checked)
         rewards = rewards.without(self.model.num_given_frames)
         self._has_checked_gradients = True
-        bad = (~torch.isfinite(rewards.total)).flatten(1).any(1).nonzero().flatten().tolist()
-        if bad:
-            names = [name for name, part in rewards.parts.items() if not torch.isfinite(part).all()]
-            clips = ", ".join(rollout.batch["clip_id"][i] for i in bad[:3])
-            raise NonFiniteError(f"{what}: reward {', '.join(names) or 'total'} is not finite for clip {clips}")
         return rewards
 
     def _credited(self, rollout: GroupRollout, rewards: Rewards) -> Tensor:
@@ -199,7 +199,7 @@ class VampoTrainer:
         grpo = self.config.grpo
         return credited_advantages(rewards.total, credit=grpo.credit, clip=grpo.adv_clip_max)
 
-    def _backward(self, rollout: GroupRollout, credited: Tensor, what: str) -> list[PolicyLoss]:
+    def _backward(self, rollout: GroupRollout, credited: Tensor) -> list[PolicyLoss]:
         """Add the gradient of the surrogate (with KL and anchor) on this part of the batch."""
         grpo, losses = self.config.grpo, []
         num_rewards = math.prod(credited.shape[:3])
@@ -209,12 +209,12 @@ class VampoTrainer:
                 loss = replace(loss, loss=loss.loss + grpo.kl_coef * kl, kl=kl)
             weight = loss.num_ratios / (num_rewards * len(rollout.steps) * self.num_parts)
             weight *= self.step_weights[step.step_index]
-            self.optimizer.backward(loss.loss * weight, what=what)
+            self.optimizer.backward(loss.loss * weight)
             losses.append(loss)
         if grpo.anchor_coef > 0:
             assert self.reference is not None
             anchor = anchor_loss(self.model, self.reference, self.clips.sampler, rollout)  # every level of inference
-            self.optimizer.backward(grpo.anchor_coef * anchor / self.num_parts, what=what)
+            self.optimizer.backward(grpo.anchor_coef * anchor / self.num_parts)
             losses = [replace(loss, loss=loss.loss + grpo.anchor_coef * anchor, anchor=anchor) for loss in losses]
         return losses
 
@@ -279,19 +279,23 @@ class VampoTrainer:
         }
 
 
-class _Clock:
-    """Seconds spent in each phase of an iteration, the device's work included."""
+def check_finite(scores: Sequence[Rewards], clip_ids: Sequence[str], what: str) -> None:
+    """Refuse rewards that are not finite, before an update is made from them.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+    Args:
+        scores: rewards of each part of the batch.
+        clip_ids: the clips of all parts.
+        what: the iteration.
 
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[phase] += time.perf_counter() - begin
+    Raises:
+        NonFiniteError: there is one; the message names the reward and the clips.
+    """
+    is_finite = torch.isfinite(torch.cat([score.total for score in scores])).flatten(1).all(1)  # [B]
+    if is_finite.all():
+        return
+    names = [name for name in scores[0].parts if not all(torch.isfinite(score.parts[name]).all() for score in scores)]
+    clips = ", ".join([clip for clip, good in zip(clip_ids, is_finite.tolist(), strict=True) if not good][:3])
+    raise NonFiniteError(f"{what}: reward {', '.join(names) or 'total'} is not finite for clip {clips}")
 
 
 def _peak_resident_mb() -> float:

@@ -114,11 +114,11 @@ def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
         if not any(name.startswith(layer + ".") for layer in layers)
     }
     for name, layer in layers.items():
-        state |= {f"{name}.{parameter}": value for parameter, value in _merged(layer).items()}
+        state |= {f"{name}.{parameter}": value for parameter, value in merged(layer).items()}
     return state
 
 
-def _merged(layer: Any) -> dict[str, Tensor]:
+def merged(layer: Any) -> dict[str, Tensor]:
     """Weights of one adapted layer, merged in float32 by PEFT on a copy: it knows DoRA and biases."""
     dtypes = {name: value.dtype for name, value in layer.get_base_layer().state_dict().items()}
     layer = copy.deepcopy(layer).float()

@@ -15,6 +15,7 @@ from vampo_core.config.chain_section import ArmName, PolicyName
 from vampo_core.diffusion.sampler import EulerHybridSampler
 from vampo_core.evaluation.episodes import ClosedLoopResult
 from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.models.float8 import check_float8
 from vampo_core.pipeline.arms import ARMS
 from vampo_core.pipeline.base import base_checkpoint
 from vampo_core.pipeline.clips import open_dataset
@@ -29,6 +30,7 @@ from vampo_core.policy.settings import trained_architecture
 from vampo_core.report.values import ArmResult, ChainResult
 from vampo_core.training.checkpoint import read_counters, step_of
 from vampo_core.training.loop import TrainResult
+from vampo_core.training.processes import new_accelerator
 
 EXPERT = "expert"
 """Name of the simulator's expert among what acts."""
@@ -222,6 +224,8 @@ def _check(config: VampoConfig) -> None:
     """Refuse settings before hours go into the stages before those that need them."""
     require_simulator(config)
     check_one_dataset(config)
+    if config.sampler.tail_dtype == "float8":
+        check_float8(new_accelerator().device)
     policy = config.policy
     if policy.predictor is not None:
         raise ConfigError(

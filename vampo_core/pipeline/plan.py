@@ -95,8 +95,9 @@ def memory_plan(config: VampoConfig, *, num_processes: int = 1) -> MemoryPlan:
         steps = sampler.num_steps - sampler.first_stochastic_step - 1
         rollout += (steps - 1) * passes.run(chunk).live + passes.run(chunk, backward=True).peak
     else:
-        tail_dtype = config.sampler.tail_dtype
-        rollout += passes.run(chunk, gradient=False, dtype=None if tail_dtype is None else as_dtype(tail_dtype)).peak
+        tail = config.sampler.tail_dtype  # in float8 the rest of the tail is in bfloat16, and so is much of its memory
+        dtype = None if tail is None else torch.bfloat16 if tail == "float8" else as_dtype(tail)
+        rollout += passes.run(chunk, gradient=False, dtype=dtype).peak
     num_trained = sum(parameter.numel() for parameter in trained)
     moments = 4 if config.model.ema_decay else 3  # gradient, two moments, running mean
     compares = (grpo.kl_coef > 0 or grpo.anchor_coef > 0) and not config.model.lora

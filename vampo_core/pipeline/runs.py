@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from vampo_core.config import ConfigError, VampoConfig, load_config, resumed
 from vampo_core.evaluation.predictor import EvalResult
+from vampo_core.models.float8 import check_float8
 from vampo_core.pipeline.waiting import made_by_one_job
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.inverse_dynamics.decoder import SETTINGS_FILE as DECODER_SETTINGS
@@ -109,8 +110,10 @@ def check_run(kind: RunKind[Any], config: VampoConfig, resume_from: str | Path |
     Raises:
         ConfigError: ``run.dir`` holds another run, cannot be written to, or holds a model that the run needs and would
             delete; or ``resume_from`` is a run of another kind or with other settings.
-        ValueError: there is no checkpoint at ``resume_from``.
+        ValueError: there is no checkpoint at ``resume_from``, or the device does not have ``sampler.tail_dtype``.
     """
+    if kind is VAMPO and config.sampler.tail_dtype == "float8":
+        check_float8(new_accelerator().device)
     folder = Path(config.run.dir)
     latest = Checkpoints(folder / "checkpoints").latest
     if latest is not None:

@@ -194,6 +194,7 @@ def action_loader(
     rank: int = 0,
     world_size: int = 1,
     start_batch: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """Endless loader of training batches; other arguments are those of :class:`ClipSampler`.
 
@@ -211,4 +212,5 @@ def action_loader(
         num_workers=num_workers,
         worker_init_fn=outlive_signals,
         persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset, Clips
 from vampo_core.data.episode import Episode
+from vampo_core.data.prefetch import batches_for
 from vampo_core.evaluation.predictor import held_out_batch
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.policy.base import PREDICTOR, Policy
@@ -78,8 +79,9 @@ class PolicyTrainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             start_batch=done,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
-        return iter(loader)
+        return batches_for(self.accelerator.device, loader)
 
     def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         """One update on the policy's loss."""

@@ -25,7 +25,7 @@ def update_on_loss(trainer: Trainer[Any], iteration: int, loss_of_batch: Callabl
     assert isinstance(trainer.optimizer.model, nn.Module)
     trainer.optimizer.model.train()
     loss = loss_of_batch()
-    trainer.optimizer.backward(loss, what=what)
+    trainer.optimizer.backward(loss)
     grad_norm = trainer.optimizer.step(what=what)
     mean = reduced({"loss": loss.detach()}, trainer.accelerator)  # waits for the device
     return {**mean, "grad_norm": grad_norm, "lr": lr, "update_s": time.perf_counter() - begin}

@@ -85,6 +85,7 @@ class ModelOptimizer:
         self._lr_scales = list(groups)
         self.scaler = GradScaler(accelerator.device.type, enabled=model.dtype == torch.float16)
         self.num_skipped = 0
+        self._losses: list[Tensor] = []  # of the next update
         self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay > 0 else None
         self.num_updates, self._last_update = 0, num_updates
 
@@ -96,15 +97,9 @@ class ModelOptimizer:
         fall = (self._last_update - self.num_updates) / config.decay_steps if config.decay_steps else 1.0
         return config.lr * max(0.0, min(1.0, rise, fall))
 
-    def backward(self, loss: Tensor, *, what: str) -> None:
-        """Add the gradient of ``loss`` to this process's gradients.
-
-        Raises:
-            NonFiniteError: the loss is not finite.
-        """
-        if not torch.isfinite(loss):
-            self.adamw.zero_grad()
-            raise NonFiniteError(f"{what}: the loss is {loss.item()}")
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss`` to this process's gradients; :meth:`step` refuses one that is not finite."""
+        self._losses.append(loss.detach())
         self.scaler.scale(loss).backward()
 
     def step(self, *, what: str) -> float:
@@ -113,19 +108,27 @@ class ModelOptimizer:
         In float16 a norm that is not finite means that the update was skipped; the learning rate moves on nevertheless.
 
         Raises:
-            NonFiniteError: a gradient is not finite, and no smaller scale of the loss can help.
+            NonFiniteError: a loss is not finite, or a gradient, and no smaller scale of the loss can help.
         """
         gradients = {name: p.grad for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None}
         average(list(gradients.values()), self.accelerator)
         self.scaler.unscale_(self.adamw)
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-        finite, scale = bool(torch.isfinite(norms).all()), self.scaler.get_scale()
+        total, losses = torch.linalg.vector_norm(norms), torch.stack(self._losses)
+        self._losses.clear()
+        # the only wait for the device in an update
+        norm, *checks = torch.stack([total, *(torch.isfinite(values).all() for values in (norms, losses))]).tolist()
+        finite, has_losses = map(bool, checks)
+        if not has_losses:
+            self.adamw.zero_grad()
+            raise NonFiniteError(f"{what}: the loss is {losses[~torch.isfinite(losses)][0].item()}")
+        scale = self.scaler.get_scale()
         self.scaler.update()
         if not finite and scale <= 1:  # looked at before clipping, which spreads NaN to every parameter
             culprit = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]
             self.adamw.zero_grad()
             raise NonFiniteError(f"{what}: the gradient of {culprit} is not finite")
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, total)
         for group, lr_scale in zip(self.adamw.param_groups, self._lr_scales, strict=True):
             group["lr"] = lr_scale * self.lr
         if finite:

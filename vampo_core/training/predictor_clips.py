@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.data.clips import ClipDataset, clip_loader
+from vampo_core.data.prefetch import batches_for
 from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult, frame_metrics, held_out_batch, predict, summarize
 from vampo_core.models.predictor import VideoPredictor
@@ -63,8 +64,9 @@ class PredictorClips:
             rank=self._accelerator.process_index,
             world_size=self._accelerator.num_processes,
             start_batch=start_batch,
+            pin_memory=self._accelerator.device.type == "cuda",
         )
-        return iter(loader)
+        return batches_for(self._accelerator.device, loader)
 
     def evaluate(self) -> EvalResult:
         """Held-out metrics with fixed noise; processes share the batches and end with the same result."""

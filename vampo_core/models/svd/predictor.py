@@ -257,7 +257,7 @@ class SVDPredictor(VideoPredictor):
         return SVDCondition(
             image_latents=first_latents.to(device) / self.codec.scaling_factor,
             encoder_hidden_states=states.to(device),
-            added_time_ids=torch.tensor(ids, device=device).repeat(first_latents.shape[0], 1),
+            added_time_ids=torch.tensor(ids).to(device, non_blocking=True).repeat(first_latents.shape[0], 1),
         )
 
     def observed_condition(

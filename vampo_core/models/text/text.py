@@ -63,7 +63,7 @@ class InstructionEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             TypeError: ``texts`` is not a sequence of strings.
         """
         check_texts(texts)
-        tokens = self.tokenize(texts).to(self.position_embedding.device)
+        tokens = self.tokenize(texts).to(self.position_embedding.device, non_blocking=True)
         return self.norm(self.word_embedding(tokens).sum(-2) + self.position_embedding)
 
 
