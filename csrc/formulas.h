@@ -33,29 +33,30 @@ VAMPO_INLINE To bit_cast(From value) {
   return bits;
 }
 
-// ln u for u in (0, 1], relative error about 1e-7: u = 2^e m with m in [sqrt(1/2), sqrt(2)), then a minimax polynomial.
-VAMPO_INLINE float log_unit(float u) {
+// -2 ln u for u in (0, 1], relative error about 1e-7: u = 2^e m with m in [sqrt(1/2), sqrt(2)), then a minimax
+// polynomial.
+VAMPO_INLINE float minus_two_log(float u) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3;
   const uint32_t offset = bit_cast<uint32_t>(u) - kSqrtHalf;
   const float exponent = static_cast<float>(static_cast<int32_t>(offset) >> 23);
   const float f = bit_cast<float>((offset & 0x007fffff) + kSqrtHalf) - 1.0f;
-  float q = 0.08734715729951859f;
-  q = q * f - 0.14307469129562378f;
-  q = q * f + 0.14917995035648346f;
-  q = q * f - 0.16570515930652618f;
-  q = q * f + 0.19962070882320404f;
-  q = q * f - 0.25001755356788635f;
-  q = q * f + 0.33333951234817505f;
-  q = q * f - 0.49999991059303284f;
+  float q = -2.0f * 0.08734715729951859f;
+  q = q * f - 2.0f * -0.14307469129562378f;
+  q = q * f - 2.0f * 0.14917995035648346f;
+  q = q * f - 2.0f * -0.16570515930652618f;
+  q = q * f - 2.0f * 0.19962070882320404f;
+  q = q * f - 2.0f * -0.25001755356788635f;
+  q = q * f - 2.0f * 0.33333951234817505f;
+  q = q * f - 2.0f * -0.49999991059303284f;
   // ln 2 in two parts: the first is exact in few bits, so exponent * kLn2High rounds nowhere.
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  return exponent * kLn2High + (f + (f * f * q + exponent * kLn2Low));
+  return exponent * (-2.0f * kLn2High) + (-2.0f * f + (f * f * q + exponent * (-2.0f * kLn2Low)));
 }
 
 VAMPO_INLINE float square_root(float x) {
 #ifdef __CUDA_ARCH__
   float root;
-  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));  // one instruction, as no x here is denormal
   return root;
 #else
   return std::sqrt(x);
@@ -65,17 +66,17 @@ VAMPO_INLINE float square_root(float x) {
 // Two 32-bit words to two independent standard normals (Box and Muller 1958).
 VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, float& z0, float& z1) {
   const float u = static_cast<float>(x0) * 0x1p-32f + 0x1p-33f;
-  const float radius = square_root(-2.0f * log_unit(u));
-  // The angle is pi/2 (quadrant + t) with t in [-1/2, 1/2).
-  const uint32_t quadrant = (x1 + 0x20000000u) >> 30;
+  const float radius = square_root(minus_two_log(u));
+  // The angle is pi/2 (quadrant + t) with t in [-1/2, 1/2) and the quadrant in the two upper bits of `turn`.
+  const uint32_t turn = x1 + 0x20000000u;
   const float t = static_cast<float>(static_cast<int32_t>(x1 << 2)) * 0x1p-32f;
   const float y = t * t;
   const float sine =
       t * (((-0.004602177068591118f * y + 0.07968022674322128f) * y - 0.6459634900093079f) * y + 1.5707963705062866f);
   const float cosine = ((-0.020408352836966515f * y + 0.2535986304283142f) * y - 1.2336970567703247f) * y + 1.0f;
-  const bool swapped = quadrant & 1;
-  const uint32_t x = bit_cast<uint32_t>(swapped ? sine : cosine) ^ (((quadrant + 1) & 2) << 30);
-  const uint32_t s = bit_cast<uint32_t>(swapped ? cosine : sine) ^ ((quadrant & 2) << 30);
+  const bool swapped = turn & 0x40000000u;
+  const uint32_t x = bit_cast<uint32_t>(swapped ? sine : cosine) ^ ((turn + 0x40000000u) & 0x80000000u);
+  const uint32_t s = bit_cast<uint32_t>(swapped ? cosine : sine) ^ (turn & 0x80000000u);
   z0 = radius * bit_cast<float>(x);
   z1 = radius * bit_cast<float>(s);
 }
@@ -96,6 +97,17 @@ VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, double& z0, double& z1) {
 #endif
 }
 
+VAMPO_INLINE void multiply(uint32_t x, uint32_t factor, uint32_t& high, uint32_t& low) {
+#ifdef __CUDA_ARCH__
+  // One instruction, where nvcc needs another one to take the high word out of a 64-bit product.
+  asm("{ .reg .b64 p; mul.wide.u32 p, %2, %3; mov.b64 {%1, %0}, p; }" : "=r"(high), "=r"(low) : "r"(x), "r"(factor));
+#else
+  const uint64_t product = static_cast<uint64_t>(x) * factor;
+  high = static_cast<uint32_t>(product >> 32);
+  low = static_cast<uint32_t>(product);
+#endif
+}
+
 // Philox4x32-10 (Salmon et al. 2011) with counter (block, frame, generation, clip): four standard normals.
 // Element e of a frame is word e % 4 of block e / 4, see vampo_core/ops/reference.py.
 template <typename T>
@@ -107,12 +119,13 @@ VAMPO_INLINE void philox_normal(
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = static_cast<uint64_t>(x0) * 0xD2511F53u;
-    const uint64_t product1 = static_cast<uint64_t>(x2) * 0xCD9E8D57u;
-    x0 = static_cast<uint32_t>(product1 >> 32) ^ x1 ^ key0;
-    x1 = static_cast<uint32_t>(product1);
-    x2 = static_cast<uint32_t>(product0 >> 32) ^ x3 ^ key1;
-    x3 = static_cast<uint32_t>(product0);
+    uint32_t high0, low0, high1, low1;
+    multiply(x0, 0xD2511F53u, high0, low0);
+    multiply(x2, 0xCD9E8D57u, high1, low1);
+    x0 = high1 ^ x1 ^ key0;
+    x1 = low1;
+    x2 = high0 ^ x3 ^ key1;
+    x3 = low0;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }

@@ -11,12 +11,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const Shape& shape = view.shape;
   const Share share = share_of<kCount / 4>(shape, grid);
   float mean[kCount];
-  view.template mean<kAligned>(mean, share);
   sum_generations<1, kCount, kLoadsTogether<kAligned, kCount>>(
       shape, grid, share, log_prob, scratch,
       [&](int64_t generation, float (&action)[kCount]) {
         load<kAligned>(action, prev_sample + action_row(shape, share, generation) * shape.frame_size, share);
       },
+      [&] { view.template mean<kAligned>(mean, share); },
       [&](int64_t, const float (&action)[kCount], float (&squares)[1]) {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {

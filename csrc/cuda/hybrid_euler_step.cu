@@ -22,22 +22,22 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) draw_kernel(
   const Shape& shape = view.shape;
   const Share share = share_of<kCount / 4>(shape, grid);
   float mean[kCount];
-  view.template mean<kAligned>(mean, share);
   sum_generations<1, kCount, kTogether>(
       shape, grid, share, log_prob, scratch,
       [&](int64_t generation, float (&z)[kCount]) {
-        if (!kPhilox) {
-          load<kAligned>(z, noise + action_row(shape, share, generation) * shape.frame_size, share);
-          return;
-        }
+        if constexpr (kPhilox) {
 #pragma unroll
-        for (int i = 0; i < kCount; i += 4) {
-          const uint32_t block = static_cast<uint32_t>((share.begin + Share::place(i)) / 4);
-          philox_normal(
-              seed, block, share.frame, static_cast<uint32_t>(generation), first_clip + share.clip, z[i], z[i + 1],
-              z[i + 2], z[i + 3]);
+          for (int i = 0; i < kCount; i += 4) {
+            const uint32_t block = static_cast<uint32_t>((share.begin + Share::place(i)) / 4);
+            philox_normal(
+                seed, block, share.frame, static_cast<uint32_t>(generation), first_clip + share.clip, z[i], z[i + 1],
+                z[i + 2], z[i + 3]);
+          }
+        } else {
+          load<kAligned>(z, noise + action_row(shape, share, generation) * shape.frame_size, share);
         }
       },
+      [&] { view.template mean<kAligned>(mean, share); },
       [&](int64_t generation, float (&z)[kCount], float (&squares)[1]) {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {

@@ -24,13 +24,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     sums_kernel(Shape shape, Grid grid, const float* pred, const float* target, Reward reward, float* scratch) {
   const Share share = share_of<kCount / 4>(shape, grid);
   float expert[kCount], target_squares = 0.0f;
-  load<kAligned>(expert, target + share.row * shape.frame_size, share);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) target_squares += expert[i] * expert[i];
   sum_generations<kNumStatistics, kCount, kLoadsTogether<kAligned, kCount>>(
       shape, grid, share, reward, scratch,
       [&](int64_t generation, float (&p)[kCount]) {
         load<kAligned>(p, pred + action_row(shape, share, generation) * shape.frame_size, share);
+      },
+      [&] {
+        load<kAligned>(expert, target + share.row * shape.frame_size, share);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) target_squares += expert[i] * expert[i];
       },
       [&](int64_t, const float (&p)[kCount], float (&sums)[kNumStatistics]) {
 #pragma unroll

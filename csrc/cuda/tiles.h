@@ -22,9 +22,7 @@ namespace vampo::cuda {
 // Generations whose loads are on their way together, for a thread with kCount elements of each: as many as fit into its
 // registers.
 template <bool kAligned, int kCount>
-constexpr int kLoadsTogether = kCount == 4 ? 4
-                               : kAligned  ? 2
-                                           : 1;
+constexpr int kLoadsTogether = kCount == 4 ? 4 : (kAligned ? 2 : 1);
 
 // Whether four neighboring elements can be moved at once wherever a thread's share begins.
 template <typename T>
@@ -189,22 +187,26 @@ __device__ __forceinline__ float warp_sums(float (&values)[kCount]) {
 }
 
 // Goes through the block's generations, kTogether at a time: fetch(generation, values) for each of them, then
-// add(generation, values, sums), which adds the thread's part to kStatistics sums over the frame. Writes a generation's
-// results where the tile is the whole frame, else the tile's sums to scratch
+// add(generation, values, sums), which adds the thread's part to kStatistics sums over the frame. prepare() comes once,
+// before the first add; a block that has few generations waits for memory only once if the reads of both are on their
+// way together. Writes a generation's results where the tile is the whole frame, else the tile's sums to scratch
 // [kStatistics][clips, generations, frames][tiles].
-template <int kStatistics, int kCount, int kTogether, typename Results, typename Fetch, typename Add>
+template <int kStatistics, int kCount, int kTogether, typename Results, typename Fetch, typename Prepare, typename Add>
 __device__ __forceinline__ void sum_generations(
     const Shape& shape, const Grid& grid, const Share& share, const Results& results, float* scratch, Fetch fetch,
-    Add add) {
+    Prepare prepare, Add add) {
   constexpr int kWarps = kThreads / 32, kLanes = 32 / kStatistics;
+  constexpr bool kOverlaps = kCount == 4;  // there are registers for what prepare() and fetch() read at the same time
   __shared__ float warps[kStatistics][kWarps][kMaxGenerations];
   const unsigned lane = threadIdx.x % 32, count = static_cast<unsigned>(share.last - share.first);
+  if (!kOverlaps) prepare();
   for (unsigned start = 0; start < count; start += kTogether) {
     float values[kTogether][kCount];
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
       if (start + k < count) fetch(share.first + start + k, values[k]);
     }
+    if (kOverlaps && start == 0) prepare();
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
       if (start + k >= count) break;
