@@ -5,10 +5,15 @@
 #include <cstdint>
 #include <cstring>
 
+// A table in CUDA's constant memory is an operand of an instruction; a double in the code takes two moves to get there.
 #ifdef __CUDACC__
 #define VAMPO_INLINE __host__ __device__ __forceinline__
+#define VAMPO_TABLE static __constant__
+#define VAMPO_UNROLL _Pragma("unroll")
 #else
 #define VAMPO_INLINE inline __attribute__((always_inline))
+#define VAMPO_TABLE static constexpr
+#define VAMPO_UNROLL _Pragma("GCC unroll 32")
 #endif
 
 namespace vampo {
@@ -33,13 +38,19 @@ VAMPO_INLINE To bit_cast(From value) {
   return bits;
 }
 
-// -2 ln u for u in (0, 1], relative error about 1e-7: u = 2^e m with m in [sqrt(1/2), sqrt(2)), then a minimax
-// polynomial.
-VAMPO_INLINE float minus_two_log(float u) {
+// u = 2^exponent (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)).
+template <typename T>
+VAMPO_INLINE void split(float u, T& exponent, T& f) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3;
   const uint32_t offset = bit_cast<uint32_t>(u) - kSqrtHalf;
-  const float exponent = static_cast<float>(static_cast<int32_t>(offset) >> 23);
-  const float f = bit_cast<float>((offset & 0x007fffff) + kSqrtHalf) - 1.0f;
+  exponent = static_cast<T>(static_cast<int32_t>(offset) >> 23);
+  f = static_cast<T>(bit_cast<float>((offset & 0x007fffff) + kSqrtHalf)) - T{1};
+}
+
+// -2 ln u for u in (0, 1], relative error about 1e-7, by a minimax polynomial.
+VAMPO_INLINE float minus_two_log(float u) {
+  float exponent, f;
+  split(u, exponent, f);
   float q = -2.0f * 0.08734715729951859f;
   q = q * f - 2.0f * -0.14307469129562378f;
   q = q * f - 2.0f * 0.14917995035648346f;
@@ -81,20 +92,53 @@ VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, float& z0, float& z1) {
   z1 = radius * bit_cast<float>(s);
 }
 
+// What follows is the same in double precision, within rounding of the library's functions. It needs none of them but
+// the square root, so that it vectorises, and differs between devices by rounding only.
+
+// Factors of minimax polynomials, of the highest power first.
+VAMPO_TABLE double kLogFactors[] = {
+    0.026259864395059444,  -0.0594377125876568,  0.06444421108963665,  -0.05669643772565927, 0.05686585537339873,
+    -0.062025600107261776, 0.06682375886233116,  -0.07148420480023412, 0.076916546465268,    -0.0833299913609137,
+    0.09090921328672855,   -0.10000011277649974, 0.11111111107647632,  -0.1249999978954668,  0.1428571428268799,
+    -0.16666666668629757,  0.2000000000003205,   -0.24999999999992914, 0.3333333333333326,   -0.5};
+VAMPO_TABLE double kSineFactors[] = {1.5918129280835e-10,     -2.5051131844808866e-08, 2.7557316102551507e-06,
+                                     -0.00019841269836758574, 0.008333333333330948,    -0.16666666666666666};
+VAMPO_TABLE double kCosineFactors[] = {-1.1382632416743525e-11, 2.0876146268281356e-09, -2.755731727172921e-07,
+                                       2.4801587298765686e-05,  -0.0013888888888887398, 0.041666666666666664};
+
+template <int kCount>
+VAMPO_INLINE double polynomial(const double (&factors)[kCount], double x) {
+  double sum = factors[0];
+  VAMPO_UNROLL
+  for (int i = 1; i < kCount; ++i) sum = sum * x + factors[i];
+  return sum;
+}
+
+VAMPO_INLINE double minus_two_log_double(float u) {
+  double exponent, f;
+  split(u, exponent, f);
+  constexpr double kLn2High = 0.6931471805592082, kLn2Low = 7.371002565167799e-13;
+  return -2.0 * (exponent * kLn2High + (f + (f * f * polynomial(kLogFactors, f) + exponent * kLn2Low)));
+}
+
 VAMPO_INLINE void box_muller(uint32_t x0, uint32_t x1, double& z0, double& z1) {
   const float u = static_cast<float>(x0) * 0x1p-32f + 0x1p-33f;
-#ifdef __CUDA_ARCH__
-  const double radius = sqrt(-2.0 * log(static_cast<double>(u)));
-  double sine, cosine;
-  sincospi(static_cast<double>(x1) * 0x1p-31, &sine, &cosine);  // needs no reduction of large angles, which spills
-  z0 = radius * cosine;
-  z1 = radius * sine;
-#else
-  const double radius = std::sqrt(-2.0 * std::log(static_cast<double>(u)));
-  const double angle = static_cast<double>(x1) * (6.283185307179586 * 0x1p-32);
-  z0 = radius * std::cos(angle);
-  z1 = radius * std::sin(angle);
-#endif
+  const double radius = std::sqrt(minus_two_log_double(u));
+  // The angle, rounded as in the reference, is pi/2 quadrant + r with |r| <= pi/4. Its exact scaling comes last, so
+  // that no compiler can fuse the rounded product with the subtraction. Of the two parts of pi/2, the first is exact in
+  // few bits, so its multiples round nowhere.
+  constexpr double kHalfPiHigh = 1.5707963267341256, kHalfPiLow = 6.077100506506192e-11;
+  const double angle = static_cast<double>(x1) * 6.283185307179586 * 0x1p-32;
+  const int32_t quadrant = static_cast<int32_t>(((x1 >> 29) + 1) >> 1);  // 0 to 4
+  const double turns = static_cast<double>(quadrant);
+  const double r = (angle - turns * kHalfPiHigh) - turns * kHalfPiLow;
+  const double y = r * r;
+  const double sine = r + r * y * polynomial(kSineFactors, y);
+  const double cosine = 1.0 + (y * y * polynomial(kCosineFactors, y) - 0.5 * y);
+  const bool swapped = quadrant & 1;
+  const double x = radius * (swapped ? sine : cosine), w = radius * (swapped ? cosine : sine);
+  z0 = bit_cast<double>(bit_cast<uint64_t>(x) ^ (static_cast<uint64_t>((quadrant + 1) & 2) << 62));
+  z1 = bit_cast<double>(bit_cast<uint64_t>(w) ^ (static_cast<uint64_t>(quadrant & 2) << 62));
 }
 
 VAMPO_INLINE void multiply(uint32_t x, uint32_t factor, uint32_t& high, uint32_t& low) {
@@ -108,27 +152,33 @@ VAMPO_INLINE void multiply(uint32_t x, uint32_t factor, uint32_t& high, uint32_t
 #endif
 }
 
-// Philox4x32-10 (Salmon et al. 2011) with counter (block, frame, generation, clip): four standard normals.
-// Element e of a frame is word e % 4 of block e / 4, see vampo_core/ops/reference.py.
-template <typename T>
-VAMPO_INLINE void philox_normal(
-    uint64_t seed, uint32_t block, uint32_t frame, uint32_t generation, uint32_t clip, T& z0, T& z1, T& z2, T& z3) {
-  uint32_t x0 = block, x1 = frame, x2 = generation, x3 = clip;
+constexpr uint32_t kPhiloxFactor0 = 0xD2511F53, kPhiloxFactor1 = 0xCD9E8D57;
+constexpr uint32_t kPhiloxKey0 = 0x9E3779B9, kPhiloxKey1 = 0xBB67AE85;  // added in every round
+
+// Philox4x32-10 (Salmon et al. 2011): the words of a counter become random ones.
+VAMPO_INLINE void philox(uint64_t seed, uint32_t& x0, uint32_t& x1, uint32_t& x2, uint32_t& x3) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-#ifdef __CUDACC__
-#pragma unroll
-#endif
+  VAMPO_UNROLL
   for (int round = 0; round < 10; ++round) {
     uint32_t high0, low0, high1, low1;
-    multiply(x0, 0xD2511F53u, high0, low0);
-    multiply(x2, 0xCD9E8D57u, high1, low1);
+    multiply(x0, kPhiloxFactor0, high0, low0);
+    multiply(x2, kPhiloxFactor1, high1, low1);
     x0 = high1 ^ x1 ^ key0;
     x1 = low1;
     x2 = high0 ^ x3 ^ key1;
     x3 = low0;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    key0 += kPhiloxKey0;
+    key1 += kPhiloxKey1;
   }
+}
+
+// Four standard normals from the counter (block, frame, generation, clip). Element e of a frame is word e % 4 of block
+// e / 4, see vampo_core/ops/reference.py.
+template <typename T>
+VAMPO_INLINE void philox_normal(
+    uint64_t seed, uint32_t block, uint32_t frame, uint32_t generation, uint32_t clip, T& z0, T& z1, T& z2, T& z3) {
+  uint32_t x0 = block, x1 = frame, x2 = generation, x3 = clip;
+  philox(seed, x0, x1, x2, x3);
   box_muller(x0, x1, z0, z1);
   box_muller(x2, x3, z2, z3);
 }
