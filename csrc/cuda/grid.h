@@ -19,12 +19,13 @@ inline unsigned one_launch(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// Blocks of a launch: in x the tiles of every frame of every clip, in y slices of the generations.
+// Blocks of a launch: for every frame of every clip its tiles, for every tile its slices of the generations. The slices
+// of a tile are neighbors, so that what they share is read from memory once.
 struct Grid {
-  unsigned blocks, slices;
-  int threads;          // of a block
-  unsigned tiles;       // of a frame
-  int64_t generations;  // of a slice; the last slice may have fewer
+  unsigned blocks;
+  int threads;             // of a block
+  unsigned tiles, slices;  // of a frame, of a tile
+  int64_t generations;     // of a slice; the last slice may have fewer
 };
 
 // `quads` times four elements to a thread, all generations to a block.
@@ -32,7 +33,7 @@ inline Grid grid_of(const Shape& shape, int threads = kThreads, int quads = 1) {
   const int64_t tile_size = int64_t{4} * quads * threads;
   const int64_t tiles = (shape.frame_size + tile_size - 1) / tile_size;
   const unsigned blocks = one_launch(shape.clips * shape.frames * tiles);
-  return {blocks, 1, threads, static_cast<unsigned>(tiles), shape.generations};
+  return {blocks, threads, static_cast<unsigned>(tiles), 1, shape.generations};
 }
 
 // For kernels that sum nothing: smaller blocks where whole ones would leave processors idle.
@@ -56,6 +57,7 @@ inline Grid sum_grid(const Shape& shape, int num_processors) {
   const int64_t room = std::max<int64_t>(1, int64_t{kBlocksPerProcessor} * num_processors / grid.blocks);
   grid.generations = std::min<int64_t>(kMaxGenerations, (shape.generations + room - 1) / room);
   grid.slices = one_launch((shape.generations + grid.generations - 1) / grid.generations);
+  grid.blocks = one_launch(int64_t{grid.blocks} * grid.slices);
   return grid;
 }
 

@@ -22,7 +22,7 @@ void group_advantages(
     void* stream) {
   if (dtype != DType::kFloat) throw std::runtime_error("vampo_core: CUDA kernels take float32 rewards");
   const unsigned rows = one_launch(shape.clips * shape.frames);
-  const Grid grid{(rows + kThreads - 1) / kThreads, 1, kThreads, 1, shape.generations};
+  const Grid grid{(rows + kThreads - 1) / kThreads, kThreads, 1, 1, shape.generations};
   launch(
       advantages_kernel, grid, stream, shape, rows, static_cast<const float*>(rewards), eps, clip, normalize_std,
       static_cast<float*>(advantages));

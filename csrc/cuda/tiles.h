@@ -46,13 +46,14 @@ struct Share {
 template <int kQuads = 1>
 __device__ __forceinline__ Share share_of(const Shape& shape, const Grid& grid) {
   Share share;
-  share.row = blockIdx.x / grid.tiles;
-  share.tile = blockIdx.x - share.row * grid.tiles;
+  const unsigned tile = blockIdx.x / grid.slices, slice = blockIdx.x - tile * grid.slices;
+  share.row = tile / grid.tiles;
+  share.tile = tile - share.row * grid.tiles;
   share.clip = share.row / static_cast<unsigned>(shape.frames);
   share.frame = share.row - share.clip * static_cast<unsigned>(shape.frames);
   share.begin = int64_t{share.tile} * (4 * kQuads * blockDim.x) + threadIdx.x * 4;
   share.left = static_cast<int>(min(shape.frame_size - share.begin, int64_t{16} * kThreads));
-  share.first = blockIdx.y * grid.generations;
+  share.first = slice * grid.generations;
   share.last = min(share.first + grid.generations, shape.generations);
   return share;
 }
@@ -258,7 +259,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const Grid& grid, void* stream, const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(grid.blocks, grid.slices);
+  config.gridDim = dim3(grid.blocks);
   config.blockDim = dim3(grid.threads);
   config.stream = static_cast<cudaStream_t>(stream);
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
@@ -278,7 +279,7 @@ void sum_over_frames(
   if (grid.tiles == 1) return;
   const int64_t rows = shape.clips * shape.generations * shape.frames;
   constexpr int kRows = kThreads / 32;  // of a block
-  const Grid finish{one_launch((rows + kRows - 1) / kRows), 1, kThreads, 1, 1};
+  const Grid finish{one_launch((rows + kRows - 1) / kRows), kThreads, 1, 1, 1};
   launch(finish_kernel<kStatistics, Results>, finish, stream, results, scratch, grid.tiles, rows);
 }
 

@@ -22,8 +22,8 @@
 using std::min;
 
 struct dim3 {
-  unsigned x, y, z;
-  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+  unsigned x;
+  dim3(unsigned x_ = 1) : x(x_) {}
 };
 inline dim3 threadIdx, blockIdx, blockDim;
 
@@ -158,11 +158,9 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(
     const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), const Arguments&... arguments) {
   blockDim = config->blockDim;
-  for (unsigned y = 0; y < config->gridDim.y; ++y) {
-    for (unsigned x = 0; x < config->gridDim.x; ++x) {
-      blockIdx = dim3(x, y);
-      emulated::block.run(blockDim.x, [&] { kernel(arguments...); });
-    }
+  for (unsigned x = 0; x < config->gridDim.x; ++x) {
+    blockIdx = dim3(x);
+    emulated::block.run(blockDim.x, [&] { kernel(arguments...); });
   }
   return 0;
 }
