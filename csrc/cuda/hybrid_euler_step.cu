@@ -17,7 +17,7 @@ template <typename M, bool kAligned, bool kPhilox, int kCount>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) draw_kernel(
     StepView<M> view, Grid grid, const float* noise, uint64_t seed, uint32_t first_clip, float sigma,
     float* prev_sample, LogProb log_prob, float* scratch) {
-  // The quads of one generation are enough arithmetic to overlap; noise that is read wants more of it on its way.
+  // Noise that is made waits for no memory.
   constexpr int kTogether = kPhilox ? 1 : kLoadsTogether<kAligned, kCount>;
   const Shape& shape = view.shape;
   const Share share = share_of<kCount / 4>(shape, grid);
@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) draw_kernel(
         if constexpr (kPhilox) {
 #pragma unroll
           for (int i = 0; i < kCount; i += 4) {
+            if (i % 8 == 0 && !share.has(i)) break;  // two at a time: their arithmetic overlaps
             const uint32_t block = static_cast<uint32_t>((share.begin + Share::place(i)) / 4);
             philox_normal(
                 seed, block, share.frame, static_cast<uint32_t>(generation), first_clip + share.clip, z[i], z[i + 1],
@@ -41,7 +42,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) draw_kernel(
       [&](int64_t generation, float (&z)[kCount], float (&squares)[1]) {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
-          if (share.has(i)) squares[0] += z[i] * z[i];
+          if (!share.has(i)) continue;
+          squares[0] += z[i] * z[i];
           z[i] = mean[i] + sigma * z[i];
         }
         store<kAligned>(prev_sample + action_row(shape, share, generation) * shape.frame_size, z, share);
