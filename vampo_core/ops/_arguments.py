@@ -142,8 +142,8 @@ def check_group_advantages(rewards: Tensor, eps: float, clip: float | None) -> t
 def check_latent_reward(pred: Tensor, target: Tensor, l1_weight: float, cosine_weight: float) -> tuple[float, float]:
     """Return ``(l1_weight, cosine_weight)`` as floats."""
     check_latents("pred", pred, _STEP_AXES)
-    clips, _, *frame = pred.shape
-    check_like("target", target, (clips, *frame), "B, F, C, H, W", (pred.dtype,), "pred", pred.device)
+    clips, _, *video = pred.shape
+    check_like("target", target, (clips, *video), "B, F, C, H, W", (pred.dtype,), "pred", pred.device)
     return check_float("l1_weight", l1_weight), check_float("cosine_weight", cosine_weight)
 
 
