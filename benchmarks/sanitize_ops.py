@@ -19,7 +19,7 @@ from vampo_core import ops
 from vampo_core.ops import reference
 
 # (B, G, F, C, H, W): one element, odd sizes, whole and broken tiles of both sizes, frames of several tiles, more
-# generations than a kernel sums at a time
+# generations than a block sums, and enough frames for a block to take several generations
 SHAPES = (
     (1, 2, 1, 1, 1, 1),
     (2, 3, 3, 3, 5, 7),
@@ -29,6 +29,8 @@ SHAPES = (
     (1, 33, 1, 3, 35, 39),
     (1, 3, 2, 4, 32, 32),
     (1, 3, 1, 4, 25, 41),
+    (1, 33, 450, 1, 3, 5),
+    (1, 3, 450, 1, 25, 41),
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIGMAS = {"sigma": 1.8, "sigma_next": 1.1}

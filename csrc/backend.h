@@ -4,8 +4,11 @@
 // the declaration of its kernels in csrc/<op>.h. Kernels take plain pointers, see kernels.h; this is where tensors end.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
 #include <optional>
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include "kernels.h"
@@ -59,6 +62,26 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+// An uninitialised contiguous tensor of `like`'s dtype, on its device. torch::stable::new_empty would look up its
+// operator by name at every call, which costs as much as the rest of a small operator.
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  constexpr size_t kMaxDim = 6;
+  STD_TORCH_CHECK(sizes.size() <= kMaxDim, "vampo_core: too many dimensions");
+  int64_t strides[kMaxDim], stride = 1;
+  for (size_t axis = sizes.size(); axis-- > 0;) {
+    strides[axis] = stride;
+    stride *= std::max<int64_t>(1, sizes.begin()[axis]);
+  }
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
 // Where kernels run: a session lives as long as a call, and scratch() says how much memory kernels need beside tensors.
 struct Cpu {
   static constexpr bool kOnDevice = false;
@@ -71,16 +94,16 @@ struct Cpu {
 #ifdef VAMPO_WITH_CUDA
 struct Cuda {
   static constexpr bool kOnDevice = true;
-  // The tensor's device made current, torch's stream on it, and scratch memory from torch's allocator.
+  // The tensor's device made current, torch's stream on it, and scratch memory, if any, from torch's allocator.
   struct Session {
     torch::stable::accelerator::DeviceGuard guard;
     void* stream;
-    Tensor scratch;
-    explicit Session(const Tensor& tensor, int64_t scratch_floats = 0)
-        : guard(tensor.get_device_index()),
-          stream(cuda::current_stream(tensor.get_device_index())),
-          scratch(torch::stable::new_empty(tensor, {scratch_floats}, ScalarType::Float)) {}
-    float* floats() { return static_cast<float*>(scratch.mutable_data_ptr()); }
+    OptionalTensor scratch;
+    explicit Session(const Tensor& latents, int64_t scratch_floats = 0)
+        : guard(latents.get_device_index()), stream(cuda::current_stream(latents.get_device_index())) {
+      if (scratch_floats > 0) scratch = new_tensor(latents, {scratch_floats});
+    }
+    float* floats() { return scratch ? static_cast<float*>(scratch->mutable_data_ptr()) : nullptr; }
   };
   static int64_t scratch(const Shape& shape, int statistics) { return cuda::scratch_floats(shape, statistics); }
 };
@@ -102,7 +125,7 @@ struct Cuda {
 
 // One result per clip, generation and frame.
 inline Tensor new_per_frame(const Tensor& like, const Shape& shape) {
-  return torch::stable::new_empty(like, {shape.clips, shape.generations, shape.frames});
+  return new_tensor(like, {shape.clips, shape.generations, shape.frames});
 }
 
 // Contiguous inputs of a step, kept alive while the kernel's pointers are in use.

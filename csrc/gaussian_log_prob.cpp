@@ -38,10 +38,11 @@ std::tuple<Tensor, Tensor> gaussian_log_prob_backward(
       "grad_log_prob");
   check_like(grad_log_prob, sample.scalar_type(), sample, "grad_log_prob");
   const Tensor actions = as_contiguous(prev_sample), grad = as_contiguous(grad_log_prob);
-  const int64_t sizes[] = {sample.size(0), sample.size(1), sample.size(2), sample.size(3), sample.size(4)};
-  Tensor grad_model_output = torch::stable::new_empty(model_output, sizes);
-  Tensor grad_uncond =
-      uncond ? torch::stable::new_empty(model_output, sizes) : torch::stable::new_empty(model_output, {int64_t{0}});
+  const auto new_gradient = [&] {
+    return new_tensor(model_output, {sample.size(0), sample.size(1), sample.size(2), sample.size(3), sample.size(4)});
+  };
+  Tensor grad_model_output = new_gradient();
+  Tensor grad_uncond = uncond ? new_gradient() : new_tensor(model_output, {0});
   if (sample.numel() == 0) return {grad_model_output, grad_uncond};
   typename Backend::Session session(sample);
   VAMPO_LAUNCH(

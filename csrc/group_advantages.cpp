@@ -18,7 +18,7 @@ template <typename Backend>
 Tensor group_advantages(const Tensor& rewards, double eps, const std::optional<double>& clip, bool normalize_std) {
   const Shape shape = reward_shape(rewards);
   const Tensor in = as_contiguous(rewards);
-  Tensor advantages = torch::stable::empty_like(in);
+  Tensor advantages = in.dim() == 3 ? new_per_frame(in, shape) : new_tensor(in, {shape.clips, shape.generations});
   if (in.numel() == 0) return advantages;
   typename Backend::Session session(in);
   VAMPO_LAUNCH(

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "mean.h"
+#include "noise.h"
 
 namespace vampo::cpu {
 namespace {
@@ -17,17 +18,6 @@ VAMPO_CLONES T draw(T* prev_sample, const T* mean, const T* z, T sigma, int64_t 
     squares += z[i] * z[i];
   }
   return squares;
-}
-
-// Noise of the blocks [first_block, first_block + ceil(n / 4)): z must have room for a whole last block.
-template <typename T>
-VAMPO_CLONES void fill_normal(
-    T* z, uint64_t seed, uint32_t first_block, uint32_t frame, uint32_t generation, uint32_t clip, int64_t n) {
-  for (int64_t block = 0; block < (n + 3) / 4; ++block) {
-    T* out = z + 4 * block;
-    philox_normal(
-        seed, first_block + static_cast<uint32_t>(block), frame, generation, clip, out[0], out[1], out[2], out[3]);
-  }
 }
 
 template <typename T, typename M>

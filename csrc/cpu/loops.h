@@ -19,6 +19,7 @@
 
 // One binary, vectorised for the machine it runs on. Sanitizers cannot instrument the resolver that picks a clone.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(VAMPO_SANITIZE)
+#define VAMPO_VERSIONS
 #define VAMPO_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define VAMPO_CLONES

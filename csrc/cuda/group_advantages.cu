@@ -22,10 +22,10 @@ void group_advantages(
     void* stream) {
   if (dtype != DType::kFloat) throw std::runtime_error("vampo_core: CUDA kernels take float32 rewards");
   const unsigned rows = one_launch(shape.clips * shape.frames);
-  const unsigned blocks = (rows + kThreads - 1) / kThreads;
-  advantages_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      shape, rows, static_cast<const float*>(rewards), eps, clip, normalize_std, static_cast<float*>(advantages));
-  check_launch();
+  const Grid grid{(rows + kThreads - 1) / kThreads, kThreads, 1, 1, shape.generations};
+  launch(
+      advantages_kernel, grid, stream, shape, rows, static_cast<const float*>(rewards), eps, clip, normalize_std,
+      static_cast<float*>(advantages));
 }
 
 }  // namespace vampo::cuda

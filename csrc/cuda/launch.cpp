@@ -3,16 +3,12 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
 namespace vampo::cuda {
 namespace {
-
-void check(cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("vampo_core: CUDA error: ") + cudaGetErrorString(error));
-}
 
 using StreamGetter = int32_t (*)(int32_t device, void** stream);
 
@@ -33,8 +29,24 @@ void* current_stream(int device) {
   return stream;
 }
 
-void check_launch() {
-  check(cudaGetLastError());
+int num_processors() {
+  constexpr int kMaxDevices = 64;
+  static std::atomic<int> known[kMaxDevices];  // 0: not asked yet
+  int device = 0;
+  check(cudaGetDevice(&device));
+  int number = device < kMaxDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (number == 0) {
+    check(cudaDeviceGetAttribute(&number, cudaDevAttrMultiProcessorCount, device));
+    if (device < kMaxDevices) known[device].store(number, std::memory_order_relaxed);
+  }
+  return number;
+}
+
+void check(int error) {
+  if (error != cudaSuccess) {
+    const char* message = cudaGetErrorString(static_cast<cudaError_t>(error));
+    throw std::runtime_error(std::string("vampo_core: CUDA error: ") + message);
+  }
 }
 
 }  // namespace vampo::cuda

@@ -95,8 +95,10 @@ def test_strides_change_nothing(device, operation, layout):
 
 
 @operations
-def test_clips_do_not_depend_on_their_neighbours(device, operation):
-    case = example_case(device, shape=(3, 2, 2, 4, 25, 41))
+@pytest.mark.parametrize("shape", [(3, 2, 2, 4, 25, 41), (450, 3, 1, 1, 33, 41)])
+def test_clips_do_not_depend_on_their_neighbours(device, operation, shape):
+    """Nor on their number, by which CUDA kernels decide how many generations share a block."""
+    case = example_case(device, shape=shape)
     first = change_latents(case, lambda latents: latents[:1])
     results, whole = operation(first), operation(case)
     if operation is log_prob_and_gradients:  # the weights of its gradients depend on the batch

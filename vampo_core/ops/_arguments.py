@@ -6,17 +6,16 @@ import torch
 from torch import Tensor
 
 from vampo_core.ops._checks import (
-    check_device,
     check_dtype,
     check_float,
     check_guidance,
     check_int,
     check_latents,
+    check_like,
     check_model_output,
     check_no_grad,
     check_no_overlap,
     check_out,
-    check_shape,
     check_tensor,
 )
 from vampo_core.ops.coefficients import PredictionType, euler_coefficients
@@ -71,7 +70,8 @@ def check_step(
         raise ValueError(
             f"{'neither' if noise is None else 'both'} of noise and seed given with eta > 0, expected exactly one"
         )
-    check_int("first_clip", first_clip, minimum=0, maximum=2**32 - sample.shape[0])
+    clips, *video = sample.shape
+    check_int("first_clip", first_clip, minimum=0, maximum=2**32 - clips)
     if num_generations is not None:
         num_generations = check_int("num_generations", num_generations, minimum=1)
     if noise is None:
@@ -80,11 +80,9 @@ def check_step(
     else:
         check_tensor("noise", noise, _STEP_AXES)
         num_generations = num_generations or max(1, noise.shape[1])
-    shape = (sample.shape[0], num_generations, *sample.shape[1:])
+    shape = (clips, num_generations, *video)
     if noise is not None:
-        check_shape("noise", noise, shape, _STEP_AXES)
-        check_dtype("noise", noise, (sample.dtype,))
-        check_device("noise", noise, "sample", sample)
+        check_like("noise", noise, shape, _STEP_AXES, (sample.dtype,), "sample", sample.device)
     if out is not None:
         check_out(out, sample, shape, _STEP_AXES)
         check_no_overlap(
@@ -116,15 +114,14 @@ def check_log_prob(
     check_latents("sample", sample, "B, F, C, H, W")
     check_no_grad("sample", sample, "the log-probability is differentiable only in the model outputs")
     check_tensor("prev_sample", prev_sample, _STEP_AXES)
-    check_shape("prev_sample", prev_sample, (sample.shape[0], prev_sample.shape[1], *sample.shape[1:]), _STEP_AXES)
-    check_dtype("prev_sample", prev_sample, (sample.dtype,))
-    check_device("prev_sample", prev_sample, "sample", sample)
+    shape = (sample.shape[0], prev_sample.shape[1], *sample.shape[1:])
+    check_like("prev_sample", prev_sample, shape, _STEP_AXES, (sample.dtype,), "sample", sample.device)
     check_no_grad("prev_sample", prev_sample, "the log-probability is differentiable only in the model outputs")
     check_model_output("model_output", model_output, sample)
     per_frame, scalar = check_guidance(model_output, model_output_uncond, guidance_scale, sample)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
-    return StepArguments(a, b, sigma_up, per_frame, scalar, tuple(prev_sample.shape[:3]))
+    return StepArguments(a, b, sigma_up, per_frame, scalar, shape[:3])
 
 
 def check_group_advantages(rewards: Tensor, eps: float, clip: float | None) -> tuple[float, float | None]:
@@ -145,10 +142,8 @@ def check_group_advantages(rewards: Tensor, eps: float, clip: float | None) -> t
 def check_latent_reward(pred: Tensor, target: Tensor, l1_weight: float, cosine_weight: float) -> tuple[float, float]:
     """Return ``(l1_weight, cosine_weight)`` as floats."""
     check_latents("pred", pred, _STEP_AXES)
-    check_tensor("target", target, "B, F, C, H, W")
-    check_shape("target", target, (pred.shape[0], *pred.shape[2:]), "B, F, C, H, W")
-    check_dtype("target", target, (pred.dtype,))
-    check_device("target", target, "pred", pred)
+    clips, _, *video = pred.shape
+    check_like("target", target, (clips, *video), "B, F, C, H, W", (pred.dtype,), "pred", pred.device)
     return check_float("l1_weight", l1_weight), check_float("cosine_weight", cosine_weight)
 
 

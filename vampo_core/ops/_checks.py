@@ -15,6 +15,7 @@ MODEL_OUTPUT_DTYPES = {
     torch.float32: (torch.float32, torch.bfloat16, torch.float16),
     torch.float64: (torch.float64,),
 }
+LATENT_DTYPES = tuple(MODEL_OUTPUT_DTYPES)
 
 
 def check_tensor(name: str, value: object, axes: str) -> None:
@@ -35,16 +36,30 @@ def check_shape(name: str, value: Tensor, expected: tuple[int, ...], axes: str) 
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)} [{axes}]")
 
 
-def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.device != other.device:
-        raise RuntimeError(f"{name} is on {value.device}, expected {other.device}, where {other_name} is")
+def check_like(
+    name: str,
+    value: object,
+    shape: tuple[int, ...],
+    axes: str,
+    dtypes: tuple[torch.dtype, ...],
+    other_name: str,
+    device: torch.device,  # of the tensor called other_name
+) -> None:
+    """A tensor of exactly this shape and device, and of one of these dtypes."""
+    if isinstance(value, Tensor) and value.shape == shape and value.dtype in dtypes and value.device == device:
+        return  # so it nearly always is; what follows says what is wrong
+    check_tensor(name, value, axes)
+    assert isinstance(value, Tensor)
+    check_shape(name, value, shape, axes)
+    check_dtype(name, value, dtypes)
+    raise RuntimeError(f"{name} is on {value.device}, expected {device}, where {other_name} is")
 
 
 def check_latents(name: str, value: object, axes: str) -> None:
     check_tensor(name, value, axes)
     assert isinstance(value, Tensor)
-    check_dtype(name, value, tuple(MODEL_OUTPUT_DTYPES))
-    if 0 in value.shape[-3:]:
+    check_dtype(name, value, LATENT_DTYPES)
+    if value.numel() == 0 and 0 in value.shape[-3:]:
         raise ValueError(f"{name} has shape {tuple(value.shape)} [{axes}], expected C, H and W of at least 1")
 
 
@@ -55,30 +70,26 @@ def check_no_grad(name: str, value: Tensor, reason: str) -> None:
 
 def check_model_output(name: str, value: object, sample: Tensor) -> None:
     """One denoiser output: the shape and device of ``sample``, possibly in half precision."""
-    check_tensor(name, value, "B, F, C, H, W")
-    assert isinstance(value, Tensor)
-    check_shape(name, value, sample.shape, "B, F, C, H, W")
-    check_dtype(name, value, MODEL_OUTPUT_DTYPES[sample.dtype])
-    check_device(name, value, "sample", sample)
+    dtypes = MODEL_OUTPUT_DTYPES[sample.dtype]
+    check_like(name, value, sample.shape, "B, F, C, H, W", dtypes, "sample", sample.device)
 
 
 def check_guidance(
     model_output: Tensor, model_output_uncond: Tensor | None, guidance_scale: float | Tensor | None, sample: Tensor
 ) -> tuple[Tensor | None, float]:
     """Return the guidance scale as ``(per_frame, scalar)``; the scalar counts where ``per_frame`` is None."""
-    if (model_output_uncond is None) != (guidance_scale is None):
+    if model_output_uncond is None and guidance_scale is None:
+        return None, 1.0
+    if model_output_uncond is None or guidance_scale is None:
         given, missing = ("guidance_scale", "model_output_uncond")
         if guidance_scale is None:
             given, missing = missing, given
         raise ValueError(f"{given} is given but {missing} is None, expected both for guidance or neither")
-    if model_output_uncond is None:
-        return None, 1.0
     check_model_output("model_output_uncond", model_output_uncond, sample)
     check_dtype("model_output_uncond", model_output_uncond, (model_output.dtype,))
     if isinstance(guidance_scale, Tensor):
-        check_tensor("guidance_scale", guidance_scale, "F")
-        check_shape("guidance_scale", guidance_scale, sample.shape[1:2], "F")
-        check_device("guidance_scale", guidance_scale, "sample", sample)
+        dtypes = (guidance_scale.dtype,)  # any floating-point one
+        check_like("guidance_scale", guidance_scale, sample.shape[1:2], "F", dtypes, "sample", sample.device)
         if not guidance_scale.is_floating_point():
             raise TypeError(f"guidance_scale has dtype {guidance_scale.dtype}, expected a floating-point one")
         check_no_grad("guidance_scale", guidance_scale, "guidance is a constant of the policy")
@@ -115,11 +126,8 @@ def check_int(name: str, value: object, minimum: int, maximum: int | None = None
 
 def check_out(out: object, like: Tensor, shape: tuple[int, ...], axes: str) -> None:
     """``out`` must be a contiguous buffer of exactly the result's shape, dtype and device."""
-    check_tensor("out", out, axes)
+    check_like("out", out, shape, axes, (like.dtype,), "sample", like.device)
     assert isinstance(out, Tensor)
-    check_shape("out", out, shape, axes)
-    check_dtype("out", out, (like.dtype,))
-    check_device("out", out, "sample", like)
     check_no_grad("out", out, "it is overwritten")
     if not out.is_contiguous():
         raise ValueError(f"out has strides {out.stride()}, expected a contiguous tensor")
@@ -132,16 +140,18 @@ def check_no_overlap(out: Tensor, **inputs: Tensor | None) -> None:
     begin = out.data_ptr()
     end = begin + out.nbytes
     for name, value in inputs.items():
-        if value is not None and value.data_ptr() < end and begin < _end(value):
-            raise ValueError(f"out overlaps {name} in memory, expected a buffer of its own")
+        if value is not None:
+            first = value.data_ptr()
+            if first < end and begin < first + _extent(value):
+                raise ValueError(f"out overlaps {name} in memory, expected a buffer of its own")
 
 
-def _end(value: Tensor) -> int:
-    """Address behind a tensor's last element."""
+def _extent(value: Tensor) -> int:
+    """Bytes from a tensor's first element to behind its last."""
     if value.is_contiguous():
-        return value.data_ptr() + value.nbytes
+        return value.nbytes
     last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    return value.data_ptr() + (last + 1) * value.element_size()
+    return (last + 1) * value.element_size()
 
 
 def refuse_capture(tensor: Tensor) -> None:

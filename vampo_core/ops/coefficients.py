@@ -78,14 +78,20 @@ def euler_coefficients(
         TypeError: a scalar is no number, or lives on an accelerator (reading it would synchronise).
         ValueError: a scalar is out of range; or ``eta > 0`` with ``sigma_next = 0``, which has no density.
     """
-    sigma, sigma_next = check_float("sigma", sigma), check_float("sigma_next", sigma_next)
-    eta = check_float("eta", eta, minimum=0)
+    if not (isinstance(sigma, float) and isinstance(sigma_next, float) and isinstance(eta, float)):
+        sigma, sigma_next, eta = (
+            check_float("sigma", sigma),
+            check_float("sigma_next", sigma_next),
+            check_float("eta", eta),
+        )
     if torch.compiler.is_compiling():  # Dynamo traces no caches
         return _coefficients(sigma, sigma_next, eta, prediction_type)
     return _cached_coefficients(sigma, sigma_next, eta, prediction_type)
 
 
 def _coefficients(sigma: float, sigma_next: float, eta: float, prediction_type: PredictionType) -> EulerCoefficients:
+    sigma, sigma_next = check_float("sigma", sigma), check_float("sigma_next", sigma_next)
+    eta = check_float("eta", eta, minimum=0)
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}, expected a number above 0")
     if not 0 <= sigma_next < sigma:

@@ -101,7 +101,7 @@ def hybrid_euler_step(
         model_output_uncond = model_output_uncond.detach()
     sample = sample.detach() if sample.requires_grad else sample
     noise = noise.detach() if noise is not None and noise.requires_grad else noise
-    prev_sample = torch.empty(step.out_shape, dtype=sample.dtype, device=sample.device) if out is None else out
+    prev_sample = sample.new_empty(step.out_shape) if out is None else out
     inputs = (sample, model_output, model_output_uncond, step.guidance_per_frame, step.guidance_scale, step.a, step.b)
     if step.sigma_up == 0:
         torch.ops.vampo_core.hybrid_euler_step(*inputs, prev_sample)
