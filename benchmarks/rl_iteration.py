@@ -2,14 +2,15 @@
 
     python benchmarks/rl_iteration.py [--preset default|svd] [--rounds N] [--threads N] [--results FOLDER]
                                       [--clips B] [--generations G] [--steps T] [--tail-steps N] [--solver NAME]
-                                      [--tail-dtype NAME] [--compile]
+                                      [--tail-dtype NAME] [--pathwise N] [--compile]
 
 The reference rolls out every member of a group on its own (G T denoiser forwards a clip) and runs G forwards and
 backwards a clip for the update. It is written here in plain PyTorch with diffusers' UNet, and with the faults of the
 published code corrected: right clipping, right grouping, right input scaling. Both take turns in one process, and
 both iterations end with gradient clipping and a step of AdamW. Were forwards all that costs, a backward counted as two,
 ours would be ``(G T + 3 G) / (G (T - 1) + 3)`` times as fast: 1.49 for G = T = 8, 4.2 for G = 16, T = 2. With N steps
-behind the split it is ``(G T + 3 G) / (G N + 3)``; ``tail.py`` says what that costs. The memory of an update is what
+behind the split it is ``(G T + 3 G) / (G N + 3)``; ``tail.py`` says what that costs. Credit by derivative needs no
+large groups: with M generations and N steps it is ``(G T + 3 G) / (2 M N + 3)``. The memory of an update is what
 autograd keeps for its backward pass, weights aside: counted, not sampled, so that it is the same on every device. The
 preset svd, of 1.5 billion weights, is measured only on a GPU. There the results also say how often an iteration after
 the warm-up asks the driver for memory or gives some back, which should be never; PYTORCH_ALLOC_CONF=
@@ -32,8 +33,9 @@ import torch
 from torch import Tensor
 
 from vampo_core.config import OptimConfig
-from vampo_core.grpo.loss import clipped_surrogate
-from vampo_core.grpo.rollout import RolloutEngine
+from vampo_core.grpo.loss import clipped_surrogate, pathwise_surrogate
+from vampo_core.grpo.rewards import latent
+from vampo_core.grpo.rollout import GroupRollout, RolloutEngine
 from vampo_core.models.codecs.latent import LatentCodec
 from vampo_core.models.float8 import check_float8
 from vampo_core.models.predictor import VideoPredictor
@@ -126,14 +128,32 @@ def ours(optimizer: ModelOptimizer, batch: dict, engine: RolloutEngine, seed: in
     hooks = watch(engine.model.denoiser_network) if is_timed(engine) else []
     with phases.update():
         rollout = engine.rollout(batch, seed=seed)
-        advantages = group_advantages(latent_reward(rollout.latents, batch["latents"]).reward, clip=2.0)
-        for _, _, log_prob, _ in engine.log_probs(rollout):
-            loss = clipped_surrogate(log_prob, log_prob.detach(), advantages, clip_range=CLIP_RANGE).loss
-            with phases.in_denoiser():
-                optimizer.backward(loss)
+        if engine.differentiable:
+            _pathwise(optimizer, engine, rollout, phases)
+        else:
+            _by_advantages(optimizer, engine, rollout, phases)
         optimizer.step(what="round")
     for hook in hooks:
         hook.remove()
+
+
+def _by_advantages(optimizer: ModelOptimizer, engine: RolloutEngine, rollout: GroupRollout, phases: Phases) -> None:
+    target = rollout.batch["latents"]
+    advantages = group_advantages(latent_reward(rollout.latents, target).reward, clip=2.0)
+    for _, _, log_prob, _ in engine.log_probs(rollout):
+        loss = clipped_surrogate(log_prob, log_prob.detach(), advantages, clip_range=CLIP_RANGE).loss
+        with phases.in_denoiser():
+            optimizer.backward(loss)
+
+
+def _pathwise(optimizer: ModelOptimizer, engine: RolloutEngine, rollout: GroupRollout, phases: Phases) -> None:
+    (step,), output = rollout.steps, rollout.output
+    assert output is not None
+    reward = latent(rollout.latents, rollout.batch["latents"], rollout.batch).reward
+    with phases.in_denoiser():
+        (slope,) = torch.autograd.grad(reward.mean(), step.prev_sample)
+        b = engine.sampler.coefficients(step.step_index).b
+        optimizer.backward(pathwise_surrogate(output.cond, slope, b=b).loss)
 
 
 def is_timed(engine: RolloutEngine) -> bool:
@@ -203,6 +223,7 @@ def main() -> None:
     parser.add_argument("--tail-steps", type=int, help="steps behind the split, ours only; default: all of them")
     parser.add_argument("--solver", default="euler", help="solver of these steps")
     parser.add_argument("--tail-dtype", choices=["bfloat16", "float16", "float8"], help="of these steps, ours only")
+    parser.add_argument("--pathwise", type=int, metavar="N", help="ours: N generations, credited by derivative")
     parser.add_argument("--compile", action="store_true", help="compile the denoiser, ours only")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
@@ -213,7 +234,12 @@ def main() -> None:
     if (args.solver, args.tail_steps) != ("euler", None):
         sizes += f"-{args.solver.replace('+', 'p')}{args.tail_steps or ''}"
     is_expandable = "expandable_segments:True" in "".join(os.environ.get(name, "") for name in ALLOC_CONF)
-    marks = (args.tail_dtype, args.compile and "compiled", is_expandable and "expandable")
+    marks = (
+        args.pathwise and f"pathwise{args.pathwise}",
+        args.tail_dtype,
+        args.compile and "compiled",
+        is_expandable and "expandable",
+    )
     sizes += "".join(f"-{mark}" for mark in marks if mark)
     path = args.results / f"rl_iteration-{args.preset}-{sizes}-{device.type}.json"
     if args.preset in NEEDS_GPU and device.type == "cpu":
@@ -241,10 +267,11 @@ def main() -> None:
         name: RolloutEngine(
             models[name],
             samplers[name],
-            num_generations=args.generations,
+            num_generations=args.pathwise or args.generations if name == "ours" else args.generations,
             chunk_size=None,
             reuse_first_step=True,
             tail_dtype=args.tail_dtype if name == "ours" else None,
+            differentiable=args.pathwise is not None and name == "ours",
         )
         for name in models
     }
@@ -266,7 +293,7 @@ def main() -> None:
     result = {
         "preset": args.preset,
         "B": args.clips, "G": args.generations, "T": args.steps,
-        "solver": args.solver, "tail_steps": args.tail_steps, "compiled": args.compile,
+        "pathwise": args.pathwise, "solver": args.solver, "tail_steps": args.tail_steps, "compiled": args.compile,
         "tail_dtype": args.tail_dtype, "expandable_segments": is_expandable,
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "threads": args.threads,

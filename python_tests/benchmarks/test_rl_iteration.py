@@ -59,3 +59,9 @@ def test_what_an_iteration_asks_of_the_driver_is_counted(monkeypatch):
 def test_float8_is_refused_where_there_is_none(tmp_path, monkeypatch):
     with pytest.raises((ValueError, ImportError), match=r"sampler\.tail_dtype is 'float8'"):
         run(monkeypatch, tmp_path, "--tail-dtype", "float8")
+
+
+def test_credit_by_derivative_makes_an_update_too(tmp_path, monkeypatch):
+    sizes = ["--rounds", "1", "--clips", "1", "--generations", "3", "--steps", "3"]
+    result = run(monkeypatch, tmp_path, *sizes, "--pathwise", "2")
+    assert (result["G"], result["pathwise"]) == (3, 2) and result["speedup"] > 0
