@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(no_cuda)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session", params=DEVICES)
 def device(request) -> str:
     """Every device there is; session-scoped, so that hypothesis may share it between examples."""

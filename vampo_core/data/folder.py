@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from vampo_core.files import user_cache
+
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -30,8 +32,8 @@ def safe_name(episode_id: str) -> str:
 def derived_folder(root: Path, what: str) -> Path:
     """Folder of files that are computed from a dataset: inside it, or for a read-only dataset in the user's cache.
 
-    The cache is ``$XDG_CACHE_HOME/vampo_core``, by default ``~/.cache/vampo_core``; a dataset's folder there is named
-    after the dataset and the place where it lies.
+    A dataset's folder in the cache, see :func:`~vampo_core.files.user_cache`, is named after the dataset and the place
+    where it lies.
 
     Args:
         root: the dataset's folder.
@@ -40,8 +42,7 @@ def derived_folder(root: Path, what: str) -> Path:
     if not root.is_dir() or os.access(root, os.W_OK):
         return root / what
     place = root.resolve()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vampo_core"
-    return cache / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}" / what
+    return user_cache() / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}" / what
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Files and folders that are whole or absent, locks between processes, and files of JSON lines."""
 
 from vampo_core.files.atomic import discard, flush, point, publish, remove_leftovers, temporary_beside, write_text
+from vampo_core.files.cache import user_cache
 from vampo_core.files.locks import LOCK, LockedError, lock, locked
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "publish",
     "remove_leftovers",
     "temporary_beside",
+    "user_cache",
     "write_text",
 ]

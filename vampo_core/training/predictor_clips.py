@@ -43,6 +43,9 @@ class PredictorClips:
         self._judge = judge
         self._model, self._config, self._accelerator = model, config, accelerator
         self._train_datasets = [train_dataset] if isinstance(train_dataset, ClipDataset) else list(train_dataset)
+        if hasattr(model.text_encoder, "prepare"):  # a large one embeds all instructions at once
+            episodes = [e for dataset in (*self._train_datasets, eval_dataset) for e in dataset.episodes]
+            model.text_encoder.prepare([episode.instruction for episode in episodes])
         self._eval_batch = held_out_batch(eval_dataset, config.evaluation.num_clips)
         self.sampler = model.sampler(**config.sampler.overrides())
         model.set_sampler(self.sampler)
