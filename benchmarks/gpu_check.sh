@@ -119,10 +119,13 @@ if step build 100 bash -c build; then
   step expandable 60 env PYTORCH_ALLOC_CONF=expandable_segments:True "${svd[@]}" --results "$OUT"
   step bfloat16 60 "${svd[@]}" --tail-dtype bfloat16 --results "$OUT"
   skip_if+="\|sampler.tail_dtype is 'float8'" step float8 60 "${svd[@]}" --tail-dtype float8 --results "$OUT"
+  wan=("$python" "$root/benchmarks/memory.py" --size ti2v-5b --results)
+  step memory 120 "${wan[@]}" "$OUT"
+  step memory-least 120 "${wan[@]}" "$OUT/least" -- sampler.tail_chunk_size=1 model.gradient_checkpointing=true
   step latency 60 "$python" "$root/benchmarks/policy_latency.py"
   step features 60 "$python" "$root/benchmarks/policy_latency.py" --svd
 else
-  for name in tests memcheck racecheck benchmark iteration svd tail compiled expandable bfloat16 float8 latency features; do report "$name" "not run: no build" 0; done
+  for name in tests memcheck racecheck benchmark iteration svd tail compiled expandable bfloat16 float8 memory memory-least latency features; do report "$name" "not run: no build" 0; done
 fi
 
 echo "$num_failed failed, $SECONDS s in all" | tee -a "$summary"
