@@ -100,3 +100,11 @@ def clip_folder(tmp_path_factory):
     import svd_folder
 
     return svd_folder.make_clip_text_folder(tmp_path_factory.mktemp("clip") / "model")
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory):
+    """A tiny model in the layout of Wan2.2-TI2V, which tests only read."""
+    import wan_folder
+
+    return wan_folder.make_folder(tmp_path_factory.mktemp("wan") / "model")

@@ -26,7 +26,7 @@ from vampo_core.pipeline.codec import prepare_codec
 from vampo_core.pipeline.decoders import judge_of, reward_decoders
 from vampo_core.pipeline.plan import announce_memory
 from vampo_core.pipeline.policy import policy_data
-from vampo_core.pipeline.predictor import inference_predictor, load_predictor, new_predictor
+from vampo_core.pipeline.predictor import check_sampler, inference_predictor, load_predictor, new_predictor
 from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, check_run
 from vampo_core.pipeline.sample import sample_videos
 from vampo_core.policy.evaluation import PolicyEvalResult
@@ -66,6 +66,7 @@ def train(
     check_run(VAMPO, config, resume_from)
     announce_memory(config)
     model = load_predictor(config, config.model.pretrained or base_checkpoint(config))
+    check_sampler(config, model)
     clips = prepare_clips(config, model.codec)
     decoders = reward_decoders(config, model.codec, clips) if reward_funcs is None else None
     trainer = VampoTrainer(
@@ -99,6 +100,7 @@ def pretrain(config: Config, *overrides: str, resume_from: str | Path | None = N
         model = load_predictor(config, config.model.pretrained)
     else:
         model = new_predictor(config, prepare_codec(config))
+    check_sampler(config, model)
     return pretrain_model(config, model, resume_from)
 
 

@@ -60,7 +60,8 @@ LATER = {"model.backbone": "wan", "model.num_layers": 3, "sampler.flow_shift": 2
 def test_exactly_these_settings_decide_a_product(product):
     assert {key for key, role in roles().items() if role.is_later} == LATER.keys()
     assert deciding(load_config("pusht"), product).keys() == DECIDING[product] - LATER.keys()
-    changed = load_config("pusht", *(f"{key}={value}" for key, value in LATER.items()))
+    levels = [f"sampler.{name}=null" for name in ("sigma_min", "sigma_max", "rho")]
+    changed = load_config("pusht", *levels, *(f"{key}={value}" for key, value in LATER.items()))
     assert deciding(changed, product).keys() == DECIDING[product]
 
 

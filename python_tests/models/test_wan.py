@@ -11,7 +11,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from diffusers.pipelines.wan import pipeline_wan_i2v
 from transformers import UMT5EncoderModel
-from wan_folder import CHANNELS, RATIO, make_folder
+from wan_folder import CHANNELS, RATIO
 
 from vampo_core.diffusion.flow_scheduler import EulerHybridFlowScheduler
 from vampo_core.models import VideoPredictor
@@ -21,11 +21,6 @@ from vampo_core.models.wan.predictor import WanPredictor
 
 TEXT = "push the block"
 SIDE, FRAMES = 64, 9  # pixels and frames of a video: 4 x 4 latents, 3 latent frames
-
-
-@pytest.fixture(scope="module")
-def wan_folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("wan") / "model")
 
 
 @pytest.fixture

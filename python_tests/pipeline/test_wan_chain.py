@@ -7,7 +7,7 @@ from tiny_chain import TINY
 from tiny_run import settings
 
 from vampo_core import api
-from vampo_core.config import load_config
+from vampo_core.config import ConfigError, load_config
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.wan.predictor import WanPredictor
 
@@ -34,13 +34,13 @@ def test_it_runs_to_its_end(tmp_path, credit):
     assert math.isfinite(after.l1.mean) and after.action_error is not None and after.action_error.mean > 0
 
 
-def test_a_flow_goes_from_pure_noise_to_none(tmp_path):
-    config = settings(tmp_path, *WAN, "sampler.sigma_max=80")
-    with pytest.raises(ValueError, match=r"sigma_max is 80.0, expected null: a flow goes from pure noise to none"):
-        api.pretrain(config)
-
-
-def test_an_edm_model_has_no_shift(tmp_path):
-    config = settings(tmp_path, *TINY, "sampler.flow_shift=2")
-    with pytest.raises(ValueError, match=r"flow_shift is 2.0, expected null: this model is no flow"):
-        api.pretrain(config)
+def test_settings_of_another_process_are_refused(tmp_path, wan_folder):
+    with pytest.raises(ConfigError, match=r"sampler.sigma_max is 80.0 with model.backbone = 'wan', expected null"):
+        settings(tmp_path, *WAN, "sampler.sigma_max=80")
+    with pytest.raises(ConfigError, match=r"sampler.flow_shift is 2.0 with model.backbone = 'svd', expected null"):
+        settings(tmp_path, *TINY, "sampler.flow_shift=2")
+    config = settings(tmp_path, f"model.pretrained={wan_folder}")  # which only the folder can tell
+    for call in (api.train, api.pretrain):
+        with pytest.raises(ConfigError, match=r"sampler.sigma_min is 0.1, expected null: a flow goes from pure noise"):
+            call(config, f"run.dir={tmp_path}/{call.__name__}")
+    assert not list(tmp_path.rglob("judge*"))  # before any work

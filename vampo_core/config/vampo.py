@@ -70,6 +70,7 @@ class VampoConfig:
                 f"policy.feature_layers is {list(layers)}, expected indices below {num_blocks}, the number of blocks "
                 f"that {setting} gives"
             )
+        self._check_levels()
         if self.grpo.batch_size % self.optim.gradient_accumulation_steps:
             raise ConfigError(
                 f"optim.gradient_accumulation_steps is {self.optim.gradient_accumulation_steps}, expected a divisor of "
@@ -109,6 +110,18 @@ class VampoConfig:
             )
         if self.model.pretrained is None and self.data.format == "recorded":
             self.check_resolution()
+
+    def _check_levels(self) -> None:
+        """Refuse noise levels that a model from scratch does not have."""
+        if self.model.pretrained is not None or self.policy.predictor is not None:
+            return
+        is_flow = self.model.backbone != "svd"
+        for name in ("sigma_min", "sigma_max", "rho") if is_flow else ("flow_shift",):
+            if (value := getattr(self.sampler, name)) is not None:
+                reason = "a flow goes from pure noise to none, see sampler.flow_shift" if is_flow else "it is no flow"
+                raise ConfigError(
+                    f"sampler.{name} is {value} with model.backbone = {self.model.backbone!r}, expected null: {reason}"
+                )
 
     def check_resolution(self) -> None:
         """Refuse frames that the embedded default cannot work on.

@@ -38,6 +38,18 @@ def add_adapters(config: VampoConfig, model: VideoPredictor) -> None:
             model.add_lora(rank=config.model.lora, base_dtype=half)
 
 
+def check_sampler(config: VampoConfig, model: VideoPredictor) -> None:
+    """Refuse settings of the sampler that a model has no place for, before any work.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    try:
+        model.sampler(**config.sampler.overrides())
+    except ValueError as error:
+        raise ConfigError(f"sampler.{error}") from None
+
+
 def predictor_folder(folder: str | Path) -> Path:
     """The model folder that a model folder, a checkpoint or a run folder stands for.
 
