@@ -76,7 +76,7 @@ class VideoPredictor(nn.Module, ABC):
 
         Args:
             codec: a fitted patch codec, or the stand-in for the codec that made the data's latents.
-            backbone: ``"svd"`` or ``"wan"``.
+            backbone: ``"svd"``, ``"wan"`` or ``"cosmos"``.
             num_frames: number of frames of a clip (F).
             sample_size: latents along each side, noted in the config.
             sigma_max: largest noise level of EDM's process; a flow ends at pure noise.
