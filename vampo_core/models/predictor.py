@@ -96,7 +96,7 @@ class VideoPredictor(nn.Module, ABC):
         dtype: str | torch.dtype = "float32",
         variant: str | None = None,
     ) -> "VideoPredictor":
-        """Load a model folder: one of ours, an SVD folder, or an SVD folder with CLIP text (VPP, VAMPO).
+        """Load a model folder: one of ours, or of SVD, SVD with CLIP text (VPP, VAMPO), Wan2.2-TI2V, Cosmos-Predict2.5.
 
         Args:
             folder: folder of the model.

@@ -49,8 +49,7 @@ class CosmosPredictor(FlowPredictor):
     def __init__(self, transformer: CosmosTransformer3DModel, codec: Any, **options: Any) -> None:
         if not hasattr(transformer_cosmos, "transforms"):
             raise ImportError(
-                "diffusers' CosmosTransformer3DModel needs torchvision, expected it after "
-                "`pip install vampo_core[cosmos]`"
+                "diffusers' CosmosTransformer3DModel needs torchvision, expected the version that belongs to this torch"
             )
         super().__init__(transformer, codec, **options)
         self.process = Flow(num_train_timesteps=1)
