@@ -19,10 +19,11 @@ from vampo_core.config import VampoConfig, load_config
 from vampo_core.data.clips import ClipDataset
 from vampo_core.grpo.trainer import VampoTrainer
 from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.flow.folder import flow_scheduler
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.settings import PredictorSettings
 from vampo_core.models.text.text import InstructionEncoder
-from vampo_core.models.wan.default import default_scheduler, default_transformer
+from vampo_core.models.wan.default import default_transformer
 from vampo_core.models.wan.predictor import WanPredictor
 from vampo_core.pipeline.plan import memory_plan, memory_table
 from vampo_core.pipeline.predictor import add_adapters
@@ -67,7 +68,7 @@ def configure(folder: Path, size: str, overrides: list[str]) -> VampoConfig:
     transformer.save_config(folder / "transformer")
     LatentCodec(latent_channels=latent[1]).save_pretrained(folder / "codec")
     InstructionEncoder(transformer.config["text_dim"], max_length=TOKENS).save_config(folder / "text_encoder")
-    default_scheduler(5.0).save_pretrained(folder / "scheduler")
+    flow_scheduler(flow_shift=5.0).save_pretrained(folder / "scheduler")
     PredictorSettings(num_frames=latent[0]).save(folder)
     ratio = LatentCodec(latent_channels=latent[1]).spatial_ratio
     shape = [f"data.resolution=[{latent[2] * ratio},{latent[3] * ratio}]", f"data.num_frames={latent[0]}"]
@@ -85,7 +86,7 @@ def new_model(config: VampoConfig, size: str, device: torch.device) -> VideoPred
         transformer,
         LatentCodec(latent_channels=latent[1]),
         text_encoder=InstructionEncoder(transformer.config["text_dim"], max_length=TOKENS),
-        scheduler=default_scheduler(5.0),
+        scheduler=flow_scheduler(flow_shift=5.0),
         settings=PredictorSettings(num_frames=latent[0]),
         dtype=config.model.dtype,
     )

@@ -38,7 +38,7 @@ class Group:
 
 
 def is_flow(config: VampoConfig) -> bool:
-    return config.model.backbone == "wan"
+    return config.model.backbone != "svd"
 
 
 def sigmas_of(config: VampoConfig) -> list[float]:

@@ -159,8 +159,9 @@ class ModelConfig:
     passes take minutes, and results differ by rounding. On a CPU it gains nothing."""
     ema_decay: Decay = 0.0
     """Decay of the running mean of the weights in post-training, which is then evaluated and saved; 0 for none."""
-    backbone: Annotated[Literal["svd", "wan"], Role(decides=("base", "vampo"), is_later=True)] = "svd"
-    """Network of a model from scratch: "svd", a UNet on EDM's process, or "wan", a transformer on a rectified flow."""
+    backbone: Annotated[Literal["svd", "wan", "cosmos"], Role(decides=("base", "vampo"), is_later=True)] = "svd"
+    """Network of a model from scratch: "svd", a UNet on EDM's process, or a transformer on a rectified flow, "wan" or
+    "cosmos"."""
     patch_size: Annotated[Positive, CODEC] = 8
     """Pixels per latent along each side of the patch codec."""
     latent_channels: Annotated[Positive, CODEC] = 16
@@ -170,9 +171,9 @@ class ModelConfig:
     layers_per_block: Annotated[Positive, SHAPE] = 1
     """SVD: residual blocks at each resolution."""
     num_layers: Annotated[Positive, Role(decides=("base", "vampo"), is_later=True)] = 6
-    """Wan: blocks of the transformer."""
+    """Wan, Cosmos: blocks of the transformer."""
     num_attention_heads: Annotated[Positive, SHAPE] = 4
-    """Heads of every attention; Wan's have 32 channels each."""
+    """Heads of every attention; those of Wan and Cosmos have 32 channels each."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
@@ -190,17 +191,17 @@ class ModelConfig:
     @property
     def num_blocks(self) -> int:
         """Number of blocks whose outputs can be features."""
-        return self.num_layers if self.backbone == "wan" else len(self.block_out_channels)
+        return len(self.block_out_channels) if self.backbone == "svd" else self.num_layers
 
     @property
     def num_halvings(self) -> int:
         """How often the network halves latents along each side."""
-        return 1 if self.backbone == "wan" else len(self.block_out_channels) - 1
+        return len(self.block_out_channels) - 1 if self.backbone == "svd" else 1
 
     def network_options(self) -> dict[str, Any]:
-        """The architecture as arguments of ``UNetSpatioTemporalConditionModel`` or ``WanTransformer3DModel``."""
+        """The architecture as arguments of ``UNetSpatioTemporalConditionModel``, or of a video transformer."""
         resolutions = len(self.block_out_channels)
-        wan = {"num_layers": self.num_layers, "num_attention_heads": self.num_attention_heads}
+        transformer = {"num_layers": self.num_layers, "num_attention_heads": self.num_attention_heads}
         svd = {
             "down_block_types": ("DownBlockSpatioTemporal",) * resolutions,
             "up_block_types": ("UpBlockSpatioTemporal",) * resolutions,
@@ -208,7 +209,7 @@ class ModelConfig:
             "layers_per_block": self.layers_per_block,
             "num_attention_heads": self.num_attention_heads,
         }
-        return wan if self.backbone == "wan" else svd
+        return svd if self.backbone == "svd" else transformer
 
 
 @dataclass(frozen=True, kw_only=True)

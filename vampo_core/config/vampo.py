@@ -65,7 +65,7 @@ class VampoConfig:
                 raise ConfigError(f"{name} is a {given}, expected a {section.__name__}")
         num_blocks, layers = self.model.num_blocks, self.policy.feature_layers
         if self.policy.predictor is None and self.model.pretrained is None and layers[-1] >= num_blocks:
-            setting = "model.num_layers" if self.model.backbone == "wan" else "model.block_out_channels"
+            setting = "model.block_out_channels" if self.model.backbone == "svd" else "model.num_layers"
             raise ConfigError(
                 f"policy.feature_layers is {list(layers)}, expected indices below {num_blocks}, the number of blocks "
                 f"that {setting} gives"

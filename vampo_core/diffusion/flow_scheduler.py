@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vampo_core.diffusion.process import FLOW_PREDICTION
 from vampo_core.diffusion.scheduler import EulerHybridSchedulerOutput
+from vampo_core.diffusion.sigmas import level_of_flow, make_sigmas
 from vampo_core.ops import hybrid_euler_step
 from vampo_core.ops._checks import check_float, check_int
 
@@ -22,9 +23,10 @@ __all__ = ["EulerHybridFlowScheduler", "SchedulerMixin"]
 class EulerHybridFlowScheduler(FlowMatchEulerDiscreteScheduler):
     """``FlowMatchEulerDiscreteScheduler`` whose chosen steps draw noise and report their log-probability.
 
-    Drop-in for pipelines of rectified flows, such as Wan's:
+    Drop-in for pipelines of rectified flows, such as Wan's and Cosmos-Predict2.5's:
     ``pipe.scheduler = EulerHybridFlowScheduler.from_config(pipe.scheduler.config)``. Noise levels are those of
-    ``UniPCMultistepScheduler(use_flow_sigmas=True)``, which Wan's folders name.
+    ``UniPCMultistepScheduler(use_flow_sigmas=True)``, which Wan's folders name, or with ``use_karras_sigmas`` those of
+    Cosmos-Predict2.5's.
 
     Args:
         num_train_timesteps: model time of pure noise.
@@ -33,6 +35,9 @@ class EulerHybridFlowScheduler(FlowMatchEulerDiscreteScheduler):
         prediction_type: ``"flow_prediction"``.
         eta: noise of the stochastic steps: 1 is the full ancestral step, 0 makes every step deterministic.
         stochastic_steps: indices of the steps that draw noise; the last step, to noise level 0, cannot.
+        use_karras_sigmas: True spaces ``sigma / (1 - sigma)`` as Karras et al. 2022 do, and shifts nothing.
+        sigma_min: smallest ``sigma / (1 - sigma)`` above 0, with ``use_karras_sigmas``.
+        sigma_max: the largest one, with ``use_karras_sigmas``.
     """
 
     @register_to_config
@@ -44,13 +49,30 @@ class EulerHybridFlowScheduler(FlowMatchEulerDiscreteScheduler):
         prediction_type: str = FLOW_PREDICTION,
         eta: float = 1.0,
         stochastic_steps: tuple[int, ...] | list[int] = (0,),
+        use_karras_sigmas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
     ):
         check_float("eta", eta, minimum=0)
         for index in stochastic_steps:
             check_int("stochastic_steps", index, minimum=0)
         if prediction_type != FLOW_PREDICTION:
             raise ValueError(f"prediction_type is {prediction_type!r}, expected {FLOW_PREDICTION!r}")
-        super().__init__(num_train_timesteps=num_train_timesteps, shift=shift if flow_shift is None else flow_shift)
+        if use_karras_sigmas and (sigma_min is None or sigma_max is None):
+            raise ValueError(
+                f"sigma_min is {sigma_min} and sigma_max is {sigma_max} with use_karras_sigmas, expected two numbers"
+            )
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            shift=shift if flow_shift is None else flow_shift,
+            use_karras_sigmas=use_karras_sigmas,
+        )
+
+    def _convert_to_karras(self, in_sigmas: Any, num_inference_steps: int) -> Any:  # array [num_inference_steps]
+        """UniPC's noise levels, which the base class would space by ``sigma`` itself."""
+        low, high = (level_of_flow(self.config[name]) for name in ("sigma_min", "sigma_max"))
+        levels = make_sigmas(num_inference_steps, sigma_min=low, sigma_max=high, schedule="flow_karras")
+        return np.array(levels[:-1])
 
     def set_timesteps(
         self,

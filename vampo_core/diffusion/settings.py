@@ -62,7 +62,7 @@ class EulerHybridSettings:
     rho: float = 7.0
     """Exponent of the Karras schedule."""
     schedule: SigmaSchedule = "karras"
-    """Spacing of the noise levels: ``"karras"``, ``"exponential"``, ``"linear"`` or ``"flow"``."""
+    """Spacing of the noise levels: ``"karras"``, ``"exponential"``, ``"linear"``, ``"flow"`` or ``"flow_karras"``."""
     flow_shift: float = 1.0
     """Shift of the flow schedule towards large noise (Wan2.2-TI2V-5B: 5)."""
     eta: float = 1.0

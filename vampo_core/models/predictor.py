@@ -76,7 +76,7 @@ class VideoPredictor(nn.Module, ABC):
 
         Args:
             codec: a fitted patch codec, or the stand-in for the codec that made the data's latents.
-            backbone: ``"svd"`` or ``"wan"``.
+            backbone: ``"svd"``, ``"wan"`` or ``"cosmos"``.
             num_frames: number of frames of a clip (F).
             sample_size: latents along each side, noted in the config.
             sigma_max: largest noise level of EDM's process; a flow ends at pure noise.
@@ -96,7 +96,7 @@ class VideoPredictor(nn.Module, ABC):
         dtype: str | torch.dtype = "float32",
         variant: str | None = None,
     ) -> "VideoPredictor":
-        """Load a model folder: one of ours, an SVD folder, or an SVD folder with CLIP text (VPP, VAMPO).
+        """Load a model folder: one of ours, or of SVD, SVD with CLIP text (VPP, VAMPO), Wan2.2-TI2V, Cosmos-Predict2.5.
 
         Args:
             folder: folder of the model.

@@ -7,6 +7,7 @@ from typing import Any
 BACKBONES = {
     "svd": "vampo_core.models.svd.predictor:SVDPredictor",
     "wan": "vampo_core.models.wan.predictor:WanPredictor",
+    "cosmos": "vampo_core.models.cosmos.predictor:CosmosPredictor",
 }
 """Class of each backbone, imported when it is needed."""
 DEFAULT = "svd"

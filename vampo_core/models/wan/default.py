@@ -1,9 +1,8 @@
-"""A small transformer of Wan's class for models from scratch, and the schedule of its flow."""
+"""A small transformer of Wan's class for models from scratch."""
 
 from typing import Any
 
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 TEXT_DIM = 64
 HEAD_DIM = 32
@@ -29,8 +28,3 @@ def default_transformer(latent_channels: int, **overrides: Any) -> WanTransforme
         "rope_max_seq_len": 128,
     }
     return WanTransformer3DModel(**config | overrides)
-
-
-def default_scheduler(flow_shift: float = 1.0) -> UniPCMultistepScheduler:
-    """The scheduler of Wan's folders; only its flow's settings count here."""
-    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)

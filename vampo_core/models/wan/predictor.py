@@ -1,355 +1,58 @@
-"""Wan's backbone: video transformer, codec, text encoder and flow as one model folder."""
+"""Wan's backbone."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
-from vampo_core.diffusion.process import FLOW_PREDICTION, Flow
-from vampo_core.diffusion.sampler import EulerHybridSampler
-from vampo_core.diffusion.sigmas import shifted
-from vampo_core.models import lora
-from vampo_core.models.codecs.base import Codec
-from vampo_core.models.codecs.wan_vae import WanVAECodec
-from vampo_core.models.condition import Condition
-from vampo_core.models.fingerprint import fingerprint
-from vampo_core.models.predictor import VideoPredictor
-from vampo_core.models.settings import PredictorSettings, as_dtype
-from vampo_core.models.text.text import InstructionEncoder
+from vampo_core.models.flow.predictor import FlowPredictor
+from vampo_core.models.settings import PredictorSettings
+from vampo_core.models.text.t5 import T5TextEncoder
 from vampo_core.models.wan import folder as parts
-from vampo_core.models.wan.condition import WanCondition
-from vampo_core.models.wan.default import default_scheduler, default_transformer
-from vampo_core.models.wan.features import BlockFeatures, feature_transformer
+from vampo_core.models.wan.default import default_transformer
 
 
-class WanPredictor(VideoPredictor):
-    """A predictor on Wan's transformer (Wan2.2-TI2V); see :class:`VideoPredictor`.
+class WanPredictor(FlowPredictor):
+    """A predictor on Wan's transformer (Wan2.2-TI2V): every token has a time, which is 0 for the given frame's."""
 
-    The first latent frame of a clip is the condition: it goes into the transformer as it is, at time 0, and is neither
-    noised nor predicted.
-
-    Args:
-        transformer: denoiser; takes and returns videos of the codec's channels.
-        codec: codec between frames and latents, which are not scaled again.
-        text_encoder: encoder of instructions to cross-attention tokens.
-        scheduler: shift of the flow.
-        settings: everything else that defines the model.
-        dtype: precision of autocast: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-
-    Raises:
-        ValueError: the parts do not fit each other.
-    """
-
-    num_given_frames = 1
-    process: Flow
-
-    def __init__(
-        self,
-        transformer: WanTransformer3DModel,
-        codec: Codec,
-        *,
-        text_encoder: Any,
-        scheduler: UniPCMultistepScheduler | None = None,
-        settings: PredictorSettings,
-        dtype: str | torch.dtype = "float32",
-    ):
-        super().__init__()
-        self.transformer, self.codec, self.text_encoder = transformer, codec, text_encoder
-        self.scheduler = default_scheduler() if scheduler is None else scheduler
-        self.settings, self.dtype = settings, as_dtype(dtype)
-        self.process = Flow(self.scheduler.config["num_train_timesteps"])
-        self._pipeline_index: dict[str, Any] | None = None  # of the folder that the model came from
-        channels = (transformer.config["in_channels"], transformer.config["out_channels"])
-        if channels != (codec.latent_channels, codec.latent_channels):
-            raise ValueError(
-                f"transformer maps {channels[0]} to {channels[1]} channels, expected {codec.latent_channels} to "
-                f"{codec.latent_channels}, the codec's: the first frame is given in its place, not on channels"
-            )
-        if codec.scaling_factor != 1:
-            raise ValueError(f"codec has scaling_factor {codec.scaling_factor}, expected 1")
-        if settings.num_frames < 2:
-            raise ValueError(f"num_frames is {settings.num_frames}, expected at least 2: the first one is given")
-        self.eval()
-
-    @classmethod
-    def create(
-        cls,
-        codec: Codec,
-        *,
-        num_frames: int = 8,
-        sample_size: int | None = None,
-        sigma_max: float = 1.0,
-        dtype: str | torch.dtype = "float32",
-        device: str = "cpu",
-        **overrides: Any,
-    ) -> "WanPredictor":
-        """An untrained small predictor; its weights follow torch's global seed.
-
-        Args:
-            codec: a fitted patch codec, or the stand-in for the codec that made the data's latents.
-            num_frames: number of frames of a clip (F).
-            sample_size: unused; a transformer's weights do not depend on it.
-            sigma_max: unused; a flow starts from pure noise.
-            dtype: as in the constructor.
-            device: device of the network's weights; ``"meta"`` for none.
-            overrides: arguments of ``WanTransformer3DModel``.
-        """
-        with torch.device(device):
-            transformer = default_transformer(codec.latent_channels, **overrides)
-        text_encoder = InstructionEncoder(embedding_dim=transformer.config["text_dim"])
-        settings = PredictorSettings(num_frames=num_frames, predict_change=True)
-        return cls(transformer, codec, text_encoder=text_encoder, settings=settings, dtype=dtype)
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        text_encoder: str | Path | None,
-        settings: PredictorSettings | None,
-        dtype: str | torch.dtype,
-        variant: str | None,
-    ) -> "WanPredictor":
-        """Load a model folder; see :meth:`VideoPredictor.from_pretrained`."""
-        transformer = parts.load_transformer(folder, variant)
-        predictor = cls(
-            transformer,
-            parts.load_codec(folder, variant),
-            text_encoder=parts.load_text_encoder(folder, text_encoder, transformer.config["text_dim"]),
-            scheduler=parts.load_scheduler(folder),
-            settings=settings or PredictorSettings.load(folder) or parts.PUBLISHED_SETTINGS,
-            dtype=dtype,
-        )
-        predictor._pipeline_index = parts.read_model_index(folder)
-        return predictor
-
-    @classmethod
-    def skeleton(cls, folder: Path, *, dtype: str) -> "WanPredictor":
-        """See :meth:`VideoPredictor.skeleton`."""
-        return cls(
-            parts.empty_transformer(folder),
-            parts.empty_codec(folder),
-            text_encoder=parts.stand_in_text(folder),
-            scheduler=parts.load_scheduler(folder),
-            settings=PredictorSettings.load(folder) or parts.PUBLISHED_SETTINGS,
-            dtype=dtype,
-        )
-
-    @staticmethod
-    def recognizes(folder: Path) -> bool:
-        """Whether the folder holds a transformer of Wan's class."""
-        return parts.transformer_class(folder) == "WanTransformer3DModel"
+    transformer_class = WanTransformer3DModel
+    blocks = "blocks"
+    input_layer = "patch_embedding"
+    published_text_encoder = T5TextEncoder
+    pipeline = parts.PIPELINE
 
     @staticmethod
     def check_folder(folder: Path) -> None:
         """Raise a ValueError that says why a folder holds no Wan model that this code runs."""
         parts.check_folder(folder)
 
-    @property
-    def denoiser_network(self) -> nn.Module:
-        """The transformer."""
-        return self.transformer
+    @staticmethod
+    def new_transformer(latent_channels: int, **overrides: Any) -> WanTransformer3DModel:
+        """An untrained small transformer."""
+        return default_transformer(latent_channels, **overrides)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a model folder; adapters are merged into it, and also written to ``adapter/``.
+    @staticmethod
+    def text_width(transformer: WanTransformer3DModel) -> int:
+        """Width of the text tokens that the transformer takes (D)."""
+        return transformer.config["text_dim"]
 
-        What came from a Wan folder opens in ``WanImageToVideoPipeline.from_pretrained``.
+    @staticmethod
+    def published_settings() -> PredictorSettings:
+        """What a published folder is sampled with."""
+        return parts.PUBLISHED_SETTINGS
 
-        Raises:
-            OSError: the text encoder's folder, which is copied, is no longer there.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if lora.has_adapter(self.transformer):
-            lora.save_merged(self.transformer, folder / "transformer")
-        else:
-            self.transformer.save_pretrained(folder / "transformer")
-        if self._adapter:
-            self.save_adapter(folder / "adapter")
-        self.scheduler.save_pretrained(folder / "scheduler")
-        self.settings.save(folder)
-        parts.save_codec_and_text(self.codec, self.text_encoder, folder)
-        if isinstance(self.codec, WanVAECodec) and not isinstance(self.text_encoder, InstructionEncoder):
-            parts.write_model_index(folder, self._pipeline_index)
-
-    def forward(
+    def network_inputs(
         self,
-        sample: Tensor,  # [N, F - 1, C, h, w], noisy latents of the frames that are predicted
-        sigma: float | Tensor,  # one noise level, or [N]
-        condition: Condition,  # of N clips, a WanCondition
-    ) -> Tensor:  # [N, F - 1, C, h, w], in the autocast dtype, or float32 with predict_change
-        """The velocity ``noise - x0`` at noise level ``sigma``.
-
-        With ``settings.predict_change`` the transformer denoises the change from the first frame. Noise and data are
-        interpolated, so the change of noisy latents is ``x - (1 - sigma) first``, and its velocity is larger by
-        ``first``; what is returned is still the velocity of the latents themselves.
-
-        Raises:
-            ValueError: shapes of sample, sigma and condition do not belong together, or do not divide into patches.
-        """
-        assert isinstance(condition, WanCondition)
-        inputs = self.transformer_inputs(sample, sigma, condition)
-        with self.autocast(sample.device):
-            output = self.run_denoiser(**inputs, return_dict=False)
-        output = output.transpose(1, 2)[:, 1:]
-        return output - condition.image_latents.unsqueeze(1) if self.settings.predict_change else output
-
-    def transformer_inputs(self, sample: Tensor, sigma: float | Tensor, condition: WanCondition) -> dict[str, Tensor]:
-        """Arguments of the transformer: whole videos, the time of every token, text tokens."""
-        rows, first = sample.shape[0], condition.image_latents
-        if sample.ndim != 5 or first.shape != (rows, *sample.shape[2:]):
-            raise ValueError(
-                f"sample has shape {tuple(sample.shape)} with image latents of {tuple(first.shape)}, "
-                "expected [N, F - 1, C, h, w] and [N, C, h, w]"
-            )
-        sigma = torch.as_tensor(sigma, dtype=sample.dtype, device=sample.device)
-        if sigma.ndim and sigma.shape != (rows,):
-            raise ValueError(f"sigma has shape {tuple(sigma.shape)}, expected a float or [{rows}]")
-        steps, height, width = self.transformer.config["patch_size"]
-        frames = sample.shape[1] + 1
-        if frames % steps or sample.shape[3] % height or sample.shape[4] % width:
-            raise ValueError(
-                f"sample has shape {tuple(sample.shape)}, expected sides that divide into patches of {height} x {width}"
-            )
-        if self.settings.predict_change:
-            sample = sample - (1 - sigma.view(-1, 1, 1, 1, 1)) * first.unsqueeze(1)
-        video = torch.cat([first.to(sample).unsqueeze(1), sample], dim=1).transpose(1, 2)  # [N, C, F, h, w]
-        per_frame = sample.shape[3] // height * (sample.shape[4] // width)
-        time = self.process.model_time(sigma).view(-1, 1).expand(rows, (frames - 1) * per_frame)
-        dtype = self.transformer.patch_embedding.weight.dtype
-        return {
-            "hidden_states": video.to(dtype),
-            "timestep": torch.cat([time.new_zeros(rows, per_frame), time], dim=1),
-            "encoder_hidden_states": condition.encoder_hidden_states.to(dtype),
-        }
-
-    def condition(
-        self,
-        *,
-        instructions: Sequence[str] | None = None,
-        first_frames: Tensor | None = None,  # [B, 3, H, W] in [0, 1]
-        first_latents: Tensor | None = None,  # [B, C, h, w], as codec.encode gives them
-    ) -> WanCondition:
-        """What the clips' predictions depend on; see :meth:`VideoPredictor.condition`.
-
-        Raises:
-            ValueError: first frames or instructions are missing.
-        """
-        if first_latents is None:
-            if first_frames is None:
-                raise ValueError("both first_frames and first_latents are None, expected one of them")
-            first_latents = self.codec.encode(first_frames)
-        num_clips = first_latents.shape[0]
-        if instructions is None or len(instructions) != num_clips:
-            given = None if instructions is None else len(instructions)
-            raise ValueError(f"instructions holds {given} texts, expected {num_clips}, one per clip")
-        states = self.text_encoder([*instructions, self.settings.negative_prompt]).to(self.device)
-        return WanCondition(
-            image_latents=first_latents.to(self.device),
-            encoder_hidden_states=states[:-1],
-            negative_hidden_states=states[-1:].expand(num_clips, -1, -1),
-        )
-
-    def observed_condition(
-        self,
-        latents: Tensor,  # [B, C, h, w] of the clips' first frames, as codec.encode gives them
-        instructions: Sequence[str],
-    ) -> WanCondition:
-        """The condition of clips given as latents."""
-        return self.condition(instructions=instructions, first_latents=latents)
-
-    def sampler(self, **overrides: Any) -> EulerHybridSampler:
-        """A sampler with this model's flow and guidance, the same for every frame; ``overrides`` are its fields.
-
-        Raises:
-            ValueError: noise levels are given.
-        """
-        _refuse_levels(overrides)
-        shift = overrides.get("flow_shift", self.scheduler.config["flow_shift"])
-        fields = {
-            "num_inference_steps": self.settings.num_inference_steps,
-            "sigma_min": shifted(1 / self.process.num_train_timesteps, shift),
-            "sigma_max": 1.0,
-            "schedule": "flow",
-            "flow_shift": shift,
-            "prediction_type": FLOW_PREDICTION,
-            "guidance_scale": self.settings.guidance_scale,
-            "guidance_interval": self.settings.guidance_interval,
-            "solver": self.settings.solver,
-            "process": self.process,
-        }
-        fields |= overrides
-        return EulerHybridSampler(**fields | {"min_guidance_scale": fields["guidance_scale"]})
-
-    def set_sampler(self, sampler: EulerHybridSampler) -> None:
-        """Make a sampler's shift, guidance and solver this model's own; they are saved with the model."""
-        self.settings = replace(
-            self.settings,
-            num_inference_steps=sampler.num_inference_steps,
-            guidance_scale=sampler.guidance_scale,
-            guidance_interval=sampler.guidance_interval,
-            solver=sampler.solver,
-        )
-        self.scheduler.register_to_config(flow_shift=sampler.flow_shift)
-
-    def fingerprint(self) -> str:
-        """A hash of everything that predictions depend on: weights, settings, flow, precision, codec."""
-        schedule = [self.scheduler.config[name] for name in ("flow_shift", "num_train_timesteps")]
-        weights = {name: value for name, value in self.state_dict().items() if not name.startswith("codec.")}
-        text = None if isinstance(self.text_encoder, nn.Module) else self.text_encoder.fingerprint()
-        return fingerprint([self.settings.values(), schedule, self.dtype, self.codec.fingerprint(), text], weights)
-
-    @property
-    def num_feature_layers(self) -> int:
-        """Number of the transformer's blocks."""
-        return len(self.transformer.blocks)
-
-    def feature_extractor(self, layers: Sequence[int], *, seed: int = 0, compiled: bool = False) -> BlockFeatures:
-        """Reads outputs of the transformer's blocks; see :class:`BlockFeatures`."""
-
-        def inputs(sample: Tensor, sigma: float, condition: Condition) -> dict[str, Tensor]:
-            assert isinstance(condition, WanCondition)
-            return self.transformer_inputs(sample, sigma, condition)
-
-        def start(shape: torch.Size, device: torch.device) -> tuple[Tensor, float]:
-            sampler, num_frames = self.sampler(), self.settings.num_frames - self.num_given_frames
-            return sampler.initial_noise((1, num_frames, *shape), seed=seed, device=device), sampler.sigmas[0]
-
-        return BlockFeatures(
-            self.transformer, layers, inputs=inputs, start=start, autocast=self.autocast, seed=seed, compiled=compiled
-        )
-
-    def feature_parameters(self, layers: Sequence[int]) -> Iterable[nn.Parameter]:
-        """Weights of the transformer up to the last chosen block."""
-        return feature_transformer(self.transformer, layers, []).parameters()
-
-    def frozen_network(self, network: nn.Module) -> "WanPredictor":
-        """The same predictor around another transformer."""
-        assert isinstance(network, WanTransformer3DModel)
-        return WanPredictor(
-            network,
-            self.codec,
-            text_encoder=self.text_encoder,
-            scheduler=self.scheduler,
-            settings=self.settings,
-            dtype=self.dtype,
-        )
-
-    def _frozen_parts(self) -> list[nn.Module]:
-        text = self.text_encoder
-        is_frozen = isinstance(text, nn.Module) and not isinstance(text, InstructionEncoder)
-        return [*super()._frozen_parts(), *([text] if is_frozen else [])]
-
-
-def _refuse_levels(given: dict[str, Any]) -> None:
-    """Noise levels of a flow follow from its shift: a model folder has no place for others."""
-    for name in ("sigma_min", "sigma_max", "rho"):
-        if given.get(name) is not None:
-            raise ValueError(
-                f"{name} is {given[name]}, expected null: a flow goes from pure noise to none, see flow_shift"
-            )
+        video: Tensor,  # [N, C, F, h, w]
+        time: Tensor,  # [N]
+        tokens: Tensor,  # [N, L, D]
+    ) -> dict[str, Tensor]:
+        """Arguments of the transformer; times are those of tokens, ``[N, F h w / patch size]``."""
+        _, height, width = self.transformer.config["patch_size"]
+        rows, _, frames = video.shape[:3]
+        per_frame = video.shape[3] // height * (video.shape[4] // width)
+        noisy = time.view(-1, 1).expand(rows, (frames - 1) * per_frame)
+        times = torch.cat([time.new_zeros(rows, per_frame), noisy], dim=1)
+        return {"hidden_states": video, "timestep": times, "encoder_hidden_states": tokens}

@@ -18,7 +18,8 @@ class BlockFeatures:
     for every clip, no guidance, nothing decoded, and blocks after the last chosen one are not run.
 
     Args:
-        transformer: transformer with ``blocks``; its weights are shared, not copied.
+        transformer: transformer; its weights are shared, not copied.
+        blocks: name of its list of blocks.
         layers: indices of blocks, whose outputs stand side by side on channels.
         inputs: function from noisy latents, noise level and condition to the transformer's arguments.
         start: function from the shape ``(C, h, w)`` and the device to the sampler's starting latents of one clip
@@ -34,6 +35,7 @@ class BlockFeatures:
     def __init__(
         self,
         transformer: nn.Module,
+        blocks: str,
         layers: Sequence[int],
         *,
         inputs: Callable[[Tensor, float, Condition], dict[str, Tensor]],
@@ -46,7 +48,7 @@ class BlockFeatures:
         self._outputs: list[Tensor] = []
         self._inputs, self._new_start, self._autocast = inputs, start, autocast
         self._patch_size: Sequence[int] = transformer.config["patch_size"]  # type: ignore[index,assignment]
-        transformer = feature_transformer(transformer, layers, self._outputs)
+        transformer = feature_transformer(transformer, blocks, layers, self._outputs)
         self._run: Callable[..., Any] = torch.compile(transformer) if compiled else transformer
         self._start: tuple[Tensor, float] | None = None
 
@@ -67,25 +69,26 @@ class BlockFeatures:
         return torch.cat(outputs, dim=-1).unflatten(1, grid).permute(0, 1, 4, 2, 3)
 
 
-def feature_transformer(transformer: nn.Module, layers: Sequence[int], outputs: list[Tensor]) -> nn.Module:
+def feature_transformer(transformer: nn.Module, blocks: str, layers: Sequence[int], outputs: list[Tensor]) -> nn.Module:
     """A second transformer of the same modules that ends early; no weight is copied.
 
     Args:
-        transformer: transformer with ``blocks``.
+        transformer: transformer.
+        blocks: name of its list of blocks.
         layers: indices of blocks.
         outputs: list to which each of these blocks appends its output.
 
     Raises:
         ValueError: there is no such block, or ``layers`` is empty or not in ascending order.
     """
-    blocks: Any = transformer.blocks
+    whole: Any = getattr(transformer, blocks)
     layers = tuple(layers)
-    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= len(blocks):
-        raise ValueError(f"layers is {layers}, expected ascending indices of the transformer's {len(blocks)} blocks")
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= len(whole):
+        raise ValueError(f"layers is {layers}, expected ascending indices of the transformer's {len(whole)} blocks")
     short: Any = copy.copy(transformer)
     short._modules = dict(transformer._modules)
-    kept = [_Tap(block, outputs) if i in layers else block for i, block in enumerate(blocks[: layers[-1] + 1])]
-    short.blocks = nn.ModuleList(kept)
+    kept = [_Tap(block, outputs) if i in layers else block for i, block in enumerate(whole[: layers[-1] + 1])]
+    setattr(short, blocks, nn.ModuleList(kept))
     return short
 
 
