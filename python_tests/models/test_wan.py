@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import PIL.Image
 import pytest
+import tiny_run
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan import pipeline_wan_i2v
 from transformers import UMT5EncoderModel
 from wan_folder import CHANNELS, RATIO
 
+from vampo_core.cli import commands
 from vampo_core.diffusion.flow_scheduler import EulerHybridFlowScheduler
 from vampo_core.models import VideoPredictor
 from vampo_core.models.codecs.latent import LatentCodec
@@ -267,3 +269,15 @@ def test_wrong_inputs_are_one_clear_line(small):
     svd = VideoPredictor.create(LatentCodec(latent_channels=4), num_frames=3)
     with pytest.raises(ValueError, match=r"flow_shift is 5.0, expected null: this model is no flow"):
         svd.sampler(flow_shift=5.0)
+
+
+def test_encoding_needs_no_denoiser(wan_folder, tmp_path, monkeypatch, capsys):
+    tiny_run.write_dataset(tmp_path / "data")
+    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", lambda *a, **b: pytest.fail("it was loaded"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    levels = ["sampler.sigma_min=null", "sampler.sigma_max=null", "sampler.rho=null"]
+    config = tiny_run.settings(tmp_path, f"model.pretrained={wan_folder}", "data.num_frames=5", *levels)
+    commands.encode(config)
+    assert "1 instruction" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache").rglob("text-*/*.safetensors"))) == 1
+    assert len(list((tmp_path / "data" / "latents").rglob("*.safetensors"))) == 6

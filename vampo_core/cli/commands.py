@@ -23,10 +23,11 @@ from vampo_core.pipeline.clips import open_dataset, prepare_clips
 from vampo_core.pipeline.codec import prepare_codec
 from vampo_core.pipeline.pages import write_chain_page
 from vampo_core.pipeline.plan import memory_plan, memory_table
-from vampo_core.pipeline.predictor import load_predictor, predictor_folder
+from vampo_core.pipeline.predictor import load_encoders, predictor_folder
 from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, RunKind, find_continue_or_begin, is_complete
 from vampo_core.policy.settings import policy_folder
 from vampo_core.report.headline import headline
+from vampo_core.report.page import count
 from vampo_core.training.loop import TrainResult
 
 INTERRUPTED = 130
@@ -42,9 +43,17 @@ def record(config: VampoConfig) -> None:
 
 def encode(config: VampoConfig) -> None:
     """Encode the videos of ``data`` with the codec of ``model.pretrained``, or with a patch codec fitted to them."""
-    source = config.model.pretrained
-    clips = prepare_clips(config, load_predictor(config, source).codec if source else prepare_codec(config))
+    text_encoder: Any = None
+    if config.model.pretrained is None:
+        codec: Any = prepare_codec(config)
+    else:
+        codec, text_encoder = load_encoders(config)
+    clips = prepare_clips(config, codec)
     print(f"{sum(map(len, clips.train))} training clips and {len(clips.held_out)} held-out clips")
+    if hasattr(text_encoder, "prepare"):
+        instructions = {e.instruction for dataset in (*clips.train, clips.held_out) for e in dataset.episodes}
+        text_encoder.prepare(sorted(instructions))
+        print(count(len(instructions), "instruction"))
 
 
 def pretrain(config: VampoConfig, *, resume_from: str | None, continue_: bool) -> int:

@@ -126,6 +126,11 @@ class VideoPredictor(nn.Module, ABC):
         """A folder's model whose network has no weights (torch's meta device), for planning memory."""
         raise ValueError(f"{folder} holds a {cls.__name__}, which has no skeleton to plan its memory with")
 
+    @classmethod
+    def load_encoders(cls, folder: Path, text_encoder: str | Path | None) -> tuple[Codec, Any]:
+        """Codec and text encoder of a folder; its network is not loaded where the backbone can do without."""
+        return (model := cls.from_pretrained(folder, text_encoder=text_encoder)).codec, model.text_encoder
+
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder; adapters are merged into it, and also written to ``adapter/``."""

@@ -1,6 +1,7 @@
 """Predictors as a configuration asks for them: loaded, ready to predict, below a policy, or new."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,17 @@ def load_predictor(config: VampoConfig, folder: str | Path) -> VideoPredictor:
     model = VideoPredictor.from_pretrained(path, text_encoder=config.model.text_encoder, dtype=config.model.dtype)
     add_adapters(config, model)
     return _prepared(config, model)
+
+
+def load_encoders(config: VampoConfig) -> tuple[Codec, Any]:
+    """Codec and text encoder of ``model.pretrained``.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    assert config.model.pretrained is not None
+    folder = predictor_folder(config.model.pretrained)
+    return backbone_of(folder).load_encoders(folder, config.model.text_encoder)
 
 
 def add_adapters(config: VampoConfig, model: VideoPredictor) -> None:

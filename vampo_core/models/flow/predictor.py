@@ -161,6 +161,13 @@ class FlowPredictor(VideoPredictor):
         )
 
     @classmethod
+    def load_encoders(cls, folder: Path, text_encoder: str | Path | None) -> tuple[Codec, Any]:
+        """See :meth:`VideoPredictor.load_encoders`."""
+        width = cls.text_width(empty_model(cls.transformer_class, folder / "transformer"))
+        text = parts.load_text_encoder(folder, text_encoder, cls.published_text_encoder, width)
+        return parts.load_codec(folder, None), text
+
+    @classmethod
     def recognizes(cls, folder: Path) -> bool:
         """Whether the folder holds a transformer of this class."""
         return parts.transformer_config(folder).get("_class_name") == cls.transformer_class.__name__
