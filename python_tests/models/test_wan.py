@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import tiny_run
 import torch
-from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan import pipeline_wan_i2v
 from transformers import UMT5EncoderModel
 from wan_folder import CHANNELS, RATIO
@@ -281,3 +281,29 @@ def test_encoding_needs_no_denoiser(wan_folder, tmp_path, monkeypatch, capsys):
     assert "1 instruction" in capsys.readouterr().out
     assert len(list((tmp_path / "cache").rglob("text-*/*.safetensors"))) == 1
     assert len(list((tmp_path / "data" / "latents").rglob("*.safetensors"))) == 6
+
+
+def test_the_vae_is_loaded_only_for_frames(wan_folder, tmp_path, monkeypatch):
+    loaded, original = [], AutoencoderKLWan.from_pretrained
+    monkeypatch.setattr(AutoencoderKLWan, "from_pretrained", lambda *a, **b: loaded.append(1) or original(*a, **b))
+    model = VideoPredictor.from_pretrained(wan_folder)
+    condition = model.condition(instructions=[TEXT], first_latents=torch.zeros(1, CHANNELS, 4, 4))
+    model(torch.zeros(1, 2, CHANNELS, 4, 4), 0.5, condition)
+    model.save_pretrained(tmp_path / "saved")
+    again = VideoPredictor.from_pretrained(tmp_path / "saved")
+    assert again.codec.fingerprint() == model.codec.fingerprint() and not loaded
+    latents = model.codec.encode(first_frames())
+    torch.testing.assert_close(again.codec.encode(first_frames()), latents)
+    assert len(loaded) == 2
+    model.codec.release()
+    model.codec.decode(latents.unsqueeze(1))
+    assert len(loaded) == 3
+    changed = edited(wan_folder, tmp_path, "vae/config.json", latents_std=[2.0] * CHANNELS)
+    assert VideoPredictor.from_pretrained(changed).codec.fingerprint() != model.codec.fingerprint()
+    in_memory = WanVAECodec(original(wan_folder / "vae"))
+    torch.testing.assert_close(in_memory.encode(first_frames()), latents)
+    in_memory.release()  # it could not be loaded again
+    in_memory.save_pretrained(tmp_path / "vae")
+    torch.testing.assert_close(WanVAECodec(tmp_path / "vae").encode(first_frames()), latents)
+    with pytest.raises(ValueError, match="holds a WanTransformer3DModel, expected a AutoencoderKLWan"):
+        WanVAECodec(wan_folder / "transformer")

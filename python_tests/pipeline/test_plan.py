@@ -50,6 +50,8 @@ def test_it_counts_what_real_tensors_take(tmp_path, overrides):
     rows = 2 * (2 if config.sampler.guidance_scale == 2 else 1)
     clips = torch.randn(rows, 3, 4, 4, 4)
     condition = model.condition(instructions=["push"] * rows, first_latents=clips[:, 0]).detach()
+    for parameter in model.denoiser_network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     with LiveBytes(model) as count:
         output = model(model.predicted(clips), model.sampler().sigmas[0], condition)
         output.float().square().mean().backward()
@@ -64,7 +66,7 @@ def test_settings_move_their_own_part(tmp_path):
 
     plain = planned()
     assert planned("sampler.tail_chunk_size=1").rollout < plain.rollout
-    assert 1.4 * plain.update < planned("grpo.batch_size=4").update < 2 * plain.update  # gradients do not grow
+    assert 1.8 * plain.update < planned("grpo.batch_size=4").update < 2.1 * plain.update
     assert planned("grpo.batch_size=4", "optim.gradient_accumulation_steps=2") == plain
     assert memory_plan(make_config(tmp_path, "data.resolution=32", "grpo.batch_size=4"), num_processes=2) == plain
     assert planned("model.ema_decay=0.9").optimizer == 4 / 3 * plain.optimizer
@@ -108,7 +110,9 @@ def test_wan_5b_fits_one_card(tmp_path):
     config = make_config(tmp_path, f"model.pretrained={wan_5b(tmp_path / 'wan')}", *ONE_CARD)
     whole = memory_plan(config)
     assert whole.num_weights == pytest.approx(5.0e9, rel=0.02)
-    assert whole.weights == pytest.approx(2 * 5.0e9 + 4 * 0.7e9, rel=0.1)
+    assert whole.weights == pytest.approx(2 * 5.0e9, rel=0.02)  # the VAE is not loaded
+    frames = memory_plan(api.load_config(config, "reward.pixel_weight=1"))
+    assert frames.weights - whole.weights == pytest.approx(4 * 0.7e9, rel=0.1)
     assert whole.total < 40 * GIB
     small = memory_plan(api.load_config(config, "sampler.tail_chunk_size=1", "model.gradient_checkpointing=true"))
     assert small.total < min(24 * GIB, whole.total)
@@ -126,7 +130,8 @@ def test_a_folder_is_planned_as_it_is_loaded(tmp_path, kind):
     config = make_config(tmp_path, *settings, "model.lora=2", "model.dtype=bfloat16")
     found, model = memory_plan(config), load_predictor(config, folder)
     network = sum(p.numel() * p.element_size() for p in model.denoiser_network.parameters())
-    assert found.weights == network + sum(p.numel() * p.element_size() for p in model.codec.parameters())
+    codec = sum(p.numel() * p.element_size() for p in model.codec.parameters())  # Wan's is not loaded
+    assert found.weights == network + codec and (codec == 0) == (kind == "wan")
     assert found.num_trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

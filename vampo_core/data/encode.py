@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.folder import derived_folder, writing_to
@@ -64,7 +64,7 @@ def encode(
 
     Latents of a read-only dataset are kept in the user's cache, see :func:`~vampo_core.data.folder.derived_folder`.
 
-    A codec that is a module gets its frames on its own device, any other codec gets them on the CPU.
+    A codec that has a ``device`` gets its frames there, any other codec gets them on the CPU.
 
     Args:
         dataset: dataset of any format, opened without an encoding.
@@ -142,7 +142,7 @@ def _encoded(
     batch_size: int,
     episode: Episode,
 ) -> Tensor:  # [T, C, h, w] float32, or with windows [number of windows * F, C, h, w]
-    device = next(codec.parameters()).device if isinstance(codec, nn.Module) else torch.device("cpu")
+    device = getattr(codec, "device", torch.device("cpu"))
     encoded = []
     parts = (
         frames.split(batch_size)

@@ -12,6 +12,17 @@ from vampo_core.models.codecs.patch import PatchCodec
 from vampo_core.models.weight_files import weights_variant
 
 
+def check_model(cls: Any, folder: Path) -> None:
+    """Raise a ValueError where a folder's config is missing, or that of another class."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{folder} has no config.json, expected a {cls.__name__}")
+    description = json.loads(config.read_text())
+    kind = description.get("_class_name") or next(iter(description.get("architectures") or []), None)
+    if kind is not None and kind != cls.__name__:
+        raise ValueError(f"{folder} holds a {kind}, expected a {cls.__name__}")
+
+
 def load_model(cls: Any, folder: Path, variant: str | None = None) -> Any:
     """``cls.from_pretrained`` of a local diffusers or transformers model folder, in float32.
 
@@ -23,13 +34,7 @@ def load_model(cls: Any, folder: Path, variant: str | None = None) -> Any:
     Raises:
         ValueError: the folder holds another model, no weights, or damaged ones.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{folder} has no config.json, expected a {cls.__name__}")
-    description = json.loads(config.read_text())
-    kind = description.get("_class_name") or next(iter(description.get("architectures") or []), None)
-    if kind is not None and kind != cls.__name__:
-        raise ValueError(f"{folder} holds a {kind}, expected a {cls.__name__}")
+    check_model(cls, folder)
     options = {"variant": weights_variant(folder) if variant is None else variant}
     try:
         # as a string: PEFT notes it in an adapter, and cannot read a path back

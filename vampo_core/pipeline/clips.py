@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from vampo_core.data.record import OtherSettingsError, record
 from vampo_core.data.split import split_episodes
 from vampo_core.data.windows import WindowedEpisode, Windows
 from vampo_core.models.codecs.base import Codec
+from vampo_core.models.codecs.wan_vae import WanVAECodec
 from vampo_core.training.processes import new_accelerator
 
 
@@ -129,15 +130,16 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
 
 
 @contextlib.contextmanager
-def _on_device(codec: object, device: torch.device) -> Iterator[None]:
+def _on_device(codec: Any, device: torch.device) -> Iterator[None]:
     """Within the context the codec is on a device, afterwards back with the rest of its model."""
-    assert isinstance(codec, torch.nn.Module), codec
-    home = next(codec.parameters()).device
+    home = codec.device
     codec.to(device)
     try:
         yield
     finally:
         codec.to(home)
+        if isinstance(codec, WanVAECodec):
+            codec.release()
 
 
 def image_size(config: VampoConfig) -> tuple[int, int] | None:

@@ -10,7 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vampo_core.config import VampoConfig
 from vampo_core.diffusion.sampler import EulerHybridSampler
+from vampo_core.models.codecs.base import Codec
 from vampo_core.models.codecs.latent import LatentCodec
+from vampo_core.models.codecs.wan_vae import WanVAECodec
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.registry import backbone_class, backbone_of
 from vampo_core.models.settings import as_dtype
@@ -102,9 +104,8 @@ def memory_plan(config: VampoConfig, *, num_processes: int = 1) -> MemoryPlan:
     moments = 4 if config.model.ema_decay else 3  # gradient, two moments, running mean
     compares = (grpo.kl_coef > 0 or grpo.anchor_coef > 0) and not config.model.lora
     network = _bytes(model.denoiser_network)
-    codec = _bytes(model.codec) if isinstance(model.codec, nn.Module) else 0
     return MemoryPlan(
-        weights=network + codec,
+        weights=network + _codec_bytes(model.codec, config),
         optimizer=moments * FLOAT32 * num_trained,
         reference=network if compares else 0,
         videos=4 * FLOAT32 * rows * math.prod(clip),
@@ -203,6 +204,10 @@ class _Passes:
         self._mode = FakeTensorMode()
         with self._mode:
             without_data(model.denoiser_network)
+            for parameter in model.denoiser_network.parameters():
+                parameter.grad = (
+                    torch.empty_like(parameter) if parameter.requires_grad else None
+                )  # the optimizer's share
         first = torch.zeros(1, *clip[1:])
         self._condition = model.condition(instructions=["instruction"], first_latents=first).detach()
 
@@ -226,6 +231,13 @@ class _Passes:
                 if backward:
                     output.float().square().mean().backward()
                 return _Activations(count.live, count.peak)
+
+
+def _codec_bytes(codec: Codec, config: VampoConfig) -> int:
+    """Weights of the codec; Wan's VAE is loaded only where rewards need frames."""
+    if isinstance(codec, WanVAECodec):
+        return _bytes(codec.vae) if config.reward.pixel_weight else 0
+    return _bytes(codec) if isinstance(codec, nn.Module) else 0
 
 
 def _bytes(module: nn.Module) -> int:

@@ -14,14 +14,16 @@ class LiveBytes(TorchDispatchMode):
     """Counts bytes of the tensors that operators make within the context, for as long as they live.
 
     Args:
-        model: module whose parameters and buffers were there before, and do not count.
+        model: module whose parameters, gradients and buffers were there before, and do not count.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._known = WeakIdKeyDictionary()
-        for tensor in (*model.parameters(), *model.buffers()):
+        parameters = list(model.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for tensor in (*parameters, *gradients, *model.buffers()):
             self._known[tensor.untyped_storage()] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -63,7 +63,7 @@ def load_codec(folder: Path, variant: str | None) -> Codec:
     """Our patch codec, the stand-in for a missing codec, or Wan's VAE."""
     if (folder / "codec").is_dir():
         return load_own_codec(folder / "codec")
-    return WanVAECodec(load_model(AutoencoderKLWan, folder / "vae", variant))
+    return WanVAECodec(folder / "vae", variant=variant)
 
 
 def empty_codec(folder: Path) -> Codec:

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vampo_core.files import locked, publish, temporary_beside, user_cache
+from vampo_core.models.fingerprint import files_summary, fingerprint
 from vampo_core.models.text.clip import import_transformers
 from vampo_core.models.text.text import check_texts
 from vampo_core.models.weight_files import weights_variant
 from vampo_core.progress import progress
 
 MAX_TOKENS = 512
-_HASHED_BYTES = 1 << 20
 
 
 class LazyTextEncoder(ABC):
@@ -135,9 +135,5 @@ class LazyTextEncoder(ABC):
         return self._fingerprint
 
     def _hash(self) -> str:
-        digest = hashlib.sha256(f"{self.kind} {self.max_length}".encode())
-        for path in sorted([*self.folder.iterdir(), *self.tokenizer_folder.iterdir()]):
-            if path.is_file():
-                with path.open("rb") as file:
-                    digest.update(f"{path.name}{path.stat().st_size}".encode() + file.read(_HASHED_BYTES))
-        return digest.hexdigest()[:16]
+        files = [*files_summary(self.folder), *files_summary(self.tokenizer_folder)]
+        return fingerprint([self.kind, self.max_length, *files], {})
