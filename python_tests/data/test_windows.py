@@ -1,5 +1,8 @@
 """Episodes of a codec that compresses time: every clip is encoded on its own, and read back as it was."""
 
+import copy
+import pickle
+
 import pytest
 import tiny_run as tiny
 import torch
@@ -106,6 +109,12 @@ def test_pairs_lie_within_windows(codec, root):
         window, t = episode.window(start), start + 4 * i
         assert torch.equal(torch.stack([item["latents"], item["next_latents"]]), window[i : i + 2])
         assert torch.equal(item["actions"], episode.actions[t : t + 4])
+
+
+def test_episodes_travel_to_workers(codec, root):
+    episode = prepare_clips(config(root), codec).train[0].episodes[0]
+    for copied in (pickle.loads(pickle.dumps(episode)), copy.deepcopy(episode)):
+        assert torch.equal(copied.window(4), episode.window(4)) and copied.instruction == episode.instruction
 
 
 def test_a_damaged_file_names_its_episode(codec, root):

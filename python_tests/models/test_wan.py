@@ -14,6 +14,7 @@ from diffusers.pipelines.wan import pipeline_wan_i2v
 from transformers import UMT5EncoderModel
 from wan_folder import CHANNELS, RATIO
 
+import vampo_core
 from vampo_core.cli import commands
 from vampo_core.diffusion.flow_scheduler import EulerHybridFlowScheduler
 from vampo_core.models import VideoPredictor
@@ -307,3 +308,38 @@ def test_the_vae_is_loaded_only_for_frames(wan_folder, tmp_path, monkeypatch):
     torch.testing.assert_close(WanVAECodec(tmp_path / "vae").encode(first_frames()), latents)
     with pytest.raises(ValueError, match="holds a WanTransformer3DModel, expected a AutoencoderKLWan"):
         WanVAECodec(wan_folder / "transformer")
+
+
+def test_small_updates_of_adapters_survive_saving_on_a_half_precision_base(wan_folder, tmp_path):
+    """A bfloat16 weight keeps 8 bits, and most updates are smaller than its last one."""
+    model = VideoPredictor.from_pretrained(wan_folder, dtype="bfloat16")
+    model.add_lora(rank=2, base_dtype="bfloat16")
+    base = {name: p.float() for name, p in model.transformer.named_parameters() if "base_layer.weight" in name}
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=1e-3)
+    model.save_pretrained(tmp_path)
+    saved = VideoPredictor.from_pretrained(tmp_path).transformer.state_dict()
+    layers = dict(model.transformer.named_modules())
+    for name, weight in base.items():
+        layer = layers[name.removesuffix(".base_layer.weight")]
+        delta = layer.get_delta_weight("default")
+        found = saved[name.replace(".base_layer", "")] - weight
+        assert (found - delta).norm() < 1e-2 * delta.norm()
+
+
+def test_a_folder_is_sampled_with_the_frames_it_was_trained_on(wan_folder, tmp_path):
+    tiny_run.write_dataset(tmp_path / "data")
+    levels = ["sampler.sigma_min=null", "sampler.sigma_max=null", "sampler.rho=null"]
+    config = tiny_run.settings(tmp_path, f"model.pretrained={wan_folder}", "data.num_frames=5", "data.stride=1", *levels)
+    result = vampo_core.train(config, "grpo.num_iterations=1", "sampler.guidance_scale=1")
+    assert VideoPredictor.from_pretrained(result.checkpoint).settings.num_frames == 2  # 21 in the published folder
+
+
+def test_tokens_beyond_what_fits_in_memory_are_read_again(wan_folder, monkeypatch):
+    monkeypatch.setattr("vampo_core.models.text.lazy._MOST_IN_MEMORY", 1)
+    encoder = VideoPredictor.from_pretrained(wan_folder).text_encoder
+    expected = encoder([TEXT, "open the drawer"])
+    assert set(encoder._embedded) == {TEXT, "open the drawer"}
+    assert torch.equal(encoder(["open the drawer"])[0], expected[1]) and set(encoder._embedded) == {"open the drawer"}
+    assert torch.equal(encoder([TEXT])[0], expected[0])

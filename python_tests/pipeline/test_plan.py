@@ -146,6 +146,7 @@ def test_a_run_on_a_gpu_says_whether_it_fits(tmp_path, monkeypatch, capsys):
     config = make_config(tmp_path, "data.resolution=32")
     plan.announce_memory(config)
     assert not capsys.readouterr().out  # there is no GPU
+    assert memory_plan(config, num_processes=100).update > 0  # the trainer refuses that, in words
     table = memory_table(memory_plan(config), config, capacity=1000)
     assert table.splitlines()[-1].startswith("the device has 0.0 MiB; to take less: ")
     assert "to take less" not in memory_table(memory_plan(config), config, capacity=40 * GIB)

@@ -57,6 +57,8 @@ class WindowedEpisode:
         self.episode, self.windows = episode, windows
 
     def __getattr__(self, name: str) -> Any:
+        if name == "episode" or name.startswith("__"):  # while it is copied or unpickled
+            raise AttributeError(name)
         return getattr(self.episode, name)
 
     def window(self, start: int) -> Tensor:  # [F, C, h, w] float32

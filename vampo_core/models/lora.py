@@ -67,10 +67,11 @@ def _check_config(folder: Path) -> None:
 def cast_base(network: nn.Module, dtype: torch.dtype) -> None:
     """Cast frozen weights of linear layers and convolutions, which autocast casts at every pass anyway.
 
-    Norms and tables keep their precision: they are computed in float32.
+    Norms and tables keep their precision, and what diffusers says has to: they are computed in float32.
     """
+    kept = ["lora_", *(getattr(network, "_keep_in_fp32_modules", None) or [])]
     for name, module in network.named_modules():
-        if "lora_" not in name and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        if not any(part in name for part in kept) and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
 
@@ -119,11 +120,13 @@ def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
 
 
 def merged(layer: Any) -> dict[str, Tensor]:
-    """Weights of one adapted layer, merged in float32 by PEFT on a copy: it knows DoRA and biases."""
-    dtypes = {name: value.dtype for name, value in layer.get_base_layer().state_dict().items()}
+    """Weights of one adapted layer, merged in float32 by PEFT on a copy: it knows DoRA and biases.
+
+    They stay float32 on a base in half precision, where most updates would be rounded away.
+    """
     layer = copy.deepcopy(layer).float()
     layer.merge()
-    return {name: value.to(dtypes[name]) for name, value in layer.get_base_layer().state_dict().items()}
+    return dict(layer.get_base_layer().state_dict())
 
 
 def _float32(model):

@@ -17,7 +17,7 @@ from vampo_core.models.predictor import VideoPredictor
 from vampo_core.models.registry import backbone_class, backbone_of
 from vampo_core.models.settings import as_dtype
 from vampo_core.pipeline.clips import windows_of
-from vampo_core.pipeline.predictor import add_adapters, predictor_folder
+from vampo_core.pipeline.predictor import add_adapters, check_sampler, predictor_folder
 from vampo_core.training.peak_memory import LiveBytes, without_data
 from vampo_core.training.processes import new_accelerator
 
@@ -81,8 +81,9 @@ def memory_plan(config: VampoConfig, *, num_processes: int = 1) -> MemoryPlan:
         ValueError: there is no such model.
     """
     model = _skeleton(config)
+    check_sampler(config, model)
     sampler, grpo, data = model.sampler(**config.sampler.overrides(cheap_tail=True)), config.grpo, config.data
-    num_clips = grpo.batch_size // (config.optim.gradient_accumulation_steps * num_processes)
+    num_clips = max(1, grpo.batch_size // (config.optim.gradient_accumulation_steps * num_processes))
     rows = num_clips * grpo.num_generations
     chunk = min(rows, config.sampler.tail_chunk_size or rows)
     windows = windows_of(config, model.codec)
@@ -121,8 +122,12 @@ def announce_memory(config: VampoConfig) -> None:
     accelerator = new_accelerator()
     if accelerator.device.type == "cuda" and accelerator.is_main_process:
         capacity = torch.cuda.get_device_properties(accelerator.device).total_memory
-        plan = memory_plan(config, num_processes=accelerator.num_processes)
-        print(memory_table(plan, config, capacity=capacity), flush=True)
+        try:
+            plan = memory_plan(config, num_processes=accelerator.num_processes)
+        except (ValueError, RuntimeError) as error:  # what is wrong with the run itself is said by what it is wrong for
+            print(f"memory: not planned ({error})", flush=True)
+        else:
+            print(memory_table(plan, config, capacity=capacity), flush=True)
 
 
 def memory_table(plan: MemoryPlan, config: VampoConfig, *, capacity: int | None = None) -> str:

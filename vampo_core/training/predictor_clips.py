@@ -1,6 +1,7 @@
 """Clips that a predictor is trained and evaluated on, shared by post-training and pretraining."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class PredictorClips:
         self._judge = judge
         self._model, self._config, self._accelerator = model, config, accelerator
         self._train_datasets = [train_dataset] if isinstance(train_dataset, ClipDataset) else list(train_dataset)
+        if model.num_given_frames:  # a transformer takes any number, and is to be sampled with what it was trained on
+            model.settings = replace(model.settings, num_frames=self._train_datasets[0].num_frames)
         if hasattr(model.text_encoder, "prepare"):  # a large one embeds all instructions at once
             episodes = [e for dataset in (*self._train_datasets, eval_dataset) for e in dataset.episodes]
             model.text_encoder.prepare([episode.instruction for episode in episodes])

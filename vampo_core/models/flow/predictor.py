@@ -253,7 +253,8 @@ class FlowPredictor(VideoPredictor):
                 f"sample has shape {tuple(sample.shape)} with image latents of {tuple(first.shape)}, "
                 "expected [N, F - 1, C, h, w] and [N, C, h, w]"
             )
-        sigma = torch.as_tensor(sigma, dtype=sample.dtype, device=sample.device)
+        if not isinstance(sigma, Tensor):
+            sigma = sample.new_full((), sigma)  # filled on the device: a copy would wait for it
         if sigma.ndim and sigma.shape != (rows,):
             raise ValueError(f"sigma has shape {tuple(sigma.shape)}, expected a float or [{rows}]")
         steps, height, width = self.transformer.config["patch_size"]
@@ -309,6 +310,9 @@ class FlowPredictor(VideoPredictor):
         Raises:
             ValueError: noise levels are given, or a shift where the model's scheduler has none.
         """
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        if "schedule" in overrides:
+            raise ValueError(f"schedule is {overrides['schedule']!r}, expected none: this model has one of its own")
         fields: dict[str, Any] = {
             "num_inference_steps": self.settings.num_inference_steps,
             "prediction_type": FLOW_PREDICTION,

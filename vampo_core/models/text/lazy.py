@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from vampo_core.models.weight_files import weights_variant
 from vampo_core.progress import progress
 
 MAX_TOKENS = 512
+_MOST_IN_MEMORY = 2**31
+"""Bytes of tokens; other texts are read from the cache again."""
 
 
 class LazyTextEncoder(ABC):
@@ -89,7 +91,10 @@ class LazyTextEncoder(ABC):
             ValueError: the model or its tokenizer cannot be loaded.
         """
         texts = self.prepare(texts)
+        new = {text: load_file(self._file(text))["tokens"] for text in set(texts) - self._embedded.keys()}
+        self._embedded |= new
         tokens = [self._embedded[text] for text in texts]
+        self._forget(texts)
         padded = tokens[0].new_zeros(len(texts), self.max_length, tokens[0].shape[-1])
         for row, values in zip(padded, tokens, strict=True):
             row[: len(values)] = values
@@ -103,19 +108,28 @@ class LazyTextEncoder(ABC):
         """
         check_texts(texts)
         cleaned = [self.cleaned(text) for text in texts]
-        missing = sorted(set(cleaned) - self._embedded.keys())
+        missing = [text for text in sorted(set(cleaned) - self._embedded.keys()) if not self._file(text).is_file()]
         if missing:
-            folder = user_cache() / f"text-{self._fingerprint}"
-            files = {text: folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors" for text in missing}
-            if not all(file.is_file() for file in files.values()):
-                with locked(folder):  # another process may have embedded them in the meantime
-                    self._embed({text: file for text, file in files.items() if not file.is_file()})
-            self._embedded |= {text: load_file(file)["tokens"] for text, file in files.items()}
+            with locked(self._file("").parent):  # another process may have embedded them in the meantime
+                self._embed([text for text in missing if not self._file(text).is_file()])
         return cleaned
 
+    def _file(self, text: str) -> Path:
+        """Where a text's tokens are kept."""
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return user_cache() / f"text-{self._fingerprint}" / f"{name}.safetensors"
+
+    def _forget(self, needed: Sequence[str]) -> None:
+        """Keep no more texts in memory than fit, the latest ones and those that are needed now."""
+        size = sum(tokens.nbytes for tokens in self._embedded.values())
+        for text in [text for text in self._embedded if text not in needed]:
+            if size <= _MOST_IN_MEMORY:
+                break
+            size -= self._embedded.pop(text).nbytes
+
     @torch.no_grad()
-    def _embed(self, files: Mapping[str, Path]) -> None:
-        if not files:
+    def _embed(self, texts: Sequence[str]) -> None:
+        if not texts:
             return
         transformers: Any = import_transformers()
         model_class, variant = getattr(transformers, self.model_class), weights_variant(self.folder)
@@ -125,7 +139,8 @@ class LazyTextEncoder(ABC):
             model = model_class.from_pretrained(self.folder, **options).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{self.folder} holds no {self.kind} text encoder that can be loaded: {error}") from error
-        for text, file in progress(files.items(), desc="embed instructions", delay=0.5):
+        for text in progress(texts, desc="embed instructions", delay=0.5):
+            file = self._file(text)
             temporary = temporary_beside(file)
             save_file({"tokens": self.embed(tokenizer, model, text).contiguous()}, temporary)
             publish(temporary, file)
