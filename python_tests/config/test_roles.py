@@ -18,7 +18,7 @@ def all_of(*names: str) -> set[str]:
 
 DATA = {
     *("data.format", "data.root", "data.weights", "data.env", "data.num_episodes", "data.action_noise"),
-    *("data.resolution", "data.held_out_fraction", "data.num_frames", "data.stride", "data.sampling"),
+    *("data.resolution", "data.camera", "data.held_out_fraction", "data.num_frames", "data.stride", "data.sampling"),
 }
 DECODER = {*all_of("decoder"), "policy.num_episodes"}
 CHOOSING = {"evaluation.action_error", "evaluation.best_by", "evaluation.cheap_tail"}
@@ -52,7 +52,7 @@ LENGTHS = {
 }
 
 
-LATER = {"model.backbone": "wan", "model.num_layers": 3, "sampler.flow_shift": 2.0}
+LATER = {"data.camera": "front", "model.backbone": "wan", "model.num_layers": 3, "sampler.flow_shift": 2.0}
 """Settings that came after products were named, each with another value than its default."""
 
 
@@ -61,7 +61,8 @@ def test_exactly_these_settings_decide_a_product(product):
     assert {key for key, role in roles().items() if role.is_later} == LATER.keys()
     assert deciding(load_config("pusht"), product).keys() == DECIDING[product] - LATER.keys()
     levels = [f"sampler.{name}=null" for name in ("sigma_min", "sigma_max", "rho")]
-    changed = load_config("pusht", *levels, *(f"{key}={value}" for key, value in LATER.items()))
+    camera = ["data.format=lerobot", "data.env=null"]
+    changed = load_config("pusht", *levels, *camera, *(f"{key}={value}" for key, value in LATER.items()))
     assert deciding(changed, product).keys() == DECIDING[product]
 
 

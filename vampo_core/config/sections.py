@@ -218,8 +218,10 @@ class DataConfig:
 
     ROLE: ClassVar[Role] = DATA
 
-    format: Literal["recorded", "vpp"] = "recorded"
-    """Layout of the data: ours, or that of the Video Prediction Policy."""
+    format: Literal["recorded", "vpp", "lerobot"] = "recorded"
+    """Layout of the data: ours, that of the Video Prediction Policy, or LeRobotDataset v3.0."""
+    camera: Annotated[str | None, Role(decides=("data",), is_later=True)] = None
+    """Camera of a LeRobot dataset, by its feature's name or the end of it, such as "front"; null for the only one."""
     root: Annotated[str | tuple[str, ...], Role(decides=("data",), may_change=True, is_path=True)] = "data/episodes"
     """Folder of the dataset, or a list of several that are trained on together."""
     weights: tuple[Above0, ...] | None = None
@@ -265,6 +267,11 @@ class DataConfig:
             raise ConfigError(
                 f"data.env is {self.env!r} with data.format = {self.format!r}, expected null: "
                 "simulators are recorded in the format 'recorded', and closed_loop.env is where policies act"
+            )
+        if self.camera is not None and self.format != "lerobot":
+            raise ConfigError(
+                f"data.camera is {self.camera!r} with data.format = {self.format!r}, expected null: only LeRobot "
+                "datasets have several"
             )
         if isinstance(self.resolution, tuple) and len(self.resolution) != 2:
             raise ConfigError(f"data.resolution is {list(self.resolution)}, expected one number or [height, width]")

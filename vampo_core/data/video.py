@@ -1,5 +1,6 @@
 """Video files: write, read chosen frames as a player shows them, count frames, resize."""
 
+import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,8 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torch.nn import functional
 
+_SEEK_SECONDS = 1.0
+"""Gap between wanted frames that is jumped over instead of decoded."""
 _ONE_FRAME_PER_PACKET = frozenset(("h264", "hevc", "av1", "libdav1d", "libaom-av1", "mjpeg"))
 """Decoders whose packets each hold one frame that is shown; packets for others may hold none, or several."""
 
@@ -88,6 +91,48 @@ def read_frames(path: Path, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] u
     if i < last:
         raise ValueError(f"{path.name} ends after {i + 1} frames, expected at least {last + 1}")
     return torch.from_numpy(np.stack([images[i] for i in indices]))
+
+
+def read_frames_at(path: Path, times: Sequence[float], *, tolerance: float) -> Tensor:  # [N, H, W, 3] uint8
+    """Decode the frames of a video that are shown at given times, in this order; nothing before them is decoded.
+
+    Args:
+        path: path of the video.
+        times: times in seconds.
+        tolerance: largest distance of a frame's time stamp from its time, in seconds.
+
+    Raises:
+        ValueError: the file has no video stream, or no frame near one of the times.
+        OSError, av.error.FFmpegError: the file cannot be opened or decoded.
+    """
+    images: dict[float, np.ndarray] = {}
+    best: dict[float, float] = {}
+    converter, display = VideoReformatter(), None
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        stream.codec_context.thread_count = 1
+        waiting = sorted(set(times))
+        base = float(stream.time_base)
+        while waiting:
+            container.seek(max(0, int((waiting[0] - tolerance) / base)), stream=stream, backward=True)
+            target, is_at_end = waiting[0], True
+            for frame in container.decode(stream):
+                assert frame.pts is not None
+                now = frame.pts * base
+                for time in [t for t in waiting if abs(t - now) <= min(tolerance, best.get(t, math.inf))]:
+                    display = display or _Display(frame, stream.sample_aspect_ratio)
+                    images[time], best[time] = display.show(frame, converter), abs(time - now)
+                waiting = [t for t in waiting if now < t + tolerance]
+                # jumped over only once the place that was sought is behind: key frames may lie far apart
+                if not waiting or (waiting[0] > target and waiting[0] - now > _SEEK_SECONDS):
+                    is_at_end = False
+                    break
+            if is_at_end:
+                break
+    missing = [time for time in times if time not in images]
+    if missing:
+        raise ValueError(f"{path.name} has no frame at {missing[0]:.3f} s")
+    return torch.from_numpy(np.stack([images[time] for time in times]))
 
 
 def count_frames(path: Path) -> int:

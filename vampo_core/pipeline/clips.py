@@ -126,7 +126,10 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
                 "another data.root, or delete that folder"
             ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
-    return open_dataset_of(data.format, folder, latents=latents, num_episodes=num_episodes, strict=data.strict)
+    options = {"camera": data.camera} if data.format == "lerobot" else {}
+    return open_dataset_of(
+        data.format, folder, latents=latents, num_episodes=num_episodes, strict=data.strict, **options
+    )
 
 
 @contextlib.contextmanager

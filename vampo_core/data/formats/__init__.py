@@ -10,6 +10,7 @@ from typing import Any
 from vampo_core.data.episode import EpisodeSource
 
 FORMATS = {
+    "lerobot": "vampo_core.data.formats.lerobot:LeRobotDataset",
     "recorded": "vampo_core.data.formats.recorded:RecordedDataset",
     "vpp": "vampo_core.data.formats.vpp:VppDataset",
 }

@@ -1,0 +1,316 @@
+"""LeRobotDataset v3.0, the format in which robot data is published.
+
+::
+
+    <root>/meta/info.json                    codebase_version, fps, features, splits, path patterns
+    <root>/meta/tasks.parquet                task_index, and the task's text as index
+    <root>/meta/episodes/chunk-000/file-000.parquet       length, files, time stamps in the videos, for each episode
+    <root>/data/chunk-000/file-000.parquet                a row for each frame, of many episodes
+    <root>/videos/<camera>/chunk-000/file-000.mp4         many episodes, one after the other
+
+Cameras are features of dtype ``video`` or, with encoded pictures in the rows, ``image``. An episode in which the task
+changes is several episodes here, as each of ours has one instruction; they stay on the same side of a split.
+"""
+
+import dataclasses
+import functools
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vampo_core.data.episode import check_indices, open_each, per_frame, reading
+from vampo_core.data.latent_files import latents_path, read_latents, shape_of
+from vampo_core.data.video import read_frames_at
+
+INFO = "meta/info.json"
+HELD_OUT = ("val", "valid", "validation", "test", "eval")
+"""Names of splits whose episodes are held out."""
+_CONVERTER = "lerobot's convert_dataset_v21_to_v30"
+
+
+@dataclass(frozen=True)
+class LeRobotEpisode:
+    """Frames ``begin`` to ``begin + length`` of an episode of the format; see :class:`vampo_core.data.Episode`."""
+
+    dataset: str
+    root: Path
+    number: int  # of the format's episode
+    begin: int
+    length: int
+    instruction: str
+    is_whole: bool  # whether it is all of that episode
+    data_file: str
+    camera: str
+    video_file: str | None  # None for pictures in the rows
+    video_begin: float  # time stamp of the format's episode in the video
+    fps: float
+    columns: tuple[str | None, str | None]  # of action and state; None where the data has none
+    latents_file: Path | None = None
+    is_held_out: bool | None = None
+
+    @property
+    def episode_id(self) -> str:
+        return f"{self.number:06d}" + ("" if self.is_whole else f"-{self.begin}")
+
+    @property
+    def video_id(self) -> str:
+        return f"{self.number:06d}"
+
+    @property
+    def fingerprint(self) -> dict[str, object]:
+        with reading(self.dataset, self.episode_id):
+            file = self.root / (self.data_file if self.video_file is None else self.video_file)
+            place = {"episode": self.number, "begin": self.video_begin, "from": self.begin}
+            return {"bytes": file.stat().st_size, "camera": self.camera, **place}
+
+    @property
+    def has_latents(self) -> bool:
+        return self.latents_file is not None
+
+    @property
+    def latents_fingerprint(self) -> int | None:
+        with reading(self.dataset, self.episode_id):
+            return None if self.latents_file is None else self.latents_file.stat().st_size
+
+    @property
+    def latents_shape(self) -> tuple[int, ...] | None:  # (C, h, w)
+        with reading(self.dataset, self.episode_id):
+            return None if self.latents_file is None else shape_of(self.latents_file)
+
+    @property
+    def actions(self) -> Tensor:  # [T, A] float32
+        return self._rows(self.columns[0])
+
+    @property
+    def states(self) -> Tensor:  # [T, S] float32
+        return self._rows(self.columns[1])
+
+    @property
+    def is_pushed(self) -> Tensor:  # [T] bool
+        return torch.zeros(self.length, dtype=torch.bool)
+
+    def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
+        indices = check_indices(indices, self.length)
+        with reading(self.dataset, self.episode_id):
+            if self.video_file is not None:
+                times = [self.video_begin + (self.begin + i) / self.fps for i in indices]
+                return read_frames_at(self.root / self.video_file, times, tolerance=0.5 / self.fps)
+            pictures = _column(self.root / self.data_file, self.camera, self.number)
+            return torch.stack([_picture(pictures[self.begin + i], self.root) for i in indices])
+
+    def latents(self, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32
+        indices = check_indices(indices, self.length)
+        if self.latents_file is None:
+            raise ValueError(f"dataset {self.dataset!r} was opened without latents, expected the name of an encoding")
+        with reading(self.dataset, self.episode_id):
+            return read_latents(self.latents_file, indices)
+
+    def _rows(self, column: str | None) -> Tensor:
+        if column is None:
+            return torch.zeros(self.length, 0)
+        with reading(self.dataset, self.episode_id):
+            values = _column(self.root / self.data_file, column, self.number)[self.begin : self.begin + self.length]
+            rows = torch.from_numpy(np.asarray([np.ravel(_plain(value)) for value in values], dtype=np.float32))
+            return per_frame(rows, self.length, column)
+
+
+class LeRobotDataset:
+    """Reader of LeRobotDataset v3.0.
+
+    Args:
+        root: the dataset's folder.
+        latents: name of an encoding of ours; None for frames only.
+        num_episodes: number of episodes to open, from the first one; None for all.
+        camera: camera to read, by its feature's name or the end of it, such as ``"front"``; None for the only one.
+        state: name of the state's feature; without it states have no width.
+        action: name of the action's feature.
+        name: name of the dataset, part of the clips' identity; by default the folder's name.
+        strict: whether an episode that cannot be read is an error instead of being skipped with a warning.
+
+    Raises:
+        FileNotFoundError: there is no such dataset at ``root``.
+        ImportError: pyarrow is not installed.
+        ValueError: it has another version, no camera, or several and ``camera`` names none of them.
+        EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        latents: str | None = None,
+        num_episodes: int | None = None,
+        camera: str | None = None,
+        state: str = "observation.state",
+        action: str = "action",
+        name: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.root = Path(root)
+        self.name = name or self.root.resolve().name
+        self.info = read_info(self.root)
+        self.fps = float(self.info["fps"])
+        features = self.info["features"]
+        self.camera = choose_camera(features, camera)
+        self._columns = tuple(column if column in features else None for column in (action, state))
+        self._held_out = _held_out(self.info.get("splits") or {})
+        self._latents = latents
+        rows = _episode_rows(self.root)
+        numbers = sorted(rows)[:num_episodes]
+        self._tasks = _tasks(self.root)
+        opened, self.skipped = open_each(
+            self.name, [f"{n:06d}" for n in numbers], lambda text: self._open(rows[int(text)]), strict
+        )
+        self.episodes = [episode for group in opened for episode in group]
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def _open(self, row: dict[str, Any]) -> list[LeRobotEpisode]:
+        number, length, info = row["episode_index"], row["length"], self.info
+        data_file = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        if not (self.root / data_file).is_file():
+            raise ValueError(f"{data_file} is missing")
+        tasks = _column(self.root / data_file, "task_index", number)
+        if len(tasks) != length:
+            raise ValueError(f"{data_file} holds {len(tasks)} rows of it, expected {length}")
+        video_file, begin = None, 0.0
+        if info["features"][self.camera]["dtype"] == "video":
+            places = {key: row[f"videos/{self.camera}/{key}"] for key in ("chunk_index", "file_index")}
+            video_file = info["video_path"].format(video_key=self.camera, **places)
+            begin = row[f"videos/{self.camera}/from_timestamp"]
+            if not (self.root / video_file).is_file():
+                raise ValueError(f"{video_file} is missing")
+        changes = [0, *(t for t in range(1, length) if tasks[t] != tasks[t - 1]), length]
+        parts = []
+        for first, end in itertools.pairwise(changes):
+            part = LeRobotEpisode(
+                dataset=self.name,
+                root=self.root,
+                number=number,
+                begin=first,
+                length=end - first,
+                instruction=self._tasks[int(tasks[first])],
+                is_whole=len(changes) == 2,
+                data_file=data_file,
+                camera=self.camera,
+                video_file=video_file,
+                video_begin=begin,
+                fps=self.fps,
+                columns=self._columns,  # type: ignore[arg-type]
+                is_held_out=self._held_out(number),
+            )
+            if self._latents is not None:
+                file = latents_path(self.root, self._latents, part.episode_id)
+                if not file.is_file():
+                    raise ValueError(f"it has no latents {self._latents!r}; `vampo encode` makes them")
+                part = dataclasses.replace(part, latents_file=file)
+            parts.append(part)
+        return parts
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """Read ``meta/info.json`` and check its version.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is no JSON, or of another version.
+    """
+    path = root / INFO
+    if not path.is_file():
+        raise FileNotFoundError(f"root is {str(root)!r}, expected a folder with a LeRobotDataset ({INFO})")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from None
+    version = str(info.get("codebase_version"))
+    if not version.startswith("v3."):
+        raise ValueError(f"{path} says codebase_version {version!r}, expected 'v3.0'; {_CONVERTER} converts v2.1")
+    return info
+
+
+def choose_camera(features: dict[str, Any], camera: str | None) -> str:
+    """The feature of the camera that a name stands for.
+
+    Raises:
+        ValueError: there is none, or the name fits none or several.
+    """
+    cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
+    found = [name for name in cameras if camera in (None, name) or name.endswith(f".{camera}")]
+    if len(found) == 1:
+        return found[0]
+    if not cameras:
+        raise ValueError("the dataset has no camera, expected a feature of dtype video or image")
+    raise ValueError(f"camera is {camera!r}, expected one of {', '.join(cameras)}")
+
+
+def _held_out(splits: dict[str, str]) -> Any:
+    """A function from an episode's number to whether the authors hold it out; None where they do not say."""
+    ranges = [tuple(map(int, splits[name].split(":"))) for name in splits if name.lower() in HELD_OUT]
+
+    def is_held_out(number: int) -> bool | None:
+        return any(first <= number < end for first, end in ranges) if ranges else None
+
+    return is_held_out
+
+
+def _episode_rows(root: Path) -> dict[int, dict[str, Any]]:
+    """What ``meta/episodes`` says of each episode, by number; statistics are left out."""
+    rows: dict[int, dict[str, Any]] = {}
+    for file in sorted((root / "meta" / "episodes").rglob("*.parquet")):
+        names = [name for name in _parquet().read_schema(file).names if not name.startswith(("stats/", "meta/"))]
+        for row in _parquet().read_table(file, columns=names).to_pylist():
+            rows[row["episode_index"]] = row
+    if not rows:
+        raise ValueError(f"{root / 'meta' / 'episodes'} holds no episodes, expected *.parquet")
+    return rows
+
+
+def _tasks(root: Path) -> dict[int, str]:
+    """Texts of tasks by number; the text is the table's index, whatever its name."""
+    table = _parquet().read_table(root / "meta" / "tasks.parquet").to_pydict()
+    numbers = table.pop("task_index")
+    texts = table.get("task") or next(iter(table.values()))
+    return dict(zip(numbers, texts, strict=True))
+
+
+def _column(file: Path, name: str, number: int) -> list[Any]:
+    """The values of a column in the rows of an episode, in the order of its frames."""
+    state = file.stat()
+    return _cached_column(file, name, number, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _cached_column(file: Path, name: str, number: int, mtime: int, size: int) -> list[Any]:
+    table = _parquet().read_table(file, columns=[name, "frame_index"], filters=[("episode_index", "==", number)])
+    order = np.argsort(table.column("frame_index").to_numpy(), kind="stable")
+    values = table.column(name).to_pylist()
+    return [values[i] for i in order]
+
+
+def _plain(value: Any) -> np.ndarray:
+    return np.asarray(value, dtype=np.float32)
+
+
+def _picture(value: dict[str, Any], root: Path) -> Tensor:  # [H, W, 3] uint8
+    """A picture of an ``image`` feature: encoded bytes, or the path of a file."""
+    source: Any = io.BytesIO(value["bytes"]) if value.get("bytes") else root / str(value["path"])
+    with Image.open(source) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("LeRobot datasets need pyarrow: pip install vampo_core[lerobot]") from error
+    return pyarrow.parquet
