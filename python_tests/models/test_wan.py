@@ -331,7 +331,9 @@ def test_small_updates_of_adapters_survive_saving_on_a_half_precision_base(wan_f
 def test_a_folder_is_sampled_with_the_frames_it_was_trained_on(wan_folder, tmp_path):
     tiny_run.write_dataset(tmp_path / "data")
     levels = ["sampler.sigma_min=null", "sampler.sigma_max=null", "sampler.rho=null"]
-    config = tiny_run.settings(tmp_path, f"model.pretrained={wan_folder}", "data.num_frames=5", "data.stride=1", *levels)
+    config = tiny_run.settings(
+        tmp_path, f"model.pretrained={wan_folder}", "data.num_frames=5", "data.stride=1", *levels
+    )
     result = vampo_core.train(config, "grpo.num_iterations=1", "sampler.guidance_scale=1")
     assert VideoPredictor.from_pretrained(result.checkpoint).settings.num_frames == 2  # 21 in the published folder
 
