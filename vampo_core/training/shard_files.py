@@ -1,0 +1,100 @@
+"""Checkpoints that the processes of a sharded run write together, through ``torch.distributed.checkpoint``.
+
+Every process writes its shares to a safetensors file; any number of processes, sharded or not, read what they need of
+all files. The folder has to be one that all processes see.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as distributed_checkpoint
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from vampo_core.training.checkpoint import CheckpointError
+from vampo_core.training.processes import from_main
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write the shares of all processes; every one enters, and fails if one fails.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    # safetensors instead of the default format, whose metadata is a pickle
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        distributed_checkpoint.save(dict(tensors), storage_writer=writer)
+    except CheckpointException as error:
+        raise OSError(_first_line(error)) from error
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the tensors in a folder."""
+    return set(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+
+
+def read_shards(folder: Path, tensors: Mapping[str, Tensor], *, together: bool) -> None:
+    """Read tensors in place.
+
+    Args:
+        folder: written by :func:`write_shards`.
+        tensors: whole tensors, or with ``together`` distributed ones, by name.
+        together: whether every process enters, and fails if one fails.
+
+    Raises:
+        CheckpointError: they could not be read.
+    """
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=not together)
+    except CheckpointException as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {_first_line(error)}") from error
+
+
+def save_together(save: Callable[[Callable[[Path], None]], object] | None, write: Callable[[Path], None]) -> None:
+    """Have all processes write to the folder that the main one makes.
+
+    Args:
+        save: on the main process, what makes the folder, calls the function that it is given on it, and publishes it;
+            None on the others.
+        write: what every process does with the folder, at the same time.
+
+    Raises:
+        CheckpointError: the main process, or the writing of any, failed; every process raises it.
+    """
+    error: CheckpointError | None = None
+    if save is None:
+        folder = from_main(None)
+        if folder is not None:
+            try:
+                write(folder)
+            except OSError:
+                pass  # the main process says what failed
+        message = from_main(None)
+        if message is not None:
+            raise CheckpointError(message)
+        return
+    is_written = False
+
+    def write_with_all(folder: Path) -> None:
+        nonlocal is_written
+        is_written = True
+        from_main(folder)
+        write(folder)
+
+    try:
+        save(write_with_all)
+    except CheckpointError as failure:
+        error = failure
+    if not is_written:
+        from_main(None)
+    from_main(None if error is None else str(error))
+    if error is not None:
+        raise error
+
+
+def _first_line(error: CheckpointException) -> str:
+    failure = next(iter(error.failures.values()))[0]
+    return f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
