@@ -17,7 +17,6 @@ from vampo_core.training.checkpoint import SHARDS, TRAINER_STATE, TrainerState
 from vampo_core.training.processes import average, copy_from_main, total
 from vampo_core.training.shard_files import names_in, read_shards, write_shards
 
-
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, beside its number of steps."""
 
@@ -75,11 +74,11 @@ class ModelOptimizer:
         assert isinstance(model, nn.Module)
         model.to(accelerator.device)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.names, self._models = list(trained), list(trained.values())
-        self.parameters: list[nn.Parameter] = [sharding.own_share(parameter) for parameter in self._models]
+        self.names, self._in_model = list(trained), list(trained.values())
+        self.parameters: list[nn.Parameter] = [sharding.own_share(parameter) for parameter in self._in_model]
         if not self.parameters:
             raise ValueError("model has no parameters that require grad, expected at least one")
-        self._is_share = [own is not parameter for own, parameter in zip(self.parameters, self._models, strict=True)]
+        self._is_share = [own is not parameter for own, parameter in zip(self.parameters, self._in_model, strict=True)]
         self.is_sharded = any(self._is_share)
         copy_from_main([own.data for own, is_share in self._shares() if not is_share], accelerator)
         groups: dict[float, list[nn.Parameter]] = {}
@@ -119,7 +118,7 @@ class ModelOptimizer:
         Raises:
             NonFiniteError: a loss is not finite, or a gradient, and no smaller scale of the loss can help.
         """
-        sharding.take_gradients(self._models, self.parameters)
+        sharding.take_gradients(self._in_model, self.parameters)
         gradients = {name: p.grad for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None}
         average([p.grad for p, is_share in self._shares() if p.grad is not None and not is_share], self.accelerator)
         self.scaler.unscale_(self.adamw)
@@ -135,7 +134,9 @@ class ModelOptimizer:
         if num_odd_losses:
             self.adamw.zero_grad()
             odd = losses[~torch.isfinite(losses)]
-            raise NonFiniteError(f"{what}: the loss is {odd[0].item() if len(odd) else 'not finite on another process'}")
+            raise NonFiniteError(
+                f"{what}: the loss is {odd[0].item() if len(odd) else 'not finite on another process'}"
+            )
         scale = self.scaler.get_scale()
         self.scaler.update()
         if not finite and scale <= 1:  # looked at before clipping, which spreads NaN to every parameter
@@ -224,13 +225,13 @@ class ModelOptimizer:
             self.num_skipped = state.counters["num_skipped"]
 
     def _load_whole(self, state: TrainerState) -> None:
-        policy, parts = state.weights["policy"], dict(zip(self.parameters, self._models, strict=True))
+        policy, parts = state.weights["policy"], dict(zip(self.parameters, self._in_model, strict=True))
         self._check_names(policy.keys())
         with torch.no_grad():
             for name, parameter in zip(self.names, self.parameters, strict=True):
                 parameter.copy_(sharding.part_of(policy[name], parts[parameter]))
             if self.ema is not None:
-                for name, mean, model in zip(self.names, self.ema.shadow_params, self._models, strict=True):
+                for name, mean, model in zip(self.names, self.ema.shadow_params, self._in_model, strict=True):
                     mean.copy_(sharding.part_of(state.weights["ema"][name], model))
         order = [parts[parameter] for group in self.adamw.param_groups for parameter in group["params"]]
         moments = {
@@ -260,7 +261,7 @@ class ModelOptimizer:
         """The state's tensors by their names in a folder of shards, in the memory that they are used in."""
         tensors: dict[str, Tensor] = {}
         means = self.parameters if self.ema is None else self.ema.shadow_params
-        for name, own, mean, model in zip(self.names, self.parameters, means, self._models, strict=True):
+        for name, own, mean, model in zip(self.names, self.parameters, means, self._in_model, strict=True):
             parts = {"policy": own.detach(), **self.adamw.state.get(own, {})}
             if self.ema is not None:
                 parts["ema"] = mean

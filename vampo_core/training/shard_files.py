@@ -4,10 +4,11 @@ Every process writes its shares to a safetensors file; any number of processes, 
 all files. The folder has to be one that all processes see.
 """
 
+import contextlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -48,7 +49,9 @@ def read_shards(folder: Path, tensors: Mapping[str, Tensor], *, together: bool) 
     """
     reader = HuggingFaceStorageReader(str(folder))
     try:
-        distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=not together)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what no_dist says
+            distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=not together)
     except CheckpointException as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {_first_line(error)}") from error
 
@@ -64,19 +67,16 @@ def save_together(save: Callable[[Callable[[Path], None]], object] | None, write
     Raises:
         CheckpointError: the main process, or the writing of any, failed; every process raises it.
     """
-    error: CheckpointError | None = None
     if save is None:
         folder = from_main(None)
         if folder is not None:
-            try:
+            with contextlib.suppress(OSError):  # the main process says what failed
                 write(folder)
-            except OSError:
-                pass  # the main process says what failed
         message = from_main(None)
         if message is not None:
             raise CheckpointError(message)
         return
-    is_written = False
+    is_written, error = False, None
 
     def write_with_all(folder: Path) -> None:
         nonlocal is_written
@@ -88,7 +88,7 @@ def save_together(save: Callable[[Callable[[Path], None]], object] | None, write
         save(write_with_all)
     except CheckpointError as failure:
         error = failure
-    if not is_written:
+    if not is_written:  # there was nothing to write, or no folder
         from_main(None)
     from_main(None if error is None else str(error))
     if error is not None:

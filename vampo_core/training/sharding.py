@@ -1,7 +1,7 @@
 """FSDP2: every process keeps a share of a predictor's weights, gradients and optimizer state.
 
-Only the denoiser network is sharded, block by block. The optimizer sees plain tensors: a share is a parameter of its own,
-which AdamW, clipping and the running mean treat like any other.
+Only the denoiser network is sharded, block by block. The optimizer sees plain tensors: a share is a parameter of its
+own, which AdamW, clipping and the running mean treat like any other.
 """
 
 import contextlib
@@ -37,13 +37,14 @@ def check_sharding(config: VampoConfig, accelerator: Accelerator) -> None:
     Raises:
         ConfigError: there is one, and the predictor is to be sharded.
     """
-    needs_whole = {
-        "sampler.tail_dtype": config.sampler.tail_dtype == "float8" and "float8",
-        "model.compile": config.model.compile,
-    }
-    for name, value in needs_whole.items():
-        if value and is_sharding(accelerator):
-            raise ConfigError(f"{name} is {value!r} with FSDP, expected another value: it needs whole weights")
+    if not is_sharding(accelerator):
+        return
+    if config.sampler.tail_dtype == "float8":
+        raise ConfigError(
+            "sampler.tail_dtype is 'float8' with FSDP, expected another precision: it copies whole weights"
+        )
+    if config.model.compile:
+        raise ConfigError("model.compile is True with FSDP, expected False: weights are gathered between the blocks")
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -67,7 +68,7 @@ def shard_predictor(model: VideoPredictor, config: VampoConfig, accelerator: Acc
 
 
 def frozen_reference(model: VideoPredictor, accelerator: Accelerator) -> Reference:
-    """The predictor as it is now, see :meth:`VideoPredictor.frozen_reference`; sharded if the run is, before the model."""
+    """:meth:`VideoPredictor.frozen_reference`, sharded where the predictor will be; to be called before that."""
     if not is_sharding(accelerator):
         return model.to(accelerator.device).frozen_reference()
     reference = model.frozen_reference()
@@ -89,9 +90,10 @@ def _shard(network: nn.Module, dtype: torch.dtype, accelerator: Accelerator) -> 
         whole = [parameter for parameter in unit.parameters() if not isinstance(parameter, DTensor)]
         unit.to(accelerator.device)
         copy_from_main([parameter.data for parameter in whole if parameter.requires_grad], accelerator)
-        name = type(unit).__name__
+        kind = type(unit)
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-        type(unit).__name__ = name  # diffusers writes it to config.json
+        # diffusers and PEFT write these into their configurations
+        type(unit).__name__, type(unit).__module__ = kind.__name__, kind.__module__
     for module in network.modules():
         if isinstance(module, FSDPModule):
             # what the first gathering allocates must not belong to the rollout's inference mode
@@ -105,7 +107,8 @@ def own_share(parameter: nn.Parameter) -> nn.Parameter:
     """The part of a sharded parameter that this process keeps, in the same memory; a whole parameter as it is."""
     if not isinstance(parameter, DTensor):
         return parameter
-    return nn.Parameter(parameter.detach().to_local(), requires_grad=parameter.requires_grad)
+    share: Any = parameter.detach()
+    return nn.Parameter(share.to_local(), requires_grad=parameter.requires_grad)
 
 
 def take_gradients(parameters: Sequence[nn.Parameter], shares: Sequence[nn.Parameter]) -> None:
@@ -137,9 +140,9 @@ def share_overflow(scaler: Any, optimizer: torch.optim.Optimizer) -> None:
 
 def part_of(
     whole: Tensor,  # of the parameter's shape, or another, such as a count of steps
-    parameter: nn.Parameter,
+    parameter: Tensor,
 ) -> Tensor:
-    """This process's share of a tensor that belongs to a parameter; the tensor itself where that is whole."""
+    """The share of this process in a tensor that belongs to a parameter; all of it where the parameter is whole."""
     if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
         return whole
     mesh = parameter.device_mesh
