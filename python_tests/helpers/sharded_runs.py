@@ -14,7 +14,7 @@ import torch
 from training_processes import _CONTEXT
 from training_runs import make_config, make_pretrainer, make_trainer
 
-import vampo_core.training.optimizer
+import vampo_core.training.shard_files
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.ops import latent_reward
 
@@ -53,6 +53,7 @@ def _run_all(jobs: Sequence[Job], folder: Path, rank: int, port: int) -> None:
         WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
     torch.set_num_threads(1)
+    vampo_core.training.shard_files.FILE_BYTES = 2**20  # several files
     with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):  # progress bars
         endings = [_run_one(job, rank) for job in jobs]
     (folder / f"rank{rank}.json").write_text(json.dumps(endings))

@@ -17,14 +17,22 @@ from vampo_core.training.checkpoint import CheckpointError
 from vampo_core.training.processes import from_main
 
 
+FILE_BYTES = 2**33
+"""Size of a file, of all processes together; a process holds its part of one in memory when it writes."""
+
+
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the shares of all processes; every one enters, and fails if one fails.
 
     Raises:
         OSError: they could not be written.
     """
+    numbers, size = {}, 0
+    for name, tensor in tensors.items():
+        numbers[name] = 1 + size // FILE_BYTES
+        size += tensor.numel() * tensor.element_size()
     # safetensors instead of the default format, whose metadata is a pickle
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), numbers, save_distributed=True)
     try:
         distributed_checkpoint.save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:
