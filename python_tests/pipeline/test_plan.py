@@ -40,7 +40,7 @@ def test_live_bytes_of_a_network_counted_by_hand():
 
 
 def test_shares_are_planned(tmp_path):
-    """A share of the weights, and what is whole at a time: all that is in no block, and two blocks, in half precision."""
+    """A share of the weights, and what is whole at a time, in half precision: two blocks, and what is in none."""
     config = make_config(tmp_path, "data.resolution=32", "grpo.batch_size=4", "grpo.kl_coef=0.1", *WAN)
     config = api.load_config(config, "model.num_layers=6", "model.dtype=bfloat16")
     whole, share = memory_plan(config, num_processes=4), memory_plan(config, num_processes=4, sharded=True)

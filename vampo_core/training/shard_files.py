@@ -16,7 +16,6 @@ from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorage
 from vampo_core.training.checkpoint import CheckpointError
 from vampo_core.training.processes import from_main
 
-
 FILE_BYTES = 2**33
 """Size of a file, of all processes together; a process holds its part of one in memory when it writes."""
 
