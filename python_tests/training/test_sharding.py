@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from training_runs import WAN, make_config, make_model, make_pretrainer, make_tr
 
 from vampo_core.config import ConfigError
 from vampo_core.training import sharding
-from vampo_core.training.checkpoint import Checkpoints
+from vampo_core.training.checkpoint import CheckpointError, Checkpoints
 from vampo_core.training.processes import launcher_shards, new_accelerator
 
 COMMON = [
@@ -191,6 +192,21 @@ def test_shards_of_another_model_are_refused(runs, tmp_path):
     checkpoint = Checkpoints(root / "everything-two" / "checkpoints").latest
     with pytest.raises(ValueError, match=r"they differ in transformer\..*model\.\* settings"):
         trainer.optimizer._load_shards(checkpoint / "trainer_state" / "shards")
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_damaged_shards_are_named(runs, tmp_path, damage):
+    root, _ = runs
+    checkpoint = Checkpoints(root / "everything-two" / "checkpoints").latest
+    shards = shutil.copytree(checkpoint / "trainer_state" / "shards", tmp_path / "shards")
+    path = sorted(shards.iterdir())[-1]
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match=f"checkpoint {shards} cannot be read") as caught:
+        make("everything", tmp_path / "run").optimizer._load_shards(shards)
+    assert "\n" not in str(caught.value)
 
 
 def test_blocks():

@@ -104,8 +104,6 @@ class PredictorClips:
 
 def _repeated(values: Any, num_rows: int) -> Any:
     """As many rows of a tensor or list, which begins again at its end."""
-    return (
-        values[torch.arange(num_rows) % len(values)]
-        if isinstance(values, Tensor)
-        else [values[row % len(values)] for row in range(num_rows)]
-    )
+    if isinstance(values, Tensor):
+        return values[torch.arange(num_rows) % len(values)]
+    return [values[row % len(values)] for row in range(num_rows)]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch.distributed.checkpoint as distributed_checkpoint
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
@@ -39,8 +40,15 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def names_in(folder: Path) -> set[str]:
-    """Names of the tensors in a folder."""
-    return set(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+    """Names of the tensors in a folder.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    try:
+        return set(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor], *, together: bool) -> None:
