@@ -51,6 +51,7 @@ def start(
     kill: tuple[str, int] | None = None,
     rank: int | None = None,
     port: int = 0,
+    sharded: bool = False,
 ) -> BaseProcess:
     """Start a run; exit code 3 means that it was interrupted and ended in order.
 
@@ -63,10 +64,10 @@ def start(
         kill: a key of KILL_POINTS and the call of it that kills the process.
         rank: of two processes that train together.
         port: at which they meet.
+        sharded: whether the launcher asks for FSDP 2.
     """
-    process = _CONTEXT.Process(
-        target=_run, args=(kind, folder, overrides, resume_from, kill, None if rank is None else (rank, port))
-    )
+    place = None if rank is None else (rank, port)
+    process = _CONTEXT.Process(target=_run, args=(kind, folder, overrides, resume_from, kill, place, sharded))
     process.start()
     return process
 
@@ -86,12 +87,15 @@ def run(kind: str, folder: Path, *overrides: str, **options) -> int:
     return process.exitcode
 
 
-def run_two(kind: str, folder: Path, *overrides: str, resume_from: Path | None = None) -> list[dict[str, Any]]:
-    """The same run shared by two processes; what each of them ended with."""
+def run_two(
+    kind: str, folder: Path, *overrides: str, resume_from: Path | None = None, sharded: bool = False
+) -> list[dict[str, Any]]:
+    """The same run shared by two processes, with FSDP 2 where it is to be sharded; what each of them ended with."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [start(kind, folder, *overrides, rank=rank, port=port, resume_from=resume_from) for rank in (0, 1)]
+    options: dict[str, Any] = {"port": port, "resume_from": resume_from, "sharded": sharded}
+    processes = [start(kind, folder, *overrides, rank=rank, **options) for rank in (0, 1)]
     for process in processes:
         process.join(120)
         process.kill()
@@ -129,8 +133,10 @@ def noisy_reward(pred, target, batch):
     return latent_reward(pred, target).reward + 0.1 * torch.rand(pred.shape[:3]) + 0.1 * random.random()
 
 
-def _run(kind, folder, overrides, resume_from, kill, rank) -> None:
+def _run(kind, folder, overrides, resume_from, kill, rank, sharded) -> None:
     os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    if sharded:
+        os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     if rank is not None:
         os.environ.update(
             RANK=str(rank[0]), LOCAL_RANK=str(rank[0]), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from svd_folder import make_svd_pipeline
 from torch import nn
-from training_runs import WAN, make_config
+from training_runs import WAN, make_config, make_model
 from wan_folder import make_folder
 
 from vampo_core import api
@@ -37,6 +37,19 @@ def test_live_bytes_of_a_network_counted_by_hand():
         gradients = 4 * (64 * 256 + 256 * 8)
         del output
         assert count.live == gradients
+
+
+def test_shares_are_planned(tmp_path):
+    """A share of the weights, and what is whole at a time, in half precision: two blocks, and what is in none."""
+    config = make_config(tmp_path, "data.resolution=32", "grpo.batch_size=4", "grpo.kl_coef=0.1", *WAN)
+    config = api.load_config(config, "model.num_layers=6", "model.dtype=bfloat16")
+    whole, share = memory_plan(config, num_processes=4), memory_plan(config, num_processes=4, sharded=True)
+    assert (share.optimizer, share.reference) == (whole.optimizer / 4, whole.reference / 4)
+    assert (share.rollout, share.update) == (whole.rollout, whole.update)
+    network = make_model(config).denoiser_network
+    num_block = sum(p.numel() for p in network.blocks[0].parameters())
+    num_gathered = sum(p.numel() for p in network.parameters()) - 4 * num_block
+    assert share.weights == whole.weights / 4 + 2 * num_gathered
 
 
 @pytest.mark.parametrize("overrides", [[], WAN, [*WAN, "model.dtype=bfloat16", "sampler.guidance_scale=2"]])

@@ -19,10 +19,9 @@ def test_the_launcher_does_not_divide_gradients(tmp_path, monkeypatch):
     [
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
-        ("ACCELERATE_USE_FSDP", "FSDP"),
     ],
 )
-def test_plugins_that_shard_are_refused_by_name(monkeypatch, variable, plugin):
+def test_other_plugins_are_refused_by_name(monkeypatch, variable, plugin):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ConfigError, match=f"asks for {plugin} .*expected plain data parallelism"):
         new_accelerator()

@@ -29,6 +29,8 @@ from vampo_core.policy.settings import policy_folder
 from vampo_core.report.headline import headline
 from vampo_core.report.page import count
 from vampo_core.training.loop import TrainResult
+from vampo_core.training.processes import new_accelerator
+from vampo_core.training.sharding import is_sharding
 
 INTERRUPTED = 130
 
@@ -64,8 +66,11 @@ def pretrain(config: VampoConfig, *, resume_from: str | None, continue_: bool) -
 
 
 def plan(config: VampoConfig) -> None:
-    """Say how much memory a post-training will take."""
-    print(memory_table(memory_plan(config), config))
+    """Say how much memory a post-training will take, on each of the processes that the launcher started."""
+    accelerator = new_accelerator()
+    if accelerator.is_main_process:
+        options = {"num_processes": accelerator.num_processes, "sharded": is_sharding(accelerator)}
+        print(memory_table(memory_plan(config, **options), config))
 
 
 def train(config: VampoConfig, *, resume_from: str | None, continue_: bool) -> int:

@@ -31,7 +31,8 @@ from vampo_core.training.clock import PhaseClock
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
 from vampo_core.training.predictor_clips import PredictorClips
-from vampo_core.training.processes import new_accelerator, reduced
+from vampo_core.training.processes import gathered, new_accelerator, reduced
+from vampo_core.training.sharding import check_sharding, frozen_reference, shard_predictor
 
 
 class VampoTrainer:
@@ -77,6 +78,7 @@ class VampoTrainer:
             save_every=config.run.save_every,
         )
         self.accelerator = new_accelerator()
+        check_sharding(config, self.accelerator)
         if config.sampler.tail_dtype == "float8":
             check_float8(self.accelerator.device)
         self.num_parts = config.optim.gradient_accumulation_steps
@@ -99,7 +101,8 @@ class VampoTrainer:
         self.sampler = model.sampler(**config.sampler.overrides(cheap_tail=True))
         self.step_weights = step_weights(self.sampler, rectified=grpo.rectify_steps)
         compares = grpo.kl_coef > 0 or grpo.anchor_coef > 0
-        self.reference = model.to(self.accelerator.device).frozen_reference() if compares else None
+        self.reference = frozen_reference(model, self.accelerator) if compares else None
+        shard_predictor(model, config, self.accelerator)
         if isinstance(model.text_encoder, nn.Module):
             model.text_encoder.requires_grad_(False)  # not part of the policy
         self.optimizer = ModelOptimizer(
@@ -280,7 +283,7 @@ class VampoTrainer:
 
 
 def check_finite(scores: Sequence[Rewards], clip_ids: Sequence[str], what: str) -> None:
-    """Refuse rewards that are not finite, before an update is made from them.
+    """Refuse rewards that are not finite, before an update is made from them. Every process refuses those of any.
 
     Args:
         scores: rewards of each part of the batch.
@@ -291,11 +294,15 @@ def check_finite(scores: Sequence[Rewards], clip_ids: Sequence[str], what: str) 
         NonFiniteError: there is one; the message names the reward and the clips.
     """
     is_finite = torch.isfinite(torch.cat([score.total for score in scores])).flatten(1).all(1)  # [B]
-    if is_finite.all():
-        return
-    names = [name for name in scores[0].parts if not all(torch.isfinite(score.parts[name]).all() for score in scores)]
-    clips = ", ".join([clip for clip, good in zip(clip_ids, is_finite.tolist(), strict=True) if not good][:3])
-    raise NonFiniteError(f"{what}: reward {', '.join(names) or 'total'} is not finite for clip {clips}")
+    message = None
+    if not is_finite.all():
+        parts = scores[0].parts
+        names = [name for name in parts if not all(torch.isfinite(score.parts[name]).all() for score in scores)]
+        clips = ", ".join([clip for clip, good in zip(clip_ids, is_finite.tolist(), strict=True) if not good][:3])
+        message = f"{what}: reward {', '.join(names) or 'total'} is not finite for clip {clips}"
+    found = next(filter(None, gathered(message)), None)
+    if found is not None:
+        raise NonFiniteError(found)
 
 
 def _peak_resident_mb() -> float:

@@ -20,6 +20,7 @@ from vampo_core.pipeline.clips import windows_of
 from vampo_core.pipeline.predictor import add_adapters, check_sampler, predictor_folder
 from vampo_core.training.peak_memory import LiveBytes, without_data
 from vampo_core.training.processes import new_accelerator
+from vampo_core.training.sharding import blocks_of, is_sharding
 
 FLOAT32 = 4
 
@@ -29,7 +30,10 @@ class MemoryPlan:
     """Bytes on one device, by what takes them."""
 
     weights: int
-    """Weights of denoiser and codec; the text encoder is let go once all instructions are embedded."""
+    """Weights of denoiser and codec; the text encoder is let go once all instructions are embedded.
+
+    Of a sharded denoiser one share of them, and whole ones of what runs at a time.
+    """
     optimizer: int
     """AdamW's two moments, gradients, and the running mean of the weights, of what is trained."""
     reference: int
@@ -58,7 +62,9 @@ class MemoryPlan:
         if largest in ("weights", "optimizer"):
             if not config.model.lora:
                 return "model.lora=16 with model.dtype=bfloat16: adapters on frozen weights in half precision"
-            return "model.dtype=bfloat16" if config.model.dtype == "float32" else "a larger device, or several"
+            return (
+                "model.dtype=bfloat16" if config.model.dtype == "float32" else "a larger device, or several with FSDP"
+            )
         if largest == "rollout" and config.sampler.tail_chunk_size != 1:
             return "a smaller sampler.tail_chunk_size"
         if not config.model.gradient_checkpointing:
@@ -66,7 +72,7 @@ class MemoryPlan:
         return "more optim.gradient_accumulation_steps, which make the parts of a batch smaller"
 
 
-def memory_plan(config: VampoConfig, *, num_processes: int = 1) -> MemoryPlan:
+def memory_plan(config: VampoConfig, *, num_processes: int = 1, sharded: bool = False) -> MemoryPlan:
     """Memory of ``vampo train`` on each device, counted on a model without weights.
 
     Activations are those of the same passes, run on tensors without data; a GPU's kernels may keep somewhat more or
@@ -75,6 +81,7 @@ def memory_plan(config: VampoConfig, *, num_processes: int = 1) -> MemoryPlan:
     Args:
         config: settings of the run.
         num_processes: number of processes that share the batch.
+        sharded: whether they share weights and optimizer, too.
 
     Raises:
         ConfigError: clips do not divide into latents.
@@ -104,10 +111,12 @@ def memory_plan(config: VampoConfig, *, num_processes: int = 1) -> MemoryPlan:
     num_trained = sum(parameter.numel() for parameter in trained)
     moments = 4 if config.model.ema_decay else 3  # gradient, two moments, running mean
     compares = (grpo.kl_coef > 0 or grpo.anchor_coef > 0) and not config.model.lora
-    network = _bytes(model.denoiser_network)
+    num_shares = num_processes if sharded else 1
+    network = _bytes(model.denoiser_network) // num_shares
+    gathered = _gathered_bytes(model) if sharded else 0
     return MemoryPlan(
-        weights=network + _codec_bytes(model.codec, config),
-        optimizer=moments * FLOAT32 * num_trained,
+        weights=network + _codec_bytes(model.codec, config) + gathered,
+        optimizer=moments * FLOAT32 * num_trained // num_shares,
         reference=network if compares else 0,
         videos=4 * FLOAT32 * rows * math.prod(clip),
         rollout=rollout,
@@ -123,7 +132,7 @@ def announce_memory(config: VampoConfig) -> None:
     if accelerator.device.type == "cuda" and accelerator.is_main_process:
         capacity = torch.cuda.get_device_properties(accelerator.device).total_memory
         try:
-            plan = memory_plan(config, num_processes=accelerator.num_processes)
+            plan = memory_plan(config, num_processes=accelerator.num_processes, sharded=is_sharding(accelerator))
         except (ValueError, RuntimeError) as error:  # what is wrong with the run itself is said by what it is wrong for
             print(f"memory: not planned ({error})", flush=True)
         else:
@@ -247,3 +256,14 @@ def _codec_bytes(codec: Codec, config: VampoConfig) -> int:
 
 def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _gathered_bytes(model: VideoPredictor) -> int:
+    """What is whole at a time of a sharded denoiser: a block, the next one on its way, and all that is in no block."""
+    dtype = model.dtype
+
+    def size(module: nn.Module) -> int:
+        return sum(p.numel() * min(p.element_size(), dtype.itemsize) for p in module.parameters())
+
+    blocks = [size(block) for block in blocks_of(model.denoiser_network)]
+    return size(model.denoiser_network) - sum(blocks) + 2 * max(blocks, default=0)

@@ -20,6 +20,7 @@ from vampo_core.training.loop import Evaluation, TrainResult
 from vampo_core.training.metrics import read_metrics
 from vampo_core.training.processes import new_accelerator
 from vampo_core.training.run_folder import RunFolder
+from vampo_core.training.sharding import check_sharding
 
 E = TypeVar("E", bound=Evaluation)
 
@@ -109,9 +110,11 @@ def check_run(kind: RunKind[Any], config: VampoConfig, resume_from: str | Path |
 
     Raises:
         ConfigError: ``run.dir`` holds another run, cannot be written to, or holds a model that the run needs and would
-            delete; or ``resume_from`` is a run of another kind or with other settings.
+            delete; ``resume_from`` is a run of another kind or with other settings; or a setting does not go with FSDP.
         ValueError: there is no checkpoint at ``resume_from``, or the device does not have ``sampler.tail_dtype``.
     """
+    if kind.makes == "predictor":
+        check_sharding(config, new_accelerator())
     if kind is VAMPO and config.sampler.tail_dtype == "float8":
         check_float8(new_accelerator().device)
     folder = Path(config.run.dir)

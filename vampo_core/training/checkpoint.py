@@ -5,6 +5,7 @@ A checkpoint ``checkpoints/step-N`` is a model folder with ``trainer_state/`` in
     trainer_state/state.json           step, best step, counters, random number generators of every process
     trainer_state/optimizer.pt         torch's optimizer state
     trainer_state/<name>.safetensors   weights as they are trained: policy, EMA, ...
+    trainer_state/shards/              instead of both, where the processes of a sharded run wrote their shares
 
 It is written under a hidden name, flushed and renamed, so a folder ``step-N`` is always whole. The links ``latest`` and
 ``best`` beside it are replaced in one step each.
@@ -26,6 +27,7 @@ from torch import Tensor
 from vampo_core.files import discard, point, publish, remove_leftovers, temporary_beside
 
 TRAINER_STATE = "trainer_state"
+SHARDS = "shards"
 _STATE_FILE = "state.json"
 _FORMAT = 1
 _FILE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of the system, torch.save and torch.load, safetensors
@@ -49,6 +51,8 @@ class TrainerState:
     """Whatever else there is to remember and JSON can hold: data position, gradient scaler, best reward."""
     rng: list[dict[str, Any]] = field(default_factory=list)
     """:func:`vampo_core.training.rng.rng_state` of each process."""
+    shards: Path | None = None
+    """Folder with the shares of a sharded run, in place of optimizer and weights; only of a state that was read."""
 
 
 class Checkpoints:
@@ -82,7 +86,7 @@ class Checkpoints:
 
         Args:
             state: of the trainer.
-            save_model: writes the model into the empty folder that it is given.
+            save_model: writes the model into the empty folder that it is given, and the shards of a sharded run.
             best: point ``best`` at it too.
 
         Raises:
@@ -170,6 +174,9 @@ def read_state(checkpoint: str | Path) -> TrainerState:
     """
     folder = Path(checkpoint) / TRAINER_STATE
     values = _read_json(Path(checkpoint))
+    if (folder / SHARDS).is_dir():
+        rest = {name: values[name] for name in ("step", "counters", "rng")}
+        return TrainerState(**rest, shards=folder / SHARDS)
     try:
         optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         weights = {name: load_file(folder / f"{name}.safetensors") for name in values["weights"]}
@@ -195,7 +202,7 @@ def step_of(path: Path) -> int:
 
 
 def _write_state(folder: Path, state: TrainerState, best_step: int) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, weights in state.weights.items():
         # copies, as safetensors refuses tensors that share memory (tied weights do); on the CPU, as a second set of all
         # weights need not fit the training device
@@ -203,7 +210,8 @@ def _write_state(folder: Path, state: TrainerState, best_step: int) -> None:
             key: torch.empty(value.shape, dtype=value.dtype).copy_(value.detach()) for key, value in weights.items()
         }
         save_file(copies, folder / f"{name}.safetensors")
-    torch.save(state.optimizer, folder / "optimizer.pt")
+    if not (folder / SHARDS).is_dir():
+        torch.save(state.optimizer, folder / "optimizer.pt")
     values = {
         "format": _FORMAT,
         "step": state.step,

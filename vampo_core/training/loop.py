@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.processes import from_main, gathered
 from vampo_core.training.rng import rng_state, set_rng_state
 from vampo_core.training.run_folder import RunFolder
+from vampo_core.training.shard_files import save_together
 from vampo_core.training.signals import GracefulStop
 from vampo_core.training.trackers import Trackers
 
@@ -201,23 +203,22 @@ class Loop(Generic[E]):
         return any(gathered(self._stop.requested))
 
     def _save(self, *, best: bool) -> None:
-        rng = gathered(rng_state())
-        if self._folder is None:
-            return
-        assert self._before is not None and self._last is not None
-        state = self._optimizer.state_dict()
-        counters = {
-            **state.counters,
-            "before": self._before.to_dict(),
-            "last": self._last.to_dict(),
-            "best_reward": self._best_score,  # the name in format 1
-        }
-        state = replace(state, step=self._iteration, counters=counters, rng=rng)
-        self._folder.checkpoints.save(state, self._save_model, best=best)
-
-    def _save_model(self, folder: Path) -> None:
-        with self._optimizer.ema_weights():  # the trainer's state keeps the weights themselves
-            self._optimizer.model.save_pretrained(folder)
+        rng, save = gathered(rng_state()), None
+        if self._folder is not None:
+            assert self._before is not None and self._last is not None
+            state = self._optimizer.state_dict()
+            counters = {
+                **state.counters,
+                "before": self._before.to_dict(),
+                "last": self._last.to_dict(),
+                "best_reward": self._best_score,  # the name in format 1
+            }
+            state = replace(state, step=self._iteration, counters=counters, rng=rng)
+            save = partial(self._folder.checkpoints.save, state, best=best)
+        if self._optimizer.is_sharded:
+            save_together(save, self._optimizer.save)
+        elif save is not None:
+            save(self._optimizer.save)
 
     def _load(self, checkpoint: Path) -> None:
         state, rank = read_state(checkpoint), self._trainer.accelerator.process_index

@@ -15,6 +15,7 @@ from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult, frame_metrics, held_out_batch, predict, summarize
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.training.processes import gathered
+from vampo_core.training.sharding import is_sharded
 
 
 class PredictorClips:
@@ -79,23 +80,36 @@ class PredictorClips:
         settings, model, whole = self._config.evaluation, self._model, self._eval_batch
         was_training = model.training
         model.eval()
+        num_clips, num_processes = len(whole["instruction"]), self._accelerator.num_processes
+        starts = list(range(0, num_clips, settings.batch_size))
+        if is_sharded(model.denoiser_network):  # all run the denoiser as often, on as many clips
+            starts += starts[:1] * (-len(starts) % num_processes)
         own: dict[int, dict[str, Tensor]] = {}
-        for number, start in enumerate(range(0, len(whole["instruction"]), settings.batch_size)):
-            if number % self._accelerator.num_processes == self._accelerator.process_index:
-                part = {key: values[start : start + settings.batch_size] for key, values in whole.items()}
-                videos = predict(
-                    model,
-                    self._eval_sampler,
-                    part,
-                    num_samples=settings.num_samples,
-                    seed=settings.seed,
-                    batch_size=settings.batch_size,
-                    first_clip=start,
-                )
-                given = model.num_given_frames
-                own[start] = frame_metrics(videos, part, judge=self._judge, num_given_frames=given)
+        for start in starts[self._accelerator.process_index :: num_processes]:
+            part = {key: values[start : start + settings.batch_size] for key, values in whole.items()}
+            num_rows = len(part["instruction"])
+            if is_sharded(model.denoiser_network):
+                part = {key: _repeated(values, min(settings.batch_size, num_clips)) for key, values in part.items()}
+            videos = predict(
+                model,
+                self._eval_sampler,
+                part,
+                num_samples=settings.num_samples,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                first_clip=start,
+            )
+            metrics = frame_metrics(videos, part, judge=self._judge, num_given_frames=model.num_given_frames)
+            own[start] = {name: values[:num_rows] for name, values in metrics.items()}
         model.train(was_training)
         parts = {start: values for share in gathered(own) for start, values in share.items()}
         names = next(iter(parts.values()))
         values = {name: torch.cat([parts[start][name] for start in sorted(parts)]) for name in names}
         return summarize(values, whole["episode_id"])
+
+
+def _repeated(values: Any, num_rows: int) -> Any:
+    """As many rows of a tensor or list, which begins again at its end."""
+    if isinstance(values, Tensor):
+        return values[torch.arange(num_rows) % len(values)]
+    return [values[row % len(values)] for row in range(num_rows)]

@@ -21,6 +21,7 @@ from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.predictor_clips import PredictorClips
 from vampo_core.training.processes import new_accelerator
+from vampo_core.training.sharding import shard_predictor
 
 
 def edm_loss(
@@ -72,6 +73,7 @@ class Pretrainer:
         self.schedule = Schedule.of_updates("pretraining", settings)
         self.accelerator = new_accelerator()
         self.clips = PredictorClips(model, config, self.accelerator, train_dataset, eval_dataset, judge)
+        shard_predictor(model, config, self.accelerator)
         self.optimizer = ModelOptimizer(
             model, self.accelerator, settings, num_updates=settings.num_steps, ema_decay=settings.ema_decay
         )

@@ -1,6 +1,8 @@
 """The processes of a run: how they are set up, and what they tell each other."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -14,27 +16,61 @@ T = TypeVar("T")
 _UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_FSDP": "FSDP",
 }
-"""What ``accelerate launch`` sets in the environment for plugins that shard a model."""
+"""What ``accelerate launch`` sets in the environment for plugins that are not supported."""
+_USE_FSDP = "ACCELERATE_USE_FSDP"
+_FSDP = {
+    "FSDP_VERSION": ("2", "1", "start the run with `accelerate launch --use_fsdp --fsdp_version 2`"),
+    "FSDP_RESHARD_AFTER_FORWARD": ("true", "true", "blocks are always given back after they ran"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "false", "shares always stay on the device"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "false", "set model.gradient_checkpointing=true instead"),
+}
+"""What it sets for FSDP: the supported value, the one that stands for none, and what to do."""
 
 
 def new_accelerator() -> Accelerator:
     """The accelerator of this process.
 
     Precision is ``model.dtype`` and gradients are accumulated as the configuration says; accelerate's own settings for
-    both are ignored.
+    both are ignored. FSDP is not accelerate's either: see :mod:`vampo_core.training.sharding`.
 
     Raises:
-        ConfigError: the launcher asks for a plugin that is not supported.
+        ConfigError: the launcher asks for a plugin, or for a setting of FSDP, that is not supported.
     """
     for variable, plugin in _UNSUPPORTED.items():
-        if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
+        if _is_set(variable):
             raise ConfigError(
-                f"the launcher asks for {plugin} ({variable}=true), expected plain data parallelism: start the run "
-                "with `accelerate launch --multi_gpu`, or without an accelerate configuration"
+                f"the launcher asks for {plugin} ({variable}=true), expected plain data parallelism or FSDP 2: start "
+                "the run with `accelerate launch --multi_gpu`, or with `--use_fsdp --fsdp_version 2`"
             )
-    return Accelerator(mixed_precision="no", gradient_accumulation_steps=1)
+    if not launcher_shards():
+        return Accelerator(mixed_precision="no", gradient_accumulation_steps=1)
+    for variable, (supported, default, advice) in _FSDP.items():
+        value = os.environ.get(variable, default).lower()
+        if value != supported:
+            raise ConfigError(f"the launcher asks for FSDP with {variable}={value}, expected {supported}: {advice}")
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would load text encoders without weights
+    with _without(_USE_FSDP):
+        return Accelerator(mixed_precision="no", gradient_accumulation_steps=1)
+
+
+def launcher_shards() -> bool:
+    """Whether the launcher asks for FSDP."""
+    return _is_set(_USE_FSDP)
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
+
+
+@contextlib.contextmanager
+def _without(variable: str) -> Iterator[None]:
+    """The environment without a variable."""
+    value = os.environ.pop(variable)
+    try:
+        yield
+    finally:
+        os.environ[variable] = value
 
 
 def from_main(value: T) -> T:
@@ -65,6 +101,13 @@ def average(tensors: list[Tensor], accelerator: Accelerator) -> None:
         flat /= accelerator.num_processes
         for tensor, mean in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+
+def total(count: Tensor, accelerator: Accelerator) -> Tensor:
+    """The sum of a number over processes."""
+    if accelerator.num_processes > 1:
+        torch.distributed.all_reduce(count)
+    return count
 
 
 def copy_from_main(tensors: list[Tensor], accelerator: Accelerator) -> None:
