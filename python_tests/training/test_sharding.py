@@ -107,7 +107,7 @@ def configurations_of(folder):
 def assert_same_metrics(rows, expected):
     assert len(rows) == len(expected) == 3
     for row, other in zip(rows, expected, strict=True):
-        assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+        assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -162,7 +162,7 @@ def test_another_number_of_processes_resumes(runs, name):
     root, endings = runs
     assert [ending.get("error") for ending in endings[name]] == [None, None]
     last, expected = metrics_of(root / name)[-1], metrics_of(root / "everything-one")[-1]
-    assert last == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert last == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert relative_distance(weights_of(root / name), weights_of(root / "everything-one")) < 1e-5
 
 
