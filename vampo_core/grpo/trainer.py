@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vampo_core.config import VampoConfig
@@ -31,7 +32,7 @@ from vampo_core.training.clock import PhaseClock
 from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
 from vampo_core.training.predictor_clips import PredictorClips
-from vampo_core.training.processes import gathered, new_accelerator, reduced
+from vampo_core.training.processes import gathered, new_accelerator, reduced, total
 from vampo_core.training.sharding import check_sharding, frozen_reference, shard_predictor
 
 
@@ -178,7 +179,9 @@ class VampoTrainer:
                 kept.append((rollout.without_graph(), credited))
             del rollout  # two at once would take twice the memory
         with clock("update_s"):
-            check_finite(scores, clip_ids, what)  # here, because looking at a number waits for the device
+            check_finite(
+                scores, clip_ids, what, self.accelerator
+            )  # here, because looking at a number waits for the device
             grad_norm = self.optimizer.step(what=what)
             for _ in range(grpo.num_inner_epochs - 1):
                 for rollout, credited in kept:
@@ -282,27 +285,30 @@ class VampoTrainer:
         }
 
 
-def check_finite(scores: Sequence[Rewards], clip_ids: Sequence[str], what: str) -> None:
+def check_finite(scores: Sequence[Rewards], clip_ids: Sequence[str], what: str, accelerator: Accelerator) -> None:
     """Refuse rewards that are not finite, before an update is made from them. Every process refuses those of any.
 
     Args:
         scores: rewards of each part of the batch.
         clip_ids: the clips of all parts.
         what: the iteration.
+        accelerator: this process among the others.
 
     Raises:
         NonFiniteError: there is one; the message names the reward and the clips.
     """
     is_finite = torch.isfinite(torch.cat([score.total for score in scores])).flatten(1).all(1)  # [B]
+    is_odd = ~is_finite
+    if not total(is_odd.sum(), accelerator):
+        return
     message = None
-    if not is_finite.all():
+    if is_odd.any():
         parts = scores[0].parts
         names = [name for name in parts if not all(torch.isfinite(score.parts[name]).all() for score in scores)]
         clips = ", ".join([clip for clip, good in zip(clip_ids, is_finite.tolist(), strict=True) if not good][:3])
         message = f"{what}: reward {', '.join(names) or 'total'} is not finite for clip {clips}"
-    found = next(filter(None, gathered(message)), None)
-    if found is not None:
-        raise NonFiniteError(found)
+    messages = gathered(message) if accelerator.num_processes > 1 else [message]
+    raise NonFiniteError(next(filter(None, messages)))
 
 
 def _peak_resident_mb() -> float:
