@@ -1,4 +1,4 @@
-"""The benchmark of several processes: its ratios, and that its processes train together or on their own as told."""
+"""The benchmark of several processes: its ratios, and that its processes train together or on their own, as asked."""
 
 import sys
 from argparse import Namespace

@@ -16,7 +16,7 @@ from vampo_core.training import predictor_clips
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_run_that_reads_ahead_is_bit_for_bit_the_same(tmp_path, monkeypatch, num_workers):
-    """Its reward draws from the global generators, which reading leaves alone."""
+    """Its reward draws from the global generators, which reading does not touch."""
     settings = ["run.save_every=2", f"data.num_workers={num_workers}"]
     make_trainer(make_config(tmp_path / "plain", *settings), reward_funcs=[noisy_reward]).train()
     monkeypatch.setattr(predictor_clips, "batches_for", lambda device, loader: read_ahead(loader))
