@@ -15,7 +15,8 @@ NO_EFFECT = {
 """Sections that a verb reads and that do not change what it makes."""
 UNSEEN = {"record": {"run"}}
 """Sections that count as read without it: ``run.dir`` is given to all verbs alike."""
-SHOWS_ALL = {"chain", "config", "report"}
+SHOWS_ALL = {"chain", "config", "plan", "report"}
+"""Verbs that take all settings of others; ``plan`` those of ``train``, so that the same words can follow both."""
 
 
 def test_verbs_declare_the_sections_that_they_read(tmp_path, monkeypatch):

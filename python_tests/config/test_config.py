@@ -163,7 +163,7 @@ def test_paths_are_expanded(monkeypatch):
         ("sampler.sigma_max=0.001", ["sampler.sigma_min", "0.002", "sampler.sigma_max = 0.001"]),
         ("data.held_out_fraction=1", ["data.held_out_fraction", "1.0", "below 1"]),
         ("data.format=vpp", ["data.env", "'pusht'", "null"]),
-        ("data.format=lerobot", ["data.format", "'lerobot'", "recorded, vpp"]),
+        ("data.format=hdf5", ["data.format", "'hdf5'", "recorded, vpp, lerobot"]),
         ("data.resolution=60", ["data.resolution", "60", "multiple of 16"]),
         ("data.resolution=wide", ["data.resolution", "'wide'", "an integer"]),
         ("data.resolution=[64, 0]", ["data.resolution[1]", "0", "at least 1"]),

@@ -141,5 +141,5 @@ def test_datasets_are_opened_by_the_name_of_their_format(tmp_path):
         open_dataset_of("recorded", tmp_path, num_episodes=2)
     dataset = open_dataset_of("recorded", tmp_path, include_failures=True)
     assert isinstance(dataset, RecordedDataset) and len(dataset) == 3
-    with pytest.raises(ValueError, match="format is 'hdf5', expected one of recorded, vpp"):
+    with pytest.raises(ValueError, match="format is 'hdf5', expected one of lerobot, recorded, vpp"):
         open_dataset_of("hdf5", tmp_path)

@@ -195,20 +195,20 @@ SECTIONS = {
 }
 """Each verb, and the sections whose every key it reads."""
 ELSEWHERE = {
-    "pretrain": {"model.text_encoder", "model.ema_decay", "run.eval_every", "run.save_every"},
+    "pretrain": {"data.camera", "model.text_encoder", "model.ema_decay", "run.eval_every", "run.save_every"},
     "train": {
-        *("model.patch_size", "model.latent_channels", "model.block_out_channels"),
+        *("data.camera", "model.patch_size", "model.latent_channels", "model.block_out_channels"),
         *("model.layers_per_block", "model.num_attention_heads", "model.backbone", "model.num_layers"),
     },
     "policy train": {
-        *("data.weights", "run.eval_every", "run.save_every"),
+        *("data.camera", "data.weights", "run.eval_every", "run.save_every"),
         *("evaluation.action_error", "evaluation.best_by", "evaluation.cheap_tail"),
     },
     "policy eval": set(),
 }
-"""Except for these: a new model has no text encoder yet, ``train`` was given a model that has its shape, intervals of
-pretraining and policies, and pretraining's running mean, stand in their own sections, and a policy has one dataset and
-no videos to predict and judge."""
+"""Except for these: recorded episodes have one camera, a new model has no text encoder yet, ``train`` was given a model
+that has its shape, intervals of pretraining and policies, and pretraining's running mean, stand in their own sections,
+and a policy has one dataset and no videos to predict and judge."""
 
 
 def test_fault_5_every_verb_reads_its_sections(tmp_path, monkeypatch):

@@ -252,10 +252,10 @@ def test_the_given_frame_is_seen_by_nothing_but_the_denoiser(tmp_path):
     assert step.sample.shape == (2, 2, CHANNELS, 4, 4) and step.log_prob.shape == (2, 3, 2)
     assert torch.equal(step.sample, step_shifted.sample)
     assert not torch.equal(step.prev_sample, step_shifted.prev_sample)  # the denoiser sees it
-    rewards = trainer._score(rollout, "clips")
+    rewards = trainer._score(rollout)
     assert rewards.total.shape == (2, 3, 2)
     far = batch | {"latents": torch.cat([batch["latents"][:, :1] - 50, batch["latents"][:, 1:]], dim=1)}
-    assert torch.equal(trainer._score(vars_replaced(rollout, batch=far), "clips").total, rewards.total)
+    assert torch.equal(trainer._score(vars_replaced(rollout, batch=far)).total, rewards.total)
 
 
 def vars_replaced(value, **changes):

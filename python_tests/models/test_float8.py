@@ -165,7 +165,7 @@ def test_what_cannot_run_it_is_named(monkeypatch):
 
 def test_it_is_refused_before_any_work(tmp_path, monkeypatch):
     for module in (runs, chain):
-        monkeypatch.setattr(module, "new_accelerator", lambda: SimpleNamespace(device=CPU))
+        monkeypatch.setattr(module, "new_accelerator", lambda: SimpleNamespace(device=CPU, num_processes=1))
     config = load_config("pusht", FLOAT8, f"run.dir={tmp_path / 'run'}")
     for begin in (
         lambda: make_trainer(config),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.folder import derived_folder, writing_to
@@ -64,7 +64,8 @@ def encode(
 
     Latents of a read-only dataset are kept in the user's cache, see :func:`~vampo_core.data.folder.derived_folder`.
 
-    A codec that has a ``device`` gets its frames there, any other codec gets them on the CPU.
+    A codec gets its frames on its ``device`` where it has one, else on that of its parameters where it is a module,
+    else on the CPU.
 
     Args:
         dataset: dataset of any format, opened without an encoding.
@@ -133,6 +134,12 @@ def _is_current(root: Path, name: str, episode: Episode) -> bool:
         return False
 
 
+def _device_of(codec: Codec) -> torch.device:
+    if hasattr(codec, "device"):
+        return torch.device(codec.device)
+    return next(codec.parameters()).device if isinstance(codec, nn.Module) else torch.device("cpu")
+
+
 @torch.inference_mode()
 def _encoded(
     frames: Tensor,  # [T, H, W, 3] uint8
@@ -142,7 +149,7 @@ def _encoded(
     batch_size: int,
     episode: Episode,
 ) -> Tensor:  # [T, C, h, w] float32, or with windows [number of windows * F, C, h, w]
-    device = getattr(codec, "device", torch.device("cpu"))
+    device = _device_of(codec)
     encoded = []
     parts = (
         frames.split(batch_size)
