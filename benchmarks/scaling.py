@@ -105,16 +105,16 @@ class Worker:
             gather=lambda tensor: tensor,
         )
         with mock.patch("vampo_core.grpo.trainer.new_accelerator", lambda: own):
-            self.alone = new_trainer(args, 1)
+            self.separate = new_trainer(args, 1)
         self.device = device
-        self.batches = {trainer: trainer.batches(0) for trainer in (self.together, self.alone)}
+        self.batches = {trainer: trainer.batches(0) for trainer in (self.together, self.separate)}
         self.iteration = 0
 
     def iterate(self, mode: str) -> dict[str, float]:
         """Seconds of an iteration, and of the all-reduce in it."""
         self.iteration += 1
         seconds = {"wait": 0.0, "transfer": 0.0}
-        trainer = self.together if mode == "together" else self.alone
+        trainer = self.together if mode == "together" else self.separate
         with ExitStack() as stack:
             if trainer is self.together:
                 stack.enter_context(self._timed_reduction(seconds))
@@ -148,7 +148,7 @@ class Worker:
 
 
 def serve(args: argparse.Namespace, rank: int, port: int, orders: Connection) -> None:
-    """A process of the benchmark: iterates when told to, and says how long it took."""
+    """A process of the benchmark: iterates on request, and says how long it took."""
     size = str(args.processes)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -242,6 +242,8 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else the machine did, for the page")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error(f"--rounds is {args.rounds}, expected at least 2, for quartiles")
     device, rounds = measure(args)
     torch.set_num_threads(1)  # what a process had, for the record
     where, ratios = environment(device), summary(rounds)
