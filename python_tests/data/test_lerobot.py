@@ -15,7 +15,8 @@ from vampo_core.config import ConfigError
 from vampo_core.data.episode import EpisodeError
 from vampo_core.data.formats.lerobot import LeRobotDataset
 from vampo_core.data.split import split_episodes
-from vampo_core.data.video import read_frames, read_frames_at
+from vampo_core.data.video import read_frames
+from vampo_core.data.video_at import read_frames_at
 
 LENGTHS = (7, 1, 12, 5, 9)
 

@@ -1,6 +1,5 @@
 """Video files: write, read chosen frames as a player shows them, count frames, resize."""
 
-import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,8 +12,8 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torch.nn import functional
 
-_SEEK_SECONDS = 1.0
-"""Gap between wanted frames that is jumped over instead of decoded."""
+_ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
+"""Option of a conversion: from PyAV 17 on it would start threads, which take ten times as long as a small frame."""
 _ONE_FRAME_PER_PACKET = frozenset(("h264", "hevc", "av1", "libdav1d", "libaom-av1", "mjpeg"))
 """Decoders whose packets each hold one frame that is shown; packets for others may hold none, or several."""
 
@@ -44,7 +43,7 @@ def write_video(
     """
     codec, pixel_format = ("libx264", "yuv420p") if for_viewing else ("libx264rgb", "rgb24")
     num_frames = 0
-    with _open(path, "w", format="mp4", options={"movflags": "faststart"} if for_viewing else {}) as container:
+    with open_container(path, "w", format="mp4", options={"movflags": "faststart"} if for_viewing else {}) as container:
         stream = None
         for frame in frames:
             if stream is None:
@@ -78,61 +77,18 @@ def read_frames(path: Path, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] u
     images: dict[int, np.ndarray] = {}
     converter = VideoReformatter()  # one for all frames, because each starts threads
     display = None
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        stream.codec_context.thread_count = 1  # parallelism belongs to the data loader's workers
+    with open_container(path) as container:
+        stream = video_stream(container, path)
         i = -1
         for i, frame in enumerate(container.decode(stream)):
             if i in wanted:
-                display = display or _Display(frame, stream.sample_aspect_ratio)
+                display = display or Display(frame, stream.sample_aspect_ratio)
                 images[i] = display.show(frame, converter)
             if i == last:
                 break
     if i < last:
         raise ValueError(f"{path.name} ends after {i + 1} frames, expected at least {last + 1}")
     return torch.from_numpy(np.stack([images[i] for i in indices]))
-
-
-def read_frames_at(path: Path, times: Sequence[float], *, tolerance: float) -> Tensor:  # [N, H, W, 3] uint8
-    """Decode the frames of a video that are shown at given times, in this order; nothing before them is decoded.
-
-    Args:
-        path: path of the video.
-        times: times in seconds.
-        tolerance: largest distance of a frame's time stamp from its time, in seconds.
-
-    Raises:
-        ValueError: the file has no video stream, or no frame near one of the times.
-        OSError, av.error.FFmpegError: the file cannot be opened or decoded.
-    """
-    images: dict[float, np.ndarray] = {}
-    best: dict[float, float] = {}
-    converter, display = VideoReformatter(), None
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        stream.codec_context.thread_count = 1
-        waiting = sorted(set(times))
-        base = float(stream.time_base)
-        while waiting:
-            container.seek(max(0, int((waiting[0] - tolerance) / base)), stream=stream, backward=True)
-            target, is_at_end = waiting[0], True
-            for frame in container.decode(stream):
-                assert frame.pts is not None
-                now = frame.pts * base
-                for time in [t for t in waiting if abs(t - now) <= min(tolerance, best.get(t, math.inf))]:
-                    display = display or _Display(frame, stream.sample_aspect_ratio)
-                    images[time], best[time] = display.show(frame, converter), abs(time - now)
-                waiting = [t for t in waiting if now < t + tolerance]
-                # jumped over only once the place that was sought is behind: key frames may lie far apart
-                if not waiting or (waiting[0] > target and waiting[0] - now > _SEEK_SECONDS):
-                    is_at_end = False
-                    break
-            if is_at_end:
-                break
-    missing = [time for time in times if time not in images]
-    if missing:
-        raise ValueError(f"{path.name} has no frame at {missing[0]:.3f} s")
-    return torch.from_numpy(np.stack([images[time] for time in times]))
 
 
 def count_frames(path: Path) -> int:
@@ -145,14 +101,13 @@ def count_frames(path: Path) -> int:
         ValueError: the file has no video stream.
         OSError, av.error.FFmpegError: the file cannot be opened or decoded.
     """
-    with _open(path) as container:
-        stream = _video_stream(container, path)
+    with open_container(path) as container:
+        stream = video_stream(container, path)
         packets = [packet for packet in container.demux(stream) if packet.size > 0]
         if stream.codec_context.name in _ONE_FRAME_PER_PACKET and _is_whole(packets):
             return sum(not packet.is_discard for packet in packets)
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        stream.codec_context.thread_count = 1
+    with open_container(path) as container:
+        stream = video_stream(container, path)
         return sum(1 for _ in container.decode(stream))
 
 
@@ -164,7 +119,7 @@ def _is_whole(packets: Sequence[av.Packet]) -> bool:
     return all(p.pts is not None and p.pts >= first.pts and not p.is_corrupt for p in packets)
 
 
-class _Display:
+class Display:
     """How a player shows the frames of a video: turned, mirrored, with square pixels.
 
     Args:
@@ -183,7 +138,8 @@ class _Display:
     def show(self, frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:  # [H, W, 3] uint8
         """Convert a frame to RGB as it is shown."""
         is_rgb = frame.format.name == "gbrp" and self._width == frame.width  # in planes, as write_video leaves it
-        image: Any = (frame if is_rgb else converter.reformat(frame, width=self._width, format="rgb24")).to_ndarray()
+        options: Any = {"width": self._width, "format": "rgb24"} | _ONE_THREAD
+        image: Any = (frame if is_rgb else converter.reformat(frame, **options)).to_ndarray()
         if self._is_transposed:
             image = image.transpose(1, 0, 2)
         if self._flips_rows:
@@ -191,15 +147,22 @@ class _Display:
         return image[:, ::-1] if self._flips_columns else image
 
 
-def _open(path: Path, mode: Any = "r", **options: Any) -> Any:
+def open_container(path: Path, mode: Any = "r", **options: Any) -> Any:
     """Open a container by its absolute path: FFmpeg takes a relative one with a colon for a protocol."""
     return av.open(str(path.absolute()), mode, **options)
 
 
-def _video_stream(container: Any, path: Path) -> Any:
+def video_stream(container: Any, path: Path) -> Any:
+    """The first video stream of a container, decoded in one thread: parallelism belongs to the loader's workers.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not container.streams.video:
         raise ValueError(f"{path.name} has no video stream")
-    return container.streams.video[0]
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    return stream
 
 
 def resize_frames(

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vampo_core.data.episode import check_indices, open_each, per_frame, reading
 from vampo_core.data.latent_files import latents_path, read_latents, shape_of
-from vampo_core.data.video import read_frames_at
+from vampo_core.data.video_at import read_frames_at
 
 INFO = "meta/info.json"
 HELD_OUT = ("val", "valid", "validation", "test", "eval")
