@@ -327,7 +327,8 @@ def test_every_setting_has_a_meaning_and_a_role():
         assert not missing, (name, missing)
     assert list(roles()) == keys()
     assert {key for key, role in roles().items() if role.is_path} == {
-        "data.root", "model.pretrained", "model.text_encoder", "policy.predictor", "reward.action_decoder", "run.dir",
+        "data.root", "data.cache", "model.pretrained", "model.text_encoder", "policy.predictor",
+        "reward.action_decoder", "run.dir",
     }  # fmt: skip
 
 

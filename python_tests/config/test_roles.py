@@ -70,7 +70,7 @@ def test_exactly_these_settings_may_change_when_a_run_is_resumed():
     assert {key for key, role in roles().items() if role.may_change} == {
         *LENGTHS,
         *("pretrain.eval_every", "pretrain.save_every", "policy.eval_every", "policy.save_every"),
-        *("data.root", "data.num_workers", "sampler.tail_chunk_size", "model.compile"),
+        *("data.root", "data.cache", "data.num_workers", "sampler.tail_chunk_size", "model.compile"),
         *(all_of("run") - {"run.seed"}),
         *all_of("closed_loop", "chain"),
     }

@@ -4,7 +4,7 @@ import errno
 import importlib
 import json
 import os
-from contextlib import contextmanager
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from leftovers import leftover_of
 from torch.nn import functional
 
-from vampo_core.data import EpisodeError, RecordedDataset, encode
+from vampo_core.data import EpisodeError, RecordedDataset, encode, shared_work
 from vampo_core.data.folder import derived_folder
 from vampo_core.data.formats.recorded import FORMAT, VERSION, EpisodeHeader, episode_folder, write_episode
-from vampo_core.data.latent_files import latents_path, write_latents
+from vampo_core.data.latent_files import latents_path, read_latents, write_latents
+from vampo_core.data.windows import Windows
 
 
 class PoolCodec:
@@ -100,7 +101,7 @@ def test_interruption_leaves_whole_files_alone(tmp_path):
     dataset = make_dataset(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         encode(dataset, Failing(), progress=False)
-    assert sorted(p.name for p in (tmp_path / "latents" / "pool").iterdir()) == [".lock", "000000.safetensors"]
+    assert [p.name for p in (tmp_path / "latents" / "pool").iterdir() if p.is_file()] == ["000000.safetensors"]
     assert encode(dataset, PoolCodec(), progress=False).num_reused == 1
 
 
@@ -151,7 +152,7 @@ def test_unreadable_video_is_skipped_by_name(tmp_path):
 def test_bad_codecs(tmp_path, codec, message):
     with pytest.raises(ValueError, match=message):
         encode(make_dataset(tmp_path), codec, progress=False)
-    assert {p.name for p in tmp_path.glob("latents/*/*")} <= {".lock"}
+    assert not [p for p in tmp_path.glob("latents/*/*") if p.is_file()]
 
 
 @pytest.mark.parametrize("episode_id", ["../../x", "/tmp/x", "a/../b", "a//b", "", ".hidden", "a\\b"])
@@ -198,14 +199,12 @@ def test_latents_of_a_read_only_dataset_are_kept_in_the_users_cache(tmp_path, mo
 
 
 def test_a_read_only_dataset_is_one_clear_line(tmp_path, monkeypatch):
-    @contextmanager
-    def read_only(folder):
-        raise OSError(errno.EROFS, "Read-only file system", str(folder))
-        yield
+    def read_only(place):
+        raise OSError(errno.EROFS, "Read-only file system", str(place))
 
     dataset = make_dataset(tmp_path)
     encode(dataset, PoolCodec(), progress=False)
-    monkeypatch.setattr(importlib.import_module("vampo_core.data.encode"), "locked", read_only)
+    monkeypatch.setattr(shared_work, "lock", read_only)
     assert encode(dataset, PoolCodec(), progress=False).num_reused == 3
     with pytest.raises(PermissionError) as error:
         encode(dataset, PoolCodec("other"), progress=False)
@@ -213,3 +212,80 @@ def test_a_read_only_dataset_is_one_clear_line(tmp_path, monkeypatch):
         f"dataset {str(tmp_path)!r} cannot be written to (Read-only file system), but its latents are kept there: "
         "make it writable, or use a copy of it"
     )
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_long_episodes_are_read_a_part_at_a_time(tmp_path, monkeypatch, num_workers):
+    """Whatever the size of a part and the number of threads, the latents are the same."""
+    lengths = (40, 3, 25)
+    whole = make_dataset(tmp_path / "whole", lengths)
+    encode(whole, PoolCodec(), progress=False)
+    dataset, num_read = make_dataset(tmp_path / "parts", lengths), []
+    frames = type(dataset.episodes[0]).frames
+
+    def noted(episode, indices):
+        num_read.append(len(indices))
+        return frames(episode, indices)
+
+    monkeypatch.setattr(importlib.import_module("vampo_core.data.encode"), "_FRAMES_AT_ONCE", 10)
+    monkeypatch.setattr(type(dataset.episodes[0]), "frames", noted)
+    encode(dataset, PoolCodec(), batch_size=4, num_workers=num_workers, progress=False)
+    assert max(num_read) <= 10 and sum(num_read) == sum(lengths)
+    for path in (tmp_path / "whole/latents/pool").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "parts/latents/pool" / path.name).read_bytes()
+
+
+def test_windows_that_overlap_share_their_frames(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path, (30,))
+    windows = Windows(num_latents=3, temporal_ratio=2, stride=1)
+
+    class Video(PoolCodec):
+        def encode(self, videos):
+            assert videos.shape == (1, 5, 3, 16, 24)
+            return functional.avg_pool2d(videos[0, ::2], 8).unsqueeze(0)
+
+    monkeypatch.setattr(importlib.import_module("vampo_core.data.encode"), "_FRAMES_AT_ONCE", 8)
+    name = encode(dataset, Video(), windows=windows, progress=False).latents
+    episode = dataset.episodes[0]
+    frames = functional.avg_pool2d(episode.frames(range(30)).permute(0, 3, 1, 2).float() / 255, 8)
+    expected = torch.cat([frames[windows.frames(start, 30)[::2]] for start in windows.starts(30)])
+    torch.testing.assert_close(read_latents(latents_path(tmp_path, name, "000000"), range(len(expected))), expected)
+
+
+def test_processes_share_the_work(tmp_path):
+    """Two at a time encode every episode once, and both return when all are done."""
+    dataset = make_dataset(tmp_path, (4,) * 20)
+    codecs, results = [PoolCodec(), PoolCodec()], {}
+    both = threading.Barrier(2)
+
+    class Meeting(PoolCodec):
+        def encode(self, frames):
+            if self.num_frames == 0:
+                both.wait(timeout=30)  # the other one works too
+            return super().encode(frames)
+
+    codecs = [Meeting(), Meeting()]
+
+    def work(number):
+        results[number] = encode(dataset, codecs[number], progress=False)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert codecs[0].num_frames + codecs[1].num_frames == 80 and min(c.num_frames for c in codecs) > 0
+    assert results[0].num_encoded + results[1].num_encoded == 20
+    assert [result.num_encoded + result.num_reused for result in results.values()] == [20, 20]
+
+
+def test_a_cache_of_the_users_choice(tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    before = sorted((tmp_path / "data").rglob("*"))
+    for num_encoded in (3, 0):
+        assert encode(dataset, PoolCodec(), cache=tmp_path / "cache", progress=False).num_encoded == num_encoded
+    assert sorted((tmp_path / "data").rglob("*")) == before
+    found = RecordedDataset(tmp_path / "data", latents="pool", cache=tmp_path / "cache", strict=True)
+    assert found.episodes[0].latents([1]).shape == (1, 3, 2, 3)
+    with pytest.raises(EpisodeError, match="has no latents 'pool'"):
+        RecordedDataset(tmp_path / "data", latents="pool")

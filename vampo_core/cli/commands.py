@@ -21,6 +21,7 @@ from vampo_core.evaluation.episodes import compare
 from vampo_core.files import write_text
 from vampo_core.pipeline.clips import open_dataset, prepare_clips
 from vampo_core.pipeline.codec import prepare_codec
+from vampo_core.pipeline.export import export_dataset
 from vampo_core.pipeline.pages import write_chain_page
 from vampo_core.pipeline.plan import memory_plan, memory_table
 from vampo_core.pipeline.predictor import load_encoders, predictor_folder
@@ -41,6 +42,12 @@ def record(config: VampoConfig) -> None:
         raise ConfigError("data.env is null, expected the simulator to record from")
     dataset = open_dataset(config)
     print(f"{len(dataset.episodes)} episodes at {dataset.root}")
+
+
+def export(config: VampoConfig, *, to: str, output: str, encoding: str, failures: bool) -> None:
+    """Write the episodes of ``data`` in another format."""
+    folder = export_dataset(config, output, to=to, encoding=encoding, failures=failures)
+    print(f"dataset: {_short(folder)}")
 
 
 def encode(config: VampoConfig) -> None:

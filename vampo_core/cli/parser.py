@@ -80,6 +80,22 @@ _GROUPS = {"policy": "train the robot policy, or try it in a simulator"}
 """First words of verbs that have two words."""
 VERBS = {
     "record": Verb("vampo_core.cli.commands:record", "record expert episodes in a simulator", ("data", "run")),
+    "export": Verb(
+        "vampo_core.cli.commands:export",
+        "write the episodes of a dataset in another format",
+        ("data", "run"),
+        (
+            Option("to", "format to write: lerobot, LeRobotDataset v3.0", required=True, metavar="FORMAT"),
+            Option("output", "folder to make", required=True),
+            Option(
+                "encoding",
+                "lossless (default), or av1: a third of the size, shown by browsers, as lerobot does it",
+                default="lossless",
+                metavar="NAME",
+            ),
+            Option("failures", "keep recorded episodes that were no success", is_flag=True),
+        ),
+    ),
     "encode": Verb("vampo_core.cli.commands:encode", "encode the videos of a dataset as latents", _CLIPS),
     "pretrain": Verb(
         "vampo_core.cli.commands:pretrain",

@@ -145,6 +145,8 @@ class ClosedLoopConfig:
     """Weights of overlapping chunks, as in the section ``policy``; null for the policy's own, negative for none."""
     num_videos: Count = 2
     """Number of videos kept of successes, and of failures, in each simulator."""
+    record: bool = False
+    """Keep frames, states and actions of the episodes, as a dataset in the folder "recorded" beside the videos."""
 
     def __post_init__(self) -> None:
         check_fields(self, "closed_loop")

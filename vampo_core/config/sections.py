@@ -223,7 +223,10 @@ class DataConfig:
     camera: Annotated[str | None, Role(decides=("data",), is_later=True)] = None
     """Camera of a LeRobot dataset, by its feature's name or the end of it, such as "front"; null for the only one."""
     root: Annotated[str | tuple[str, ...], Role(decides=("data",), may_change=True, is_path=True)] = "data/episodes"
-    """Folder of the dataset, or a list of several that are trained on together."""
+    """Folder of the dataset, or a list of several that are trained on together; of a LeRobot dataset also its name on
+    the Hugging Face hub, such as "lerobot/pusht"."""
+    cache: Annotated[str | None, Role(may_change=True, is_path=True)] = None
+    """Folder for latents and features; null for the dataset's own, or ``~/.cache/vampo_core`` if it is read-only."""
     weights: tuple[Above0, ...] | None = None
     """Relative frequency of each folder in training; null for the number of its clips."""
     num_frames: Annotated[int, Range(minimum=2)] = 8
@@ -237,7 +240,8 @@ class DataConfig:
     held_out_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
     """Share of the episodes that is never trained on; unused where the dataset says which episodes are held out."""
     num_workers: Annotated[Count, FREE] = 0
-    """Processes that read clips, and that record episodes; 0 for this one, which reads ahead where a GPU works."""
+    """Processes that read clips and record episodes, and threads that decode videos to encode them; 0 for the main
+    process, which reads ahead where a GPU works."""
     strict: Annotated[bool, Role()] = False
     """Make an episode that cannot be read an error, instead of skipping it."""
     env: str | None = None

@@ -1,6 +1,12 @@
-"""Videos → latents, once: one file per episode, kept as long as codec and video stay the same."""
+"""Videos → latents, once: one file per episode, kept as long as codec and video stay the same.
 
+Episodes are read a few hundred frames at a time, by threads while the codec works if there are any. Several processes
+may encode the same dataset together.
+"""
+
+import contextlib
 import re
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,10 +17,15 @@ from torch import Tensor, nn
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
 from vampo_core.data.folder import derived_folder, writing_to
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
+from vampo_core.data.prefetch import read_each_ahead
+from vampo_core.data.shared_work import shared_parts
 from vampo_core.data.video import image_hw, resize_frames
 from vampo_core.data.windows import Windows
-from vampo_core.files import locked, remove_leftovers
+from vampo_core.files import remove_leftovers
 from vampo_core.progress import progress as progress_bar
+
+_FRAMES_AT_ONCE = 256
+"""Number of frames that are decoded and kept in memory together."""
 
 
 class Codec(Protocol):
@@ -57,12 +68,15 @@ def encode(
     image_size: int | tuple[int, int] | None = None,
     windows: Windows | None = None,
     batch_size: int = 32,
+    num_workers: int = 0,
+    cache: str | Path | None = None,
     strict: bool = False,
     progress: bool = True,
 ) -> EncodeResult:
     """Encode every episode of a dataset into ``<root>/latents/<name>/``; latents that are current are kept.
 
     Latents of a read-only dataset are kept in the user's cache, see :func:`~vampo_core.data.folder.derived_folder`.
+    Processes that call this at the same time share the work, and each returns when all of it is done.
 
     A codec gets its frames on its ``device`` where it has one, else on that of its parameters where it is a module,
     else on the CPU.
@@ -74,6 +88,8 @@ def encode(
             their size.
         windows: windows to encode each on its own, for a codec that compresses time; None for single frames.
         batch_size: number of frames per call of the codec; unused with windows.
+        num_workers: number of threads that decode videos while the codec works; 0 for none.
+        cache: folder to keep latents in instead of the dataset's own.
         strict: whether an episode that cannot be read is an error instead of being skipped with a warning.
         progress: whether to show a progress bar.
 
@@ -85,39 +101,143 @@ def encode(
         EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
         PermissionError: a folder cannot be written to, and episodes have to be encoded.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    name = latents_name(codec, image_size, windows)
+    for argument, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < least:
+            raise ValueError(f"{argument} is {value}, expected at least {least}")
     size = None if image_size is None else image_hw(image_size)
-    folder, episodes = derived_folder(dataset.root, "latents") / name, dataset.episodes
+    name = latents_name(codec, image_size, windows)
+    place = _Place(dataset.root, name, cache)
+    episodes = dataset.episodes
+    missing = [episode for episode in episodes if not _is_current(place, episode)]
     skipped: list[Skipped] = []
     num_encoded = 0
-    if not all(_is_current(dataset.root, name, episode) for episode in episodes):
-        with writing_to(dataset.root, "latents"), locked(folder):
-            remove_leftovers(folder, recursive=True)
-            for episode in progress_bar(episodes, desc=f"encode {dataset.name}", disable=not progress, delay=0.5):
-                if _is_current(dataset.root, name, episode):
-                    continue
+    if missing:
+        num_frames = sum(episode.length for episode in episodes)
+        num_left = sum(episode.length for episode in missing)
+        bar = progress_bar(
+            desc=f"encode {dataset.name}", total=num_frames, initial=num_frames - num_left, unit="frame",
+            disable=not progress, delay=0.5,
+        )  # fmt: skip
+        chunks = _chunks(missing, place, windows, batch_size, bar.update)
+        read_ahead = read_each_ahead(_Chunk.read, chunks, num_workers)
+        writing = contextlib.nullcontext() if cache is not None else writing_to(dataset.root, "latents")
+        with writing, bar, contextlib.closing(chunks), contextlib.closing(read_ahead):
+            latents: list[Tensor] = []
+            for chunk, read in read_ahead:
                 try:
-                    path, header, frames = _read(dataset.root, name, episode)
+                    if chunk.is_first:
+                        latents = []
+                    elif not latents:  # an earlier part could not be read
+                        continue
+                    frames, path, header = read()
+                    latents += _encoded(frames, chunk, codec, size, windows)
+                    bar.update(chunk.num_frames)
+                    if chunk.is_last:
+                        write_latents(path, _whole(latents, chunk.episode), header)
+                        num_encoded += 1
                 except EpisodeError as error:
-                    skipped.append(Skipped(episode.episode_id, reason_of(error)))
+                    latents = []
+                    skipped.append(Skipped(chunk.episode.episode_id, reason_of(error)))
                     if strict:
                         break
-                    continue
-                write_latents(path, _encoded(frames, codec, size, windows, batch_size, episode), header)
-                num_encoded += 1
+                finally:
+                    chunk.release()
     report_skipped(dataset.name, skipped, len(episodes), strict)
     num_reused = len(episodes) - num_encoded - len(skipped)
     return EncodeResult(name, num_encoded, num_reused, tuple(skipped))
 
 
-def _read(
-    root: Path, name: str, episode: Episode
-) -> tuple[Path, dict[str, object], Tensor]:  # file, header, frames [T, H, W, 3] uint8
-    with reading(episode.dataset, episode.episode_id):
-        path = latents_path(root, name, episode.episode_id)
-        return path, _header(episode), episode.frames(range(episode.length))
+@dataclass(frozen=True)
+class _Place:
+    """Where the latents of an encoding are kept."""
+
+    root: Path
+    name: str
+    cache: str | Path | None
+
+    @property
+    def folder(self) -> Path:
+        return derived_folder(self.root, "latents", self.cache) / self.name
+
+    def path(self, episode: Episode) -> Path:
+        return latents_path(self.root, self.name, episode.episode_id, self.cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """Inputs of the codec from one episode, few enough to be in memory together."""
+
+    episode: Episode
+    place: _Place
+    inputs: Sequence[Sequence[int]]  # the frames of each
+    num_frames: int  # that no chunk before had
+    is_first: bool
+    is_last: bool
+    release: Callable[[], None]  # after which another process may work on its part of the dataset
+
+    @property
+    def indices(self) -> list[int]:
+        """Its frames, each once."""
+        return sorted({index for frames in self.inputs for index in frames})
+
+    def read(self) -> tuple[Tensor, Path, dict[str, object]]:  # frames [N, H, W, 3] uint8, file, its header
+        episode = self.episode
+        with reading(episode.dataset, episode.episode_id):
+            path, header = self.place.path(episode), _header(episode)  # the header first: the video might change
+            return episode.frames(self.indices), path, header
+
+
+def _chunks(
+    episodes: Sequence[Episode], place: _Place, windows: Windows | None, batch_size: int, note: Callable[[int], object]
+) -> Generator[_Chunk, None, None]:
+    """Chunks of the episodes that no other process encodes; ``note`` gets the frames of those that others did."""
+    with contextlib.closing(shared_parts(episodes, place.folder / ".locks")) as parts:
+        for part, release in parts:
+            _remove_leftovers(place, part)
+            left = [episode for episode in part if not _is_current(place, episode)]
+            note(sum(episode.length for episode in part) - sum(episode.length for episode in left))
+            for episode in left:
+                yield from _chunks_of(episode, place, windows, batch_size, release if episode is left[-1] else _nothing)
+            if not left:
+                release()
+
+
+def _chunks_of(
+    episode: Episode, place: _Place, windows: Windows | None, batch_size: int, release: Callable[[], None]
+) -> Generator[_Chunk, None, None]:
+    length = episode.length
+    inputs: list[Sequence[int]] = (
+        [range(start, min(start + batch_size, length)) for start in range(0, length, batch_size)]
+        if windows is None
+        else [windows.frames(start, length) for start in windows.starts(length)]
+    )
+    begin = reached = 0
+    for i in range(len(inputs)):
+        is_last = i == len(inputs) - 1
+        if is_last or inputs[i + 1][-1] - inputs[begin][0] >= _FRAMES_AT_ONCE:
+            end = length if is_last else inputs[i][-1] + 1
+            yield _Chunk(
+                episode=episode,
+                place=place,
+                inputs=inputs[begin : i + 1],
+                num_frames=end - reached,
+                is_first=begin == 0,
+                is_last=is_last,
+                release=release if is_last else _nothing,
+            )
+            begin, reached = i + 1, end
+
+
+def _nothing() -> None:
+    pass
+
+
+def _remove_leftovers(place: _Place, episodes: Sequence[Episode]) -> None:
+    """Remove what an interrupted process left of these episodes, which nobody else may touch now."""
+    with contextlib.suppress(EpisodeError, ValueError):  # of an episode whose name cannot be a file's
+        names = {place.path(episode).name for episode in episodes}
+        for folder in {place.path(episode).parent for episode in episodes}:
+            remove_leftovers(folder, of=names)
 
 
 def _header(episode: Episode) -> dict[str, object]:
@@ -125,10 +245,10 @@ def _header(episode: Episode) -> dict[str, object]:
     return {"length": episode.length, **episode.fingerprint}
 
 
-def _is_current(root: Path, name: str, episode: Episode) -> bool:
+def _is_current(place: _Place, episode: Episode) -> bool:
     try:
         with reading(episode.dataset, episode.episode_id):
-            path = latents_path(root, name, episode.episode_id)
+            path = place.path(episode)
             return path.is_file() and read_header(path) == _header(episode)
     except EpisodeError:
         return False
@@ -142,21 +262,16 @@ def _device_of(codec: Codec) -> torch.device:
 
 @torch.inference_mode()
 def _encoded(
-    frames: Tensor,  # [T, H, W, 3] uint8
+    frames: Tensor,  # [N, H, W, 3] uint8, of chunk.indices
+    chunk: _Chunk,
     codec: Codec,
     size: tuple[int, int] | None,
     windows: Windows | None,
-    batch_size: int,
-    episode: Episode,
-) -> Tensor:  # [T, C, h, w] float32, or with windows [number of windows * F, C, h, w]
-    device = _device_of(codec)
+) -> list[Tensor]:  # of each input [n, C, h, w] float32
+    device, row = _device_of(codec), {index: i for i, index in enumerate(chunk.indices)}
     encoded = []
-    parts = (
-        frames.split(batch_size)
-        if windows is None
-        else (frames[windows.frames(start, len(frames))] for start in windows.starts(len(frames)))
-    )
-    for part in parts:
+    for indices in chunk.inputs:
+        part = frames[[row[index] for index in indices]]
         images = part.permute(0, 3, 1, 2).to(device, torch.float32) / 255
         if size is not None:
             images = resize_frames(images, size)
@@ -166,7 +281,12 @@ def _encoded(
             shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
             raise ValueError(f"codec.encode returned {shape} for {len(images)} frames, expected [{expected}, C, h, w]")
         encoded.append(latents.to("cpu", torch.float32))
-    latents = torch.cat(encoded)
-    if not latents.isfinite().all():
+    return encoded
+
+
+def _whole(latents: Sequence[Tensor], episode: Episode) -> Tensor:
+    """The parts of an episode's latents, one after the other."""
+    whole = torch.cat(list(latents))
+    if not whole.isfinite().all():
         raise ValueError(f"codec.encode returned values that are not finite for episode {episode.episode_id!r}")
-    return latents
+    return whole

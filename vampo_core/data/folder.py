@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from vampo_core.data.hub import is_in_hub_cache
 from vampo_core.files import user_cache
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -29,20 +30,22 @@ def safe_name(episode_id: str) -> str:
     return episode_id
 
 
-def derived_folder(root: Path, what: str) -> Path:
-    """Folder of files that are computed from a dataset: inside it, or for a read-only dataset in the user's cache.
+def derived_folder(root: Path, what: str, cache: str | Path | None = None) -> Path:
+    """Folder of files that are computed from a dataset: inside it, or in a cache.
 
-    A dataset's folder in the cache, see :func:`~vampo_core.files.user_cache`, is named after the dataset and the place
-    where it lies.
+    A dataset's folder in the cache is named after the dataset and the place where it lies.
 
     Args:
         root: the dataset's folder.
         what: what is kept there, in the plural.
+        cache: the cache; None for the dataset's own folder, or :func:`~vampo_core.files.user_cache` if that is
+            read-only or belongs to the hub's cache.
     """
-    if not root.is_dir() or os.access(root, os.W_OK):
-        return root / what
     place = root.resolve()
-    return user_cache() / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}" / what
+    if cache is None and not is_in_hub_cache(place) and (not root.is_dir() or os.access(root, os.W_OK)):
+        return root / what
+    name = f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}"
+    return (user_cache() if cache is None else Path(cache)) / name / what
 
 
 @contextlib.contextmanager

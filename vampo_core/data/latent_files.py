@@ -15,11 +15,21 @@ from vampo_core.files import publish, temporary_beside
 _HEADER = "vampo_core"
 
 
-def latents_path(root: Path, name: str, episode_id: str) -> Path:
-    """The file of an episode's latents in the encoding ``name``: those that are inside the dataset come first."""
+def latents_path(root: Path, name: str, episode_id: str, cache: str | Path | None = None) -> Path:
+    """The file of an episode's latents in the encoding ``name``: those that are inside the dataset come first.
+
+    Args:
+        root: the dataset's folder.
+        name: name of the encoding.
+        episode_id: name of the episode.
+        cache: see :func:`~vampo_core.data.folder.derived_folder`.
+
+    Raises:
+        ValueError: the episode's name cannot be a file's.
+    """
     file = f"{safe_name(episode_id)}.safetensors"
     own = root / "latents" / name / file
-    return own if own.is_file() else derived_folder(root, "latents") / name / file
+    return own if own.is_file() else derived_folder(root, "latents", cache) / name / file
 
 
 def write_latents(path: Path, latents: Tensor, header: dict[str, object]) -> None:  # latents [T, C, h, w]

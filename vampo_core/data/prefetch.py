@@ -1,10 +1,15 @@
-"""Training batches: for a GPU, read and pinned while it works on the one before."""
+"""Reading ahead: training batches for a GPU, and videos for a codec."""
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def batches_for(device: torch.device, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -26,6 +31,35 @@ def read_ahead(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         while (batch := coming.result()) is not None:
             coming = reader.submit(next, source, None)
             yield batch
+
+
+def read_each_ahead(
+    read: Callable[[T], R], items: Iterable[T], num_threads: int
+) -> Generator[tuple[T, Callable[[], R]], None, None]:
+    """Items in their order, each with a function that gives what ``read`` makes of it, or raises what it raised.
+
+    Args:
+        read: function for one item, called in threads.
+        items: items, taken in the caller's thread, up to ``num_threads`` ahead.
+        num_threads: number of threads; 0 to read where the result is asked for.
+    """
+    if num_threads == 0:
+        yield from ((item, partial(read, item)) for item in items)
+        return
+    coming: deque[tuple[T, Future[R]]] = deque()
+    with ThreadPoolExecutor(num_threads, "read_ahead") as readers:
+        try:
+            for item in items:
+                coming.append((item, readers.submit(read, item)))
+                if len(coming) > num_threads:
+                    first, result = coming.popleft()
+                    yield first, result.result
+            while coming:
+                first, result = coming.popleft()
+                yield first, result.result
+        finally:
+            for _, result in coming:
+                result.cancel()
 
 
 def _sent(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

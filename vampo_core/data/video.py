@@ -1,6 +1,7 @@
 """Video files: write, read chosen frames as a player shows them, count frames, resize."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,40 +19,55 @@ _ONE_FRAME_PER_PACKET = frozenset(("h264", "hevc", "av1", "libdav1d", "libaom-av
 """Decoders whose packets each hold one frame that is shown; packets for others may hold none, or several."""
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How a video is compressed."""
+
+    codec: str
+    """FFmpeg's encoder."""
+    pixel_format: str
+    """FFmpeg's pixel format; "yuv420p" needs an even height and width."""
+    options: tuple[tuple[str, str], ...]
+    """Options of the encoder, such as ``crf``, where 0 is the best quality, and ``g``, frames between key frames."""
+    movflags: str | None = None
+    """Flags of the mp4 file."""
+
+
+LOSSLESS = Encoding("libx264rgb", "rgb24", (("crf", "0"),))
+"""H.264 in RGB without loss. Robot scenes are small and flat: this takes half as much space again as a high quality,
+but decodes faster (no color conversion), and no later stage has to ask what compression did. Browsers do not show it.
+"""
+FOR_VIEWING = Encoding("libx264", "yuv420p", (("crf", "18"),), "faststart")
+"""H.264 that browsers and players show."""
+
+
 def write_video(
     path: Path,
     frames: Iterable[np.ndarray],  # each [H, W, 3] uint8
     fps: float,
-    *,
-    crf: int = 0,
-    for_viewing: bool = False,
+    encoding: Encoding = LOSSLESS,
 ) -> int:
-    """Write an H.264 mp4 in RGB, lossless at ``crf`` 0; the same frames give the same bytes.
-
-    Robot scenes are small and flat. Without loss they take half as much space again as at a high quality, but decode
-    faster (no color conversion), and no later stage has to ask what compression did.
+    """Write an mp4 file; the same frames give the same bytes.
 
     Args:
         path: path of the file.
-        frames: frames of equal size, of even height and width if they are ``for_viewing``.
+        frames: frames of equal size.
         fps: frames per second.
-        crf: constant rate factor of x264; 0 is the best quality.
-        for_viewing: whether to use YUV 4:2:0, which browsers and players show, unlike RGB.
+        encoding: how it is compressed.
 
     Returns:
         Number of frames written.
     """
-    codec, pixel_format = ("libx264", "yuv420p") if for_viewing else ("libx264rgb", "rgb24")
     num_frames = 0
-    with open_container(path, "w", format="mp4", options={"movflags": "faststart"} if for_viewing else {}) as container:
+    flags = {} if encoding.movflags is None else {"movflags": encoding.movflags}
+    with open_container(path, "w", format="mp4", options=flags) as container:
         stream = None
         for frame in frames:
             if stream is None:
-                stream = container.add_stream(
-                    codec, rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf)}
-                )
+                rate = Fraction(fps).limit_denominator(1000)
+                stream = container.add_stream(encoding.codec, rate=rate, options=dict(encoding.options))
                 stream.height, stream.width = frame.shape[:2]
-                stream.pix_fmt = pixel_format
+                stream.pix_fmt = encoding.pixel_format
                 stream.codec_context.thread_count = 1
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(image))
@@ -89,6 +105,20 @@ def read_frames(path: Path, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] u
     if i < last:
         raise ValueError(f"{path.name} ends after {i + 1} frames, expected at least {last + 1}")
     return torch.from_numpy(np.stack([images[i] for i in indices]))
+
+
+def frame_rate(path: Path) -> float:
+    """Average number of frames per second that the file states.
+
+    Raises:
+        ValueError: the file has no video stream, or does not state it.
+        OSError, av.error.FFmpegError: the file cannot be opened.
+    """
+    with open_container(path) as container:
+        rate = video_stream(container, path).average_rate
+    if not rate:
+        raise ValueError(f"{path.name} does not state its frame rate")
+    return float(rate)
 
 
 def count_frames(path: Path) -> int:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vampo_core import envs
 from vampo_core.envs.slots import Lost, Reply, Reset, Step
 from vampo_core.envs.workers import MAX_ATTEMPTS, InProcess, Workers
+from vampo_core.evaluation.episode_recorder import EpisodeRecorder, Trace
 from vampo_core.evaluation.episode_videos import EpisodeVideos, Imagine
 from vampo_core.evaluation.episodes import (
     EPISODES,
@@ -58,7 +59,7 @@ class _Running:
     episode_return: float = 0.0
     max_coverage: float | None = None
     latencies_ms: list[float] = field(default_factory=list)
-    frames: list[np.ndarray] = field(default_factory=list)  # each [H, W, 3] uint8
+    trace: Trace = field(default_factory=Trace)
 
 
 def evaluation_seeds(seed: int, num_episodes: int) -> list[int]:
@@ -80,6 +81,7 @@ def evaluate_closed_loop(
     controller_id: str = "",
     num_videos: int = 0,
     imagine: Imagine | None = None,
+    record: bool = False,
     progress: bool = True,
 ) -> ClosedLoopResult:
     """Run seeded episodes: simulators in worker processes, the controller in this process and in batches.
@@ -102,6 +104,8 @@ def evaluate_closed_loop(
         controller_id: identity of the controller, such as a hash of its weights, so that ``output`` never mixes two.
         num_videos: number of videos of successes, and of failures, of each environment, under ``<output>/videos``.
         imagine: function that makes what a video shows beside an episode's frames.
+        record: whether to keep frames, states and actions of the episodes that run now, failures included, as a dataset
+            in the recorded format at ``<output>/recorded``.
         progress: whether to show a progress bar.
 
     Raises:
@@ -116,6 +120,9 @@ def evaluate_closed_loop(
             raise ValueError(f"{name} is {value}, expected at least {minimum}")
     if num_videos and output is None:
         raise ValueError(f"num_videos is {num_videos} with output = None, expected a folder for them")
+    if record and (output is None or controller is None):
+        lacking = "output" if output is None else "controller"
+        raise ValueError(f"record is True with {lacking} = None, expected one (experts are recorded by `vampo record`)")
     env_kwargs = dict(env_kwargs or {})
     names, seeds = envs.split_names(env), evaluation_seeds(seed, num_episodes)
     wanted = [(name, episode_seed) for name in names for episode_seed in seeds]
@@ -131,7 +138,17 @@ def evaluate_closed_loop(
         done = {episode.key: episode for episode in (log.episodes if log else [])}
         missing = [key for key in wanted if key not in done]
         if missing:
-            loop = _Loop(controller, tasks, EpisodeVideos(folder, num_videos, imagine), log, done)
+            recorder = None
+            if record and folder is not None:
+                recorder = EpisodeRecorder(
+                    folder / "recorded",
+                    {key: number for number, key in enumerate(wanted)},
+                    env=env,
+                    env_kwargs=env_kwargs,
+                    seed=seed,
+                    fps=[task.fps for task in tasks.values()],
+                )
+            loop = _Loop(controller, tasks, EpisodeVideos(folder, num_videos, imagine), recorder, log, done)
             num_workers = min(num_workers, len(missing))
             num_slots = min(max(num_workers, num_envs or 1), len(missing))
             workers = Workers(num_workers, num_slots, env_kwargs) if num_workers else InProcess(env_kwargs)
@@ -160,11 +177,12 @@ class _Loop:
         controller: Controller | None,
         tasks: Mapping[str, _Task],
         videos: EpisodeVideos,
+        recorder: EpisodeRecorder | None,
         log: EpisodeLog | None,
         done: dict[tuple[str, int], EpisodeResult],
     ) -> None:
         self._controller, self._tasks, self._videos = controller, tasks, videos
-        self._log, self._done = log, done
+        self._recorder, self._log, self._done = recorder, log, done
         self._running: dict[int, _Running] = {}
 
     def run(
@@ -220,8 +238,10 @@ class _Loop:
         episode.episode_return += reply.reward
         if reply.coverage is not None:
             episode.max_coverage = max(reply.coverage, episode.max_coverage or 0.0)
-        if self._videos.needs_frames:
-            episode.frames.append(reply.pixels)
+        if self._videos.needs_frames or self._recorder is not None:
+            episode.trace.frames.append(reply.pixels)
+        if self._recorder is not None:
+            episode.trace.states.append(reply.state)
         return reply.done
 
     def _act(self, observed: Mapping[int, Reply]) -> None:
@@ -238,7 +258,10 @@ class _Loop:
         for slot in observed:
             episode = self._running[slot]
             episode.length += 1
-            self._workers.send(slot, Step(actions[slot]))
+            action = actions[slot]
+            if self._recorder is not None and action is not None:
+                episode.trace.actions.append(np.asarray(action, np.float32))
+            self._workers.send(slot, Step(action))
 
     def _check(self, action: np.ndarray | None, slot: int) -> None:
         episode = self._running[slot]
@@ -251,6 +274,16 @@ class _Loop:
 
     def _finish(self, slot: int, reply: Reply) -> EpisodeResult:
         episode = self._running.pop(slot)
+        task = self._tasks[episode.env]
+        if self._recorder is not None:
+            self._recorder.save(
+                episode.trace,
+                env=episode.env,
+                seed=episode.seed,
+                success=reply.success,
+                instruction=task.instruction,
+                fps=task.fps,
+            )
         result = EpisodeResult(
             env=episode.env,
             seed=episode.seed,
@@ -260,12 +293,12 @@ class _Loop:
             max_coverage=episode.max_coverage,
             latencies_ms=tuple(episode.latencies_ms),
             video=self._videos.save(
-                episode.frames,
+                episode.trace.frames,
                 env=episode.env,
                 seed=episode.seed,
                 success=reply.success,
-                instruction=self._tasks[episode.env].instruction,
-                fps=self._tasks[episode.env].fps,
+                instruction=task.instruction,
+                fps=task.fps,
                 done=self._done.values(),
             ),
         )

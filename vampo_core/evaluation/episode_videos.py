@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vampo_core.data.video import write_video
+from vampo_core.data.video import FOR_VIEWING, write_video
 from vampo_core.evaluation.episodes import EpisodeResult
 from vampo_core.evaluation.panels import side_by_side
 from vampo_core.files.atomic import publish, temporary_beside
@@ -57,6 +57,6 @@ class EpisodeVideos:
         path = self._folder / "videos" / name
         path.parent.mkdir(exist_ok=True)
         temporary = temporary_beside(path)
-        write_video(temporary, side_by_side([list(columns.values())], list(columns)), fps, crf=18, for_viewing=True)
+        write_video(temporary, side_by_side([list(columns.values())], list(columns)), fps, FOR_VIEWING)
         publish(temporary, path)
         return name

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
-from vampo_core.data.video import write_video
+from vampo_core.data.video import FOR_VIEWING, write_video
 from vampo_core.files import publish, temporary_beside
 
 PLAYBACK_FPS = 4.0
@@ -73,7 +73,7 @@ def save_video(path: Path, frames: np.ndarray) -> None:  # [F, H, W, 3] uint8
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        write_video(temporary, frames, PLAYBACK_FPS, crf=18, for_viewing=True)
+        write_video(temporary, frames, PLAYBACK_FPS, FOR_VIEWING)
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

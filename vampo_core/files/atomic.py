@@ -4,9 +4,10 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{12}\.vampo-tmp")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{12}\.vampo-tmp")
 """Temporary names: hidden, with the writing process's id, and a suffix that nobody else uses."""
 
 
@@ -66,7 +67,7 @@ def discard(path: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
+def remove_leftovers(folder: Path, *, recursive: bool = False, of: Collection[str] | None = None) -> None:
     """Remove what interrupted writes and deletions of this library left in a folder that this process has locked.
 
     Other people's files stay, even hidden ones, and so does what another living process is writing.
@@ -74,10 +75,13 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     Args:
         folder: folder to look in; it may be missing.
         recursive: whether to look in its subfolders too, which must then be covered by the same lock.
+        of: names of the files that leftovers may be of, where a lock covers only these; None for all.
     """
     for path in sorted(folder.rglob(".*.vampo-tmp") if recursive else folder.glob(".*.vampo-tmp")):
         found = _TEMPORARY.fullmatch(path.name)
-        if found is None or _is_another_living_process(int(found["pid"])):
+        if found is None or (of is not None and found["name"] not in of):
+            continue
+        if _is_another_living_process(int(found["pid"])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -17,6 +17,7 @@ from vampo_core.data.clips import ClipDataset, Clips
 from vampo_core.data.encode import encode
 from vampo_core.data.episode import Episode, EpisodeSource
 from vampo_core.data.formats import open_dataset_of
+from vampo_core.data.hub import dataset_folder
 from vampo_core.data.published import published_episodes
 from vampo_core.data.record import OtherSettingsError, record
 from vampo_core.data.split import split_episodes
@@ -85,28 +86,30 @@ def _encoded(config: VampoConfig, codec: Codec, root: str, windows: Windows | No
             image_size=image_size(config),
             windows=windows,
             batch_size=config.data.batch_size,
+            num_workers=config.data.num_workers,
+            cache=config.data.cache,
             strict=config.data.strict,
         )
     episodes = open_dataset(config, root, latents=encoded.latents).episodes
     return episodes if windows is None else [cast(Episode, WindowedEpisode(episode, windows)) for episode in episodes]
 
 
-def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str | None = None) -> EpisodeSource:
+def open_dataset(
+    config: VampoConfig, root: str | None = None, *, latents: str | None = None, include_failures: bool = False
+) -> EpisodeSource:
     """A dataset of ``data``. If there is a simulator for it, missing episodes are recorded first.
 
     Args:
         config: configuration of the run.
         root: one of the folders of ``data.root``, the first by default.
         latents: name of an encoding of the dataset's videos; None for frames, or for latents that came with the data.
+        include_failures: whether to keep recorded episodes that were no success.
 
     Raises:
         ConfigError: the folder was recorded with other settings, or an environment variable is not set.
+        FileNotFoundError: there is no such dataset.
     """
-    data = config.data
-    root = data.roots[0] if root is None else root
-    folder = Path(os.path.expandvars(root)).expanduser()
-    if "$" in str(folder):
-        raise ConfigError(f"data.root is {root!r}, expected its environment variable to be set")
+    data, folder = config.data, _expanded(config, root)
     if data.env is not None and latents is None:
         try:
             record(
@@ -126,10 +129,37 @@ def open_dataset(config: VampoConfig, root: str | None = None, *, latents: str |
                 "another data.root, or delete that folder"
             ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
-    options = {"camera": data.camera} if data.format == "lerobot" else {}
+    options: dict[str, Any] = {"camera": data.camera} if data.format == "lerobot" else {}
+    if data.format == "recorded":
+        options = {"include_failures": include_failures}
     return open_dataset_of(
-        data.format, folder, latents=latents, num_episodes=num_episodes, strict=data.strict, **options
+        data.format,
+        folder,
+        latents=latents,
+        cache=data.cache,
+        num_episodes=num_episodes,
+        strict=data.strict,
+        **options,
     )
+
+
+def data_folder(config: VampoConfig) -> Path:
+    """The first folder of ``data.root``, or that of a dataset on the hub.
+
+    Raises:
+        ConfigError: an environment variable is not set.
+        FileNotFoundError: it is the name of a dataset on the hub that cannot be had.
+    """
+    folder = _expanded(config, None)
+    return dataset_folder(folder, camera=config.data.camera) if config.data.format == "lerobot" else folder
+
+
+def _expanded(config: VampoConfig, root: str | None) -> Path:
+    root = config.data.roots[0] if root is None else root
+    folder = Path(os.path.expandvars(root)).expanduser()
+    if "$" in str(folder):
+        raise ConfigError(f"data.root is {root!r}, expected its environment variable to be set")
+    return folder
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ def act_in_simulators(
             output=parent / name,
             controller_id=name,
             num_videos=settings.num_videos,
+            record=settings.record and controller is not None,
             imagine=None if policy is None or controller is None else _imagination(policy, controller, config),
         )
 

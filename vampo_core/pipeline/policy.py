@@ -9,7 +9,7 @@ from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.files.atomic import publish, temporary_beside
 from vampo_core.models.predictor import VideoPredictor
 from vampo_core.pipeline.base import base_checkpoint
-from vampo_core.pipeline.clips import prepare_clips
+from vampo_core.pipeline.clips import data_folder, prepare_clips
 from vampo_core.pipeline.decoders import action_decoders
 from vampo_core.pipeline.predictor import policy_predictor
 from vampo_core.policy.base import PREDICTOR
@@ -43,7 +43,7 @@ def policy_data(
     predictor = policy_predictor(config, source or base_checkpoint(config))
     single_frames = not policy_class(config.policy.kind).learns_from_clips
     clips = prepare_clips(config, predictor.codec, single_frames=single_frames)
-    return predictor, *action_datasets(config, predictor, clips, config.data.roots[0])
+    return predictor, *action_datasets(config, predictor, clips, data_folder(config))
 
 
 def imagined_policy(

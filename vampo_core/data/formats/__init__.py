@@ -22,6 +22,7 @@ def open_dataset_of(
     root: str | Path,
     *,
     latents: str | None = None,
+    cache: str | Path | None = None,
     num_episodes: int | None = None,
     strict: bool = False,
     **options: Any,
@@ -32,6 +33,7 @@ def open_dataset_of(
         format: a name in :data:`FORMATS`.
         root: the dataset's folder.
         latents: name of an encoding under ``<root>/latents``; None for frames, and for latents that came with the data.
+        cache: folder where latents are kept if not in the dataset's own, as given to :func:`vampo_core.data.encode`.
         num_episodes: number of episodes to open, from the first one; None for all.
         strict: whether an episode that cannot be read is an error instead of being skipped with a warning.
         options: arguments that only this format has, such as ``camera``.
@@ -45,4 +47,4 @@ def open_dataset_of(
         raise ValueError(f"format is {format!r}, expected one of {', '.join(sorted(FORMATS))}")
     module, _, name = FORMATS[format].partition(":")
     dataset_class = getattr(importlib.import_module(module), name)
-    return dataset_class(root, latents=latents, num_episodes=num_episodes, strict=strict, **options)
+    return dataset_class(root, latents=latents, cache=cache, num_episodes=num_episodes, strict=strict, **options)

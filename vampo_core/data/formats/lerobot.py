@@ -27,39 +27,33 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vampo_core.data.encoded_episode import EncodedEpisode
 from vampo_core.data.episode import check_indices, open_each, per_frame, reading
-from vampo_core.data.latent_files import latents_path, read_latents, shape_of
+from vampo_core.data.hub import dataset_folder
+from vampo_core.data.latent_files import latents_path
 from vampo_core.data.video_at import read_frames_at
 
 INFO = "meta/info.json"
+SUCCESS, PUSHED = "next.success", "is_pushed"
+"""Features of bools: whether the task was solved by the next frame, and see ``Episode.is_pushed``."""
 HELD_OUT = ("val", "valid", "validation", "test", "eval")
 """Names of splits whose episodes are held out."""
 _CONVERTER = "lerobot's convert_dataset_v21_to_v30"
 
 
-@dataclass(frozen=True)
-class LeRobotEpisode:
+@dataclass(frozen=True, kw_only=True)
+class LeRobotEpisode(EncodedEpisode):
     """Frames ``begin`` to ``begin + length`` of an episode of the format; see :class:`vampo_core.data.Episode`."""
 
-    dataset: str
     root: Path
     number: int  # of the format's episode
     begin: int
-    length: int
-    instruction: str
-    is_whole: bool  # whether it is all of that episode
     data_file: str
     camera: str
     video_file: str | None  # None for pictures in the rows
     video_begin: float  # time stamp of the format's episode in the video
     fps: float
-    columns: tuple[str | None, str | None]  # of action and state; None where the data has none
-    latents_file: Path | None = None
-    is_held_out: bool | None = None
-
-    @property
-    def episode_id(self) -> str:
-        return f"{self.number:06d}" + ("" if self.is_whole else f"-{self.begin}")
+    columns: tuple[str | None, str | None, str | None]  # of action, state, is_pushed; None where the data has none
 
     @property
     def video_id(self) -> str:
@@ -73,20 +67,6 @@ class LeRobotEpisode:
             return {"bytes": file.stat().st_size, "camera": self.camera, **place}
 
     @property
-    def has_latents(self) -> bool:
-        return self.latents_file is not None
-
-    @property
-    def latents_fingerprint(self) -> int | None:
-        with reading(self.dataset, self.episode_id):
-            return None if self.latents_file is None else self.latents_file.stat().st_size
-
-    @property
-    def latents_shape(self) -> tuple[int, ...] | None:  # (C, h, w)
-        with reading(self.dataset, self.episode_id):
-            return None if self.latents_file is None else shape_of(self.latents_file)
-
-    @property
     def actions(self) -> Tensor:  # [T, A] float32
         return self._rows(self.columns[0])
 
@@ -96,7 +76,8 @@ class LeRobotEpisode:
 
     @property
     def is_pushed(self) -> Tensor:  # [T] bool
-        return torch.zeros(self.length, dtype=torch.bool)
+        rows = self._rows(self.columns[2])
+        return rows[:, 0] > 0 if rows.shape[1] else torch.zeros(self.length, dtype=torch.bool)
 
     def frames(self, indices: Sequence[int]) -> Tensor:  # [N, H, W, 3] uint8
         indices = check_indices(indices, self.length)
@@ -106,13 +87,6 @@ class LeRobotEpisode:
                 return read_frames_at(self.root / self.video_file, times, tolerance=0.5 / self.fps)
             pictures = _column(self.root / self.data_file, self.camera, self.number)
             return torch.stack([_picture(pictures[self.begin + i], self.root) for i in indices])
-
-    def latents(self, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32
-        indices = check_indices(indices, self.length)
-        if self.latents_file is None:
-            raise ValueError(f"dataset {self.dataset!r} was opened without latents, expected the name of an encoding")
-        with reading(self.dataset, self.episode_id):
-            return read_latents(self.latents_file, indices)
 
     def _rows(self, column: str | None) -> Tensor:
         if column is None:
@@ -127,8 +101,9 @@ class LeRobotDataset:
     """Reader of LeRobotDataset v3.0.
 
     Args:
-        root: the dataset's folder.
+        root: the dataset's folder, or its ``repo_id`` on the Hugging Face hub.
         latents: name of an encoding of ours; None for frames only.
+        cache: folder where latents are kept if not in the dataset's own, as given to :func:`vampo_core.data.encode`.
         num_episodes: number of episodes to open, from the first one; None for all.
         camera: camera to read, by its feature's name or the end of it, such as ``"front"``; None for the only one.
         state: name of the state's feature; without it states have no width.
@@ -148,6 +123,7 @@ class LeRobotDataset:
         root: str | Path,
         *,
         latents: str | None = None,
+        cache: str | Path | None = None,
         num_episodes: int | None = None,
         camera: str | None = None,
         state: str = "observation.state",
@@ -155,15 +131,15 @@ class LeRobotDataset:
         name: str | None = None,
         strict: bool = False,
     ) -> None:
-        self.root = Path(root)
-        self.name = name or self.root.resolve().name
+        self.root = dataset_folder(root, camera=camera)
+        self.name = name or (self.root.resolve() if Path(root).exists() else Path(root)).name
         self.info = read_info(self.root)
         self.fps = float(self.info["fps"])
         features = self.info["features"]
         self.camera = choose_camera(features, camera)
-        self._columns = tuple(column if column in features else None for column in (action, state))
+        self._columns = tuple(column if column in features else None for column in (action, state, PUSHED))
         self._held_out = _held_out(self.info.get("splits") or {})
-        self._latents = latents
+        self._latents, self._cache = latents, cache
         rows = _episode_rows(self.root)
         numbers = sorted(rows)[:num_episodes]
         self._tasks = _tasks(self.root)
@@ -195,12 +171,12 @@ class LeRobotDataset:
         for first, end in itertools.pairwise(changes):
             part = LeRobotEpisode(
                 dataset=self.name,
+                episode_id=f"{number:06d}" + (f"-{first}" if len(changes) > 2 else ""),
                 root=self.root,
                 number=number,
                 begin=first,
                 length=end - first,
                 instruction=self._tasks[int(tasks[first])],
-                is_whole=len(changes) == 2,
                 data_file=data_file,
                 camera=self.camera,
                 video_file=video_file,
@@ -210,7 +186,7 @@ class LeRobotDataset:
                 is_held_out=self._held_out(number),
             )
             if self._latents is not None:
-                file = latents_path(self.root, self._latents, part.episode_id)
+                file = latents_path(self.root, self._latents, part.episode_id, self._cache)
                 if not file.is_file():
                     raise ValueError(f"it has no latents {self._latents!r}; `vampo encode` makes them")
                 part = dataclasses.replace(part, latents_file=file)
@@ -267,8 +243,8 @@ def _episode_rows(root: Path) -> dict[int, dict[str, Any]]:
     """What ``meta/episodes`` says of each episode, by number; statistics are left out."""
     rows: dict[int, dict[str, Any]] = {}
     for file in sorted((root / "meta" / "episodes").rglob("*.parquet")):
-        names = [name for name in _parquet().read_schema(file).names if not name.startswith(("stats/", "meta/"))]
-        for row in _parquet().read_table(file, columns=names).to_pylist():
+        names = [name for name in parquet().read_schema(file).names if not name.startswith(("stats/", "meta/"))]
+        for row in parquet().read_table(file, columns=names).to_pylist():
             rows[row["episode_index"]] = row
     if not rows:
         raise ValueError(f"{root / 'meta' / 'episodes'} holds no episodes, expected *.parquet")
@@ -277,7 +253,7 @@ def _episode_rows(root: Path) -> dict[int, dict[str, Any]]:
 
 def _tasks(root: Path) -> dict[int, str]:
     """Texts of tasks by number; the text is the table's index, whatever its name."""
-    table = _parquet().read_table(root / "meta" / "tasks.parquet").to_pydict()
+    table = parquet().read_table(root / "meta" / "tasks.parquet").to_pydict()
     numbers = table.pop("task_index")
     texts = table.get("task") or next(iter(table.values()))
     return dict(zip(numbers, texts, strict=True))
@@ -291,7 +267,7 @@ def _column(file: Path, name: str, number: int) -> list[Any]:
 
 @functools.lru_cache(maxsize=16)
 def _cached_column(file: Path, name: str, number: int, mtime: int, size: int) -> list[Any]:
-    table = _parquet().read_table(file, columns=[name, "frame_index"], filters=[("episode_index", "==", number)])
+    table = parquet().read_table(file, columns=[name, "frame_index"], filters=[("episode_index", "==", number)])
     order = np.argsort(table.column("frame_index").to_numpy(), kind="stable")
     values = table.column(name).to_pylist()
     return [values[i] for i in order]
@@ -308,7 +284,12 @@ def _picture(value: dict[str, Any], root: Path) -> Tensor:  # [H, W, 3] uint8
         return torch.from_numpy(np.array(image.convert("RGB")))
 
 
-def _parquet() -> Any:
+def parquet() -> Any:
+    """The module ``pyarrow.parquet``.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
     try:
         import pyarrow.parquet
     except ImportError as error:

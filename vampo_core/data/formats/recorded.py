@@ -31,8 +31,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from vampo_core.data.encoded_episode import EncodedEpisode
 from vampo_core.data.episode import EpisodeError, check_indices, open_each, per_frame, reading
-from vampo_core.data.latent_files import latents_path, read_latents, shape_of
+from vampo_core.data.latent_files import latents_path
 from vampo_core.data.video import read_frames, write_video
 from vampo_core.files import publish, temporary_beside
 
@@ -64,53 +65,21 @@ class EpisodeHeader:
     """Name of the simulator; empty for data that comes from none."""
 
 
-@dataclass(frozen=True)
-class RecordedEpisode:
+@dataclass(frozen=True, kw_only=True)
+class RecordedEpisode(EncodedEpisode):
     """An episode in the recorded format; see :class:`vampo_core.data.Episode`."""
 
-    dataset: str
     folder: Path
     header: EpisodeHeader
-    latents_file: Path | None = None
-
-    @property
-    def episode_id(self) -> str:
-        return self.folder.name
-
-    @property
-    def is_held_out(self) -> None:
-        return None
 
     @property
     def video_id(self) -> str:
         return self.episode_id
 
     @property
-    def instruction(self) -> str:
-        return self.header.instruction
-
-    @property
-    def length(self) -> int:
-        return self.header.length
-
-    @property
     def fingerprint(self) -> dict[str, object]:
         with reading(self.dataset, self.episode_id):
             return {"video_bytes": (self.folder / _VIDEO).stat().st_size}
-
-    @property
-    def has_latents(self) -> bool:
-        return self.latents_file is not None
-
-    @property
-    def latents_fingerprint(self) -> int | None:
-        with reading(self.dataset, self.episode_id):
-            return None if self.latents_file is None else self.latents_file.stat().st_size
-
-    @property
-    def latents_shape(self) -> tuple[int, ...] | None:  # (C, h, w)
-        with reading(self.dataset, self.episode_id):
-            return None if self.latents_file is None else shape_of(self.latents_file)
 
     @property
     def actions(self) -> Tensor:  # [T, A] float32
@@ -138,13 +107,6 @@ class RecordedEpisode:
             _check_video(self.folder, self.header)
             return read_frames(self.folder / _VIDEO, indices)
 
-    def latents(self, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32
-        indices = check_indices(indices, self.length)
-        if self.latents_file is None:
-            raise ValueError(f"dataset {self.dataset!r} was opened without latents, expected the name of an encoding")
-        with reading(self.dataset, self.episode_id):
-            return read_latents(self.latents_file, indices)
-
     def _rows(self, name: str) -> Tensor:
         with reading(self.dataset, self.episode_id), safe_open(self.folder / _ARRAYS, "pt") as file:
             return per_frame(file.get_tensor(name), self.length, name)
@@ -156,6 +118,7 @@ class RecordedDataset:
     Args:
         root: the dataset's folder.
         latents: name of an encoding under ``<root>/latents``; None for frames only.
+        cache: folder where latents are kept if not in the dataset's own, as given to :func:`vampo_core.data.encode`.
         num_episodes: number of episodes to open, from the first one, failures of the expert included; None for all.
         include_failures: whether to keep episodes in which the expert did not succeed.
         name: name of the dataset, part of the clips' identity; by default the folder's name.
@@ -172,6 +135,7 @@ class RecordedDataset:
         root: str | Path,
         *,
         latents: str | None = None,
+        cache: str | Path | None = None,
         num_episodes: int | None = None,
         include_failures: bool = False,
         name: str | None = None,
@@ -186,7 +150,7 @@ class RecordedDataset:
             raise ValueError(f"root is {str(self.root)!r}, expected a dataset with episodes in it")
         names = [name for name in names if num_episodes is None or int(name) < num_episodes]
         episodes, self.skipped = open_each(
-            self.name, names, lambda name: self._open(name, latents, include_failures), strict
+            self.name, names, lambda name: self._open(name, latents, cache, include_failures), strict
         )
         self.episodes = [e for e in episodes if include_failures or e.header.success]
         if not self.episodes:
@@ -195,16 +159,26 @@ class RecordedDataset:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def _open(self, episode_id: str, latents: str | None, include_failures: bool) -> RecordedEpisode:
+    def _open(
+        self, episode_id: str, latents: str | None, cache: str | Path | None, include_failures: bool
+    ) -> RecordedEpisode:
         folder = self.root / "episodes" / episode_id
         header = read_header(folder)
         if not (folder / _VIDEO).is_file():
             raise ValueError(f"{_VIDEO} is missing")
-        file = latents_path(self.root, latents, episode_id) if latents else None
+        file = latents_path(self.root, latents, episode_id, cache) if latents else None
         is_used = header.success or include_failures
         if is_used and file is not None and not file.is_file():
             raise ValueError(f"it has no latents {latents!r}; `vampo encode` makes them")
-        return RecordedEpisode(self.name, folder, header, file)
+        return RecordedEpisode(
+            dataset=self.name,
+            episode_id=episode_id,
+            instruction=header.instruction,
+            length=header.length,
+            folder=folder,
+            header=header,
+            latents_file=file,
+        )
 
 
 def _episode_names(root: Path) -> list[str]:

@@ -22,41 +22,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vampo_core.data.encoded_episode import EncodedEpisode
 from vampo_core.data.episode import check_indices, open_each, per_frame, reading
 from vampo_core.data.latent_files import latents_path, read_latents, shape_of
-from vampo_core.data.video import count_frames, read_frames
+from vampo_core.data.video import count_frames, frame_rate, read_frames
 
 _SPLITS = ("train", "val")
 _LATENT_FOLDERS = ("latent_videos", "latent_videos_svd")
 
 
-@dataclass(frozen=True)
-class VppEpisode:
+@dataclass(frozen=True, kw_only=True)
+class VppEpisode(EncodedEpisode):
     """An episode in the VPP layout; see :class:`vampo_core.data.Episode`."""
 
-    dataset: str
-    episode_id: str
-    instruction: str
-    length: int
     annotation: Path
     video_id: str
     video_path: Path
-    latents_file: Path | None = None
-    is_held_out: bool | None = None
 
     @property
     def fingerprint(self) -> dict[str, object]:
         with reading(self.dataset, self.episode_id):
             return {"video_bytes": self.video_path.stat().st_size}
-
-    @property
-    def has_latents(self) -> bool:
-        return self.latents_file is not None
-
-    @property
-    def latents_fingerprint(self) -> int | None:
-        with reading(self.dataset, self.episode_id):
-            return None if self.latents_file is None else self.latents_file.stat().st_size
 
     @property
     def latents_shape(self) -> tuple[int, ...] | None:  # (C, h, w)
@@ -112,6 +98,7 @@ class VppDataset:
         camera: index of the video to read, of each episode's videos.
         latents: name of an encoding of ours under ``<root>/latents``; None for the ``.pt`` files that came with the
             data, if there are any.
+        cache: folder where latents are kept if not in the dataset's own, as given to :func:`vampo_core.data.encode`.
         num_episodes: number of episodes to open of each split, from the first one; None for all.
         name: name of the dataset, part of the clips' identity; by default the folder's name.
         strict: whether an episode that cannot be read is an error instead of being skipped with a warning.
@@ -128,6 +115,7 @@ class VppDataset:
         *,
         camera: int = 0,
         latents: str | None = None,
+        cache: str | Path | None = None,
         num_episodes: int | None = None,
         name: str | None = None,
         strict: bool = False,
@@ -143,15 +131,29 @@ class VppDataset:
         self.episodes, self.skipped = open_each(
             self.name,
             list(files),
-            lambda name: self._open(files[name], name, camera, latents, knows_split=len(splits) > 1),
+            lambda name: self._open(files[name], name, camera, latents, cache, knows_split=len(splits) > 1),
             strict,
         )
 
     def __len__(self) -> int:
         return len(self.episodes)
 
+    @property
+    def fps(self) -> float:
+        """Frames per second of the first episode's video."""
+        episode = self.episodes[0]
+        with reading(self.name, episode.episode_id):
+            return frame_rate(episode.video_path)
+
     def _open(
-        self, annotation: Path, episode_id: str, camera: int, latents: str | None, *, knows_split: bool
+        self,
+        annotation: Path,
+        episode_id: str,
+        camera: int,
+        latents: str | None,
+        cache: str | Path | None,
+        *,
+        knows_split: bool,
     ) -> VppEpisode:
         entries = _read_annotation(annotation)
         video_name = _of_camera(entries, "videos", "video_path", camera)
@@ -159,7 +161,7 @@ class VppDataset:
         if latents is None:
             file = self._published_latents(entries, camera)
         else:
-            file = latents_path(self.root, latents, episode_id)
+            file = latents_path(self.root, latents, episode_id, cache)
             if not file.is_file():
                 raise ValueError(f"it has no latents {latents!r}; `vampo encode` makes them")
         if file is None and not video.is_file():

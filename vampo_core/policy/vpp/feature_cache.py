@@ -34,13 +34,16 @@ class FeatureCache:
         root: folder of the dataset.
         predictor: frozen predictor in eval mode.
         layers: feature layers of the predictor, in ascending order.
+        cache: folder where features are kept if not in the dataset's own.
     """
 
-    def __init__(self, root: str | Path, predictor: VideoPredictor, layers: Sequence[int]) -> None:
+    def __init__(
+        self, root: str | Path, predictor: VideoPredictor, layers: Sequence[int], *, cache: str | Path | None = None
+    ) -> None:
         self.predictor = predictor
         self.extractor = predictor.feature_extractor(layers)
         key = fingerprint([predictor.fingerprint(), list(layers), self.extractor.seed], {})
-        self.folder = derived_folder(Path(root), "features") / key
+        self.folder = derived_folder(Path(root), "features", cache) / key
 
     def fill(self, episodes: Sequence[Episode]) -> int:
         """Compute the features of episodes that are not in the cache, or that have changed since.

@@ -90,7 +90,7 @@ class VPPPolicy(Policy):
         options = config.policy
         if options.features == "latents" or options.train_predictor:
             return
-        cache = FeatureCache(root, predictor, options.feature_layers)
+        cache = FeatureCache(root, predictor, options.feature_layers, cache=config.data.cache)
         cache.fill([episode for dataset in datasets for episode in dataset.episodes])
         for dataset in datasets:
             dataset.cache = cache
