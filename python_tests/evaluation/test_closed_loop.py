@@ -12,6 +12,7 @@ from leftovers import leftover_of
 from scipy import stats
 
 from vampo_core.cli.tables import closed_loop_table, comparison_line
+from vampo_core.data import RecordedDataset
 from vampo_core.data.video import count_frames
 from vampo_core.envs import SimulatorError
 from vampo_core.evaluation import closed_loop
@@ -199,6 +200,36 @@ def test_videos_of_successes_and_failures_with_what_was_imagined(tmp_path):
     assert len(list((tmp_path / "videos").iterdir())) == 2
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_episodes_are_recorded_as_a_dataset(tmp_path, num_workers):
+    """What the controller saw and did, failures included; a second call adds what was missing."""
+
+    class Noted(Proportional):
+        states, actions = [], []
+
+        def act(self, observations):
+            actions = super().act(observations)
+            for slot, observation in observations.items():
+                self.states.append(observation["state"].copy())
+                self.actions.append(np.asarray(actions[slot], np.float32))
+            return actions
+
+    Noted.states, Noted.actions = [], []
+    options = {"output": tmp_path, "record": True, "num_workers": num_workers, "env_kwargs": {}}
+    evaluate(Noted(), num_episodes=2, **options)
+    result = evaluate(Noted(), num_episodes=3, **options)
+    dataset = RecordedDataset(tmp_path / "recorded", include_failures=True)
+    assert [e.header.seed for e in dataset.episodes] == evaluation_seeds(0, 3)
+    assert [e.length - 1 for e in dataset.episodes] == [e.length for e in result.episodes]
+    assert [e.header.success for e in dataset.episodes] == [e.success for e in result.episodes]
+    rows = sorted((*s, *a) for s, a in zip(Noted.states, Noted.actions, strict=True))
+    recorded = [
+        (*s, *a) for e in dataset.episodes for s, a in zip(e.states[:-1].tolist(), e.actions[:-1].tolist(), strict=True)
+    ]
+    np.testing.assert_array_equal(np.array(sorted(recorded)), np.array(rows))
+    assert dataset.episodes[0].frames([0]).shape[-1] == 3 and dataset.episodes[0].instruction
+
+
 class Wrong(Proportional):
     def __init__(self, change):
         super().__init__()
@@ -238,6 +269,7 @@ def test_an_error_of_the_simulator_names_the_episode():
         ({"begin_every": 0}, "begin_every is 0, expected at least 1"),
         ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"num_videos": 1}, "num_videos is 1 with output = None, expected a folder"),
+        ({"record": True}, "record is True with output = None, expected one"),
         ({"env": f"{LINE},{LINE}"}, "expected a name, or different names with commas"),
         ({"env": "simulators:circle"}, "expected 'circle' in module 'simulators'"),
     ],

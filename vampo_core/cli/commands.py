@@ -104,7 +104,8 @@ def chain(config: VampoConfig, *, until: str | None) -> None:
     for name, arm in result.arms.items():
         if arm.unit is not None:
             print(f"{name}: {comparison_table(result.base, arm.evaluation)}")
-    print(closed_loop_table(result.closed_loop))
+    if result.closed_loop:
+        print(closed_loop_table(result.closed_loop))
     print(f"report: {_short(page)}")
     print(headline(config, result).sentence)
 

@@ -1,5 +1,7 @@
 """The whole chain: expert episodes, base predictor, arms made from it, policies on all of them, and their success.
 
+Without a simulator, for data in a format of real robots, it ends with the policies and the held-out results of the videos.
+
 Every stage has a folder beside ``run.dir``, whose name follows from everything that decides its result, including its
 predictor's weights. A complete stage is found again, an unfinished one is continued, and a change makes new folders
 from the stage that it concerns on.
@@ -72,8 +74,9 @@ class Chain:
         self._sampler: EulerHybridSampler | None = None  # of the base
         self._base_result: EvalResult | None = None
         self._made: dict[str, Path] = {}  # folders by the digest of what decides them
-        digits = digest([require_simulator(config), config.data.resolution])
-        self._closed_loop = beside_run(config, f"closed_loop-{digits}")
+        self._closed_loop = None
+        if config.simulator is not None:
+            self._closed_loop = beside_run(config, f"closed_loop-{digest([config.simulator, config.data.resolution])}")
 
     def finish(self) -> ChainResult:
         """Run what is missing of all stages."""
@@ -98,7 +101,8 @@ class Chain:
                     f"chain.policies is {list(self.config.chain.policies)}, expected predictive among them: the others "
                     "need no features"
                 )
-        if until == "closed_loop" and not self._closed_loop.exists():  # otherwise the simulators have worked before
+        # a folder shows that the simulators have worked before
+        if until == "closed_loop" and self._closed_loop is not None and not self._closed_loop.exists():
             _check_simulators(self.config)
         for stage in STAGES[: STAGES.index(until) + 1]:
             if stage != "features" or until == stage:  # caches may have been deleted since policies were trained
@@ -161,7 +165,10 @@ class Chain:
             self._made[digest(decided_by)] = self.folders[key] = folder
 
     def closed_loop(self) -> None:
-        """Episodes of all policies and of the expert, which have the same seeds."""
+        """Episodes of all policies and of the expert, which have the same seeds; none without a simulator."""
+        if self._closed_loop is None:
+            print("closed loop: none, as closed_loop.env is null")
+            return
         self._note("closed_loop", self._closed_loop)
         for name in (*self.config.chain.controllers, EXPERT):
             print(f"closed loop: {name}")
@@ -222,7 +229,8 @@ class Chain:
 
 def _check(config: VampoConfig) -> None:
     """Refuse settings before hours go into the stages before those that need them."""
-    require_simulator(config)
+    if config.data.format == "recorded":  # what was recorded in a simulator can be tried in it
+        require_simulator(config)
     check_one_dataset(config)
     if config.sampler.tail_dtype == "float8":
         check_float8(new_accelerator().device)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vampo_core.config import VampoConfig
@@ -30,25 +31,25 @@ def render_chain(
         decoded: whether videos show frames; otherwise they show latents in false colours.
     """
     chain, base = config.chain, result.arms["base"].evaluation
-    first_loop = next(iter(result.closed_loop.values()))
-    environments = list(first_loop.success_by_env)
+    first_loop = next(iter(result.closed_loop.values()), None)
+    environments = [] if first_loop is None else list(first_loop.success_by_env)
     styles = {arm.title: "base" if name == "base" else "vampo" for name, arm in result.arms.items()}
     found = headline(config, result)
     return render(
         "chain.html",
         config,
         kind="Chain",
-        facts=[config.simulator, f"{config.data.num_episodes} episodes recorded", f"seed {config.run.seed}"],
+        facts=[*_origin(config), f"seed {config.run.seed}"],
         result=result,
         sentence=_with_minus(found.sentence).replace(" %", "\N{NO-BREAK SPACE}%"),
         comparison=found.comparison,
-        change=None if found.comparison is None else _with_minus(points(found.comparison.success.mean)),
+        change=None if found.change is None else _with_minus(found.change).split(),
         style=_STYLES[found.outcome],
         kinds=[POLICY_TITLES[kind] for kind in chain.policies if kind != "latents"],
-        success=_success(config, result),
+        success=_success(config, result) if result.closed_loop else [],
         titles=titles(config, result),
         references={name: chain.reference(name) for name in chain.controllers},
-        has_coverage=first_loop.max_coverage is not None,
+        has_coverage=first_loop is not None and first_loop.max_coverage is not None,
         environments={name: name.rpartition("/")[2] for name in environments} if len(environments) > 1 else {},
         error_differences=_error_differences(config, result),
         action_error=METRICS["action_l1"],
@@ -61,10 +62,18 @@ def render_chain(
     )
 
 
+def _origin(config: VampoConfig) -> list[str]:
+    """Where the episodes come from, and where policies act."""
+    data = config.data
+    if data.env is not None:
+        return [str(config.simulator), f"{data.num_episodes} episodes recorded"]
+    return [Path(data.roots[0]).name, config.simulator or "no simulator"]
+
+
 def titles(config: VampoConfig, result: ChainResult) -> dict[str, str]:
     """Everything that acts, in words, by the name that results use."""
     found = {}
-    for name in result.closed_loop:
+    for name in dict.fromkeys((*config.chain.controllers, *result.closed_loop)):
         if name not in config.chain.controllers:
             found[name] = EXPERT_TITLE
             continue

@@ -6,6 +6,9 @@ from typing import Literal
 from vampo_core.config import VampoConfig
 from vampo_core.config.chain_section import ArmName, PolicyName
 from vampo_core.evaluation.episodes import ClosedLoopResult, Comparison, compare
+from vampo_core.evaluation.metrics import METRICS
+from vampo_core.evaluation.statistics import outcome as outcome_of
+from vampo_core.evaluation.statistics import paired_difference
 from vampo_core.report.page import count, within_sentence
 from vampo_core.report.values import ArmResult, ChainResult
 
@@ -24,12 +27,16 @@ class Headline:
 
     sentence: str
     comparison: Comparison | None
-    """Episodes of both; None where the chain has only the base."""
+    """Episodes of both; None where the chain has only the base, or no simulator."""
+    change: str | None
+    """The difference with its sign and unit, for a large figure; None where there is none."""
     outcome: Literal["better", "worse", "unclear"]
 
 
 def headline(config: VampoConfig, result: ChainResult) -> Headline:
     """VAMPO against the base, by the first policy; another arm where there is no VAMPO.
+
+    Without a simulator it is the error of the actions in held-out videos, or where that was not measured their L1.
 
     Args:
         config: configuration of the chain.
@@ -37,16 +44,44 @@ def headline(config: VampoConfig, result: ChainResult) -> Headline:
     """
     chain, policy = config.chain, config.chain.policies[0]
     name_of = {arm: name for name, (arm, kind) in chain.controllers.items() if kind == policy}
+    arm: ArmName | None = next((arm for arm in _NEWEST_FIRST if arm in name_of), None)
+    if not result.closed_loop:
+        return _of_videos(result, arm)
     before = result.closed_loop[name_of["base"]]
     robot = f"the robot that {within_sentence(POLICY_TITLES[policy])} succeeds in"
-    arm: ArmName | None = next((arm for arm in _NEWEST_FIRST if arm in name_of), None)
     if arm is None:
         sentence = f"{robot[0].upper()}{robot[1:]} {_successes(before)}."
-        return Headline(sentence=sentence, comparison=None, outcome="unclear")
+        return Headline(sentence=sentence, comparison=None, change=None, outcome="unclear")
     after = result.closed_loop[name_of[arm]]
     found = compare(before, after)
     sentence, outcome = _ending(before, after, found)
-    return Headline(sentence=f"{_beginning(result.arms[arm])} {robot} {sentence}.", comparison=found, outcome=outcome)
+    return Headline(
+        sentence=f"{_beginning(result.arms[arm])} {robot} {sentence}.",
+        comparison=found,
+        change=f"{points(found.success.mean)} points",
+        outcome=outcome,
+    )
+
+
+def _of_videos(result: ChainResult, arm: ArmName | None) -> Headline:
+    """The headline of a chain without a simulator."""
+    base = result.arms["base"].evaluation
+    after = None if arm is None else result.arms[arm].evaluation
+    metric = "action_error" if "action_error" in base.metrics and after and "action_error" in after.metrics else "l1"
+    what = {"action_error": "the actions in held-out videos are off by", "l1": "held-out videos are off by"}[metric]
+    old = f"{base.metrics[metric].mean:.3f}"
+    if arm is None or after is None:
+        sentence = f"{what[0].upper()}{what[1:]} {old} ({METRICS[metric].title}); there is no simulator."
+        return Headline(sentence=sentence, comparison=None, change=None, outcome="unclear")
+    difference = paired_difference(base, after, metric)
+    share, new = difference.mean / base.metrics[metric].mean, f"{after.metrics[metric].mean:.3f}"
+    sentence = (
+        f"{_beginning(result.arms[arm])} {what} {new} instead of {old} ({100 * share:+.1f} %, difference "
+        f"{difference.mean:+.3f}{difference.interval('+.3f', before=', 95 % interval ')}); there is no simulator."
+    )
+    return Headline(
+        sentence=sentence, comparison=None, change=f"{100 * share:+.0f} %", outcome=outcome_of(base, after, metric)
+    )
 
 
 def _beginning(arm: ArmResult) -> str:
