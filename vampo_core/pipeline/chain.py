@@ -1,6 +1,6 @@
 """The whole chain: expert episodes, base predictor, arms made from it, policies on all of them, and their success.
 
-Without a simulator, for data in a format of real robots, it ends with the policies and the held-out results of the videos.
+Without a simulator, for data in a format of real robots, it ends with the policies and the held-out results of videos.
 
 Every stage has a folder beside ``run.dir``, whose name follows from everything that decides its result, including its
 predictor's weights. A complete stage is found again, an unfinished one is continued, and a change makes new folders
