@@ -37,8 +37,7 @@ def test_it_ends_with_a_page_and_a_sentence(tmp_path, capsys):
     sentence = headline(config, result).sentence
     assert "the actions in held-out videos are off by" in sentence and "there is no simulator" in sentence
     assert out.splitlines()[-1] == sentence
-    report = next(line for line in out.splitlines() if line.startswith("report: "))
-    page = Path(report.removeprefix("report: ")).read_text()
+    page = next(tmp_path.rglob("*-chain.html")).read_text()
     assert "Held-out videos" in page and "Success in closed loop" not in page and "lerobot" in page
     assert sorted((ROOT / "lerobot").rglob("*")) == before  # nothing is written into it
     assert list((tmp_path / "cache").rglob("latents/*/*.safetensors"))
