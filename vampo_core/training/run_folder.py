@@ -171,9 +171,9 @@ def _value_of(key: str, values: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def _check_writable(path: Path) -> None:
+    place = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())  # made only later
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = temporary_beside(path / "probe")
+        probe = temporary_beside(place / "probe")
         probe.write_text("")
         probe.unlink(missing_ok=True)  # another process of this run may have been quicker
     except OSError as error:
@@ -184,6 +184,7 @@ def _check_writable(path: Path) -> None:
 
 def _lock(folder: Path) -> FileLock:
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         return lock(folder)
     except LockedError as error:
         raise ConfigError(f"run.dir is {str(folder)!r}, but another process is writing to it") from error
