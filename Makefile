@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PY := $(VENV)/bin/python
+JOBS ?= 2
 SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py build_backend.py pyproject.toml
 OPERATOR_TESTS := $(wildcard python_tests/ops/test_*.py)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu python_tests/helpers/cuda_emulated/*)
@@ -28,7 +29,7 @@ demo: install
 	$(VENV)/bin/vampo chain --config demo data.num_workers=2
 
 test: install
-	$(PY) -m pytest python_tests
+	$(PY) -m pytest python_tests --numprocesses=$(JOBS) --dist=loadfile
 
 bench: install
 	$(PY) -m pytest benchmarks -q --benchmark-disable-gc

@@ -1,5 +1,7 @@
 """Fixtures that several files share, and how much hypothesis draws."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,6 +17,9 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def pytest_configure(config):
+    if num_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share the cores, with what they start
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_workers))
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     config.addinivalue_line("markers", "requires_kernels: needs the compiled operators")
     config.addinivalue_line("markers", "requires_cuda: needs a CUDA device and the compiled CUDA operators")
 
