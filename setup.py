@@ -16,8 +16,8 @@ from build_backend import has_compiler, installed_torch  # noqa: E402
 
 
 def torch_folder() -> Path:
-    """The torch to build against: the importable one, else the environment's own that an isolated build hides."""
-    spec = importlib.util.find_spec("torch")
+    """The torch to build against: VAMPO_TORCH_DIR, the importable one, or the one that an isolated build hides."""
+    spec = None if os.environ.get("VAMPO_TORCH_DIR") else importlib.util.find_spec("torch")
     folder = Path(spec.submodule_search_locations[0]) if spec else installed_torch()
     if folder is None:
         sys.exit("vampo_core: there is no torch to build against; install torch>=2.11 first")

@@ -1,18 +1,26 @@
-"""The package can be built from its source archive, without a C++ compiler, and beside an nvcc that does not work."""
+"""The package can be built from its source archive, without a C++ compiler, and beside an nvcc that does not work.
+
+What it builds needs torch's stable ABI and the system's libraries, nothing else.
+"""
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from vampo_core import _extension
+
 REPOSITORY = Path(__file__).parents[1]
 TOOLS = ("setuptools", "pybind11", "cmake", "ninja")
+SYSTEM = r"(lib(c|m|dl|pthread|rt|gcc_s|stdc\+\+)|ld-linux-.+)\.so\.\d"
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in TOOLS) or not (REPOSITORY / "setup.py").exists(),
@@ -107,3 +115,31 @@ def test_an_nvcc_that_refuses_the_compiler_leaves_the_cpu_operators(source, tmp_
     assert f"{nvcc} does not work" in warning and "building only the CPU operators" in warning
     process = subprocess.run([*command, "-DVAMPO_CUDA=1"], env=os.environ | environment, capture_output=True, text=True)
     assert process.returncode != 0
+
+
+def test_another_environments_torch_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    import build_backend
+
+    monkeypatch.delenv("VAMPO_TORCH_DIR", raising=False)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(build_backend.site, "getsitepackages", list)
+    assert build_backend.installed_torch() is None
+    assert build_backend.FALLBACK_TORCH in build_backend.get_requires_for_build_wheel()
+    monkeypatch.setenv("VAMPO_TORCH_DIR", "/elsewhere/torch")
+    assert build_backend.installed_torch() == Path("/elsewhere/torch")
+    assert build_backend.FALLBACK_TORCH not in build_backend.get_requires_for_build_wheel()
+
+
+@pytest.mark.requires_kernels
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_the_library_needs_only_torchs_stable_abi_and_the_system():
+    """A second OpenMP would compete with torch's; CPU-only torch has no CUDA runtime; only C symbols are stable."""
+    output = subprocess.run(
+        ["readelf", "-W", "--dynamic", "--dyn-syms", _extension._C.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    needed = re.findall(r"Shared library: \[(.+)\]", output)
+    assert {name for name in needed if not re.fullmatch(SYSTEM, name)} == {"libtorch_cpu.so", "libc10.so"}
+    missing = re.findall(r" UND (\w+)", output)
+    assert "aoti_torch_library_init_impl" in missing
+    assert not [name for name in missing if re.search("2at|3c10|5torch", name)]

@@ -59,7 +59,7 @@ def has_kernel(tensor: torch.Tensor) -> bool:
     elif device != "cuda":
         reason = f"there are no compiled operators for {device!r} devices"
     elif not _CUDA:
-        reason = "this build has no CUDA operators; install again with an nvcc on the PATH that takes the C++ compiler"
+        reason = "this build has no CUDA operators; install a CUDA wheel, or build with an nvcc that works"
     elif tensor.dtype == torch.float64:
         reason = "float64 has compiled operators only on CPU"
     elif _capability(tensor.get_device()) < _MIN_CUDA_CAPABILITY:
