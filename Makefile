@@ -39,7 +39,7 @@ $(VENV)/.docs: $(VENV)/.installed
 
 # The site, in build/docs: open index.html. Broken links are errors.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m mkdocs build --strict
 
 lint: install
 	$(PY) -m ruff check .

@@ -29,6 +29,8 @@ class Docstrings(Extension):
                 self._visit(member)
                 if isinstance(member, Class):
                     _add_fields(member)
+            elif isinstance(member, Attribute) and parent.is_module and member.name.isupper():
+                _hide_constant(member, parent)
             _link(member)
         if parent.is_module and parent.parent is None:
             _link(parent)
@@ -119,10 +121,16 @@ def _add_fields(cls: Class) -> None:
         cls.docstring.value = _with_paragraph(text, "Attributes:\n" + "\n".join(entries))
 
 
+def _hide_constant(constant: Attribute, module: Object) -> None:
+    """Leave out a constant that the module does not export: what has no docstring is not shown."""
+    if constant.name not in map(str, module.exports or ()):
+        constant.docstring = None
+
+
 def _link(member: Object) -> None:
     """Sphinx's roles, such as ``:func:`train```, as links to what the pages show; to others as plain code."""
     if member.docstring is not None:
-        text = member.docstring.value
+        text = re.sub(r"::$", ":", member.docstring.value, flags=re.MULTILINE)  # the code below is indented anyway
         member.docstring.value = ROLE.sub(lambda match: _reference(member, match[2], bool(match[1])), text)
 
 
