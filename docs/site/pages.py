@@ -32,7 +32,9 @@ class GeneratedPage:
 API = {
     "calls": ("Calls", "vampo_core", ["train", "pretrain", "evaluate", "sample", "train_policy", "evaluate_policy",
                                       "run_chain", "write_report", "load_config", "build_info"]),
+    "config": ("Configuration", "vampo_core.config", ["VampoConfig", "ConfigError", "presets"]),
     "ops": ("Operators", "vampo_core.ops", None),
+    "reference": ("Operators in plain PyTorch", "vampo_core.ops.reference", None),
     "coefficients": ("Coefficients", "vampo_core.ops.coefficients", None),
     "rewards": ("Rewards", "vampo_core.grpo.rewards", None),
     "grpo": ("Post-training", "vampo_core.grpo.trainer", None),

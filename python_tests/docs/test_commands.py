@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import itertools
 import re
 import shlex
 import typing
@@ -18,15 +19,18 @@ from vampo_core.config.yaml_text import parse
 SECTIONS = typing.get_type_hints(VampoConfig)
 SETTING = re.compile(r"([a-z_]+)\.(\w+)( ?= ?(.*))?")
 FILES = ("json", "safetensors", "py", "md", "yaml")
+SHELL = (">", ">>", "|", "&", "&&", "||", ";")
 UNWRITTEN = re.compile(r"…|\.\.\.|FOLDER|FILE|VERB|\[k\]")
 """What stands for something else on a page."""
 pages = pytest.mark.parametrize("page", PAGES, ids=name)
 
 
 def arguments(command: str) -> list[str] | None:
-    """What follows ``vampo``, or ``-m vampo_core``; None for another command."""
+    """What follows ``vampo``, or ``-m vampo_core``, up to what the shell does with it; None for another command."""
     match = re.search(r"(?:^|\s)(?:vampo|-m vampo_core)\s+(.*)", command)
-    return None if match is None else shlex.split(match[1].removesuffix("'"))
+    if match is None:
+        return None
+    return list(itertools.takewhile(lambda word: word not in SHELL, shlex.split(match[1].removesuffix("'"))))
 
 
 @pytest.fixture
@@ -37,6 +41,11 @@ def elsewhere(tmp_path, monkeypatch):
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setattr(parser, "_handler", lambda verb: lambda config, **options: 0)
     return tmp_path
+
+
+def configurations(page: Path) -> list[str]:
+    """Blocks of YAML with a section of the configuration."""
+    return [block for block in blocks(page, "yaml") if SECTIONS.keys() & parse(block, str(page)).keys()]
 
 
 def run(given: list[str], folder: Path, settings: str = "") -> int:
@@ -51,7 +60,7 @@ def run(given: list[str], folder: Path, settings: str = "") -> int:
 
 @pages
 def test_commands_parse(page, elsewhere, capsys):
-    settings = next(iter(blocks(page, "yaml")), "") if page.name == "models.md" else ""
+    settings = next(iter(configurations(page)), "")
     for command in commands(page):
         if (given := arguments(command)) is not None:
             assert run(given, elsewhere, settings) == 0, f"{command}\n{capsys.readouterr().err}"
@@ -98,7 +107,7 @@ def wrong(piece: str) -> str | None:
 
 @pages
 def test_configurations_load(page, elsewhere):
-    for block in blocks(page, "yaml"):
+    for block in configurations(page):
         (elsewhere / "config.yaml").write_text(block)
         load_config(elsewhere / "config.yaml")
 

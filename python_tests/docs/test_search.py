@@ -1,28 +1,17 @@
 """What newcomers type into the search box of the site leads to the answer. The site is what `make docs` built."""
 
-from pathlib import Path
-
 import pytest
+from built_site import SITE, unfit
 from doc_pages import ROOT, anchors
 from site_search import CHROMIUM, open_page, search
 
-SITE = ROOT / "build" / "docs"
-SOURCES = [ROOT / "mkdocs.yml", *(p for p in (ROOT / "docs").rglob("*") if p.is_file() and p.suffix != ".pyc")]
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 
 
-def unfit() -> str | None:
-    """Why the site cannot be searched here; None if it can."""
-    if CHROMIUM is None:
-        return "needs the browser Chromium (Debian: apt install chromium)"
-    index = SITE / "index.html"
-    if not index.is_file():
-        return "needs the site: make docs"
-    is_old = any(source.stat().st_mtime > index.stat().st_mtime for source in SOURCES)
-    return "the site is older than its pages: make docs" if is_old else None
-
-
-pytestmark = pytest.mark.skipif(unfit() is not None, reason=str(unfit()))
+pytestmark = [
+    pytest.mark.skipif(unfit() is not None, reason=str(unfit())),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs the browser Chromium (Debian: apt install chromium)"),
+]
 
 QUESTIONS = {
     "ImportError _C undefined symbol": "cannot-import",
@@ -92,11 +81,3 @@ def test_a_word_that_is_nowhere_is_not_found(tmp_path):
 def test_the_search_box_opens_from_disk(tmp_path):
     shown = open_page(f"{(SITE / 'index.html').as_uri()}?q=umt5", tmp_path)
     assert "troubleshooting.html" in shown.partition("md-search-result__list")[2]
-
-
-def test_pages_ask_no_other_host():
-    def asks(page: Path) -> bool:
-        text = page.read_text(encoding="utf-8")
-        return any(f'{name}="{scheme}' in text for name in ("src", "link href") for scheme in ("http", "//"))
-
-    assert [page for page in SITE.rglob("*.html") if asks(page)] == []
