@@ -8,7 +8,7 @@ SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py build_backend.py 
 OPERATOR_TESTS := $(wildcard python_tests/ops/test_*.py)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu python_tests/helpers/cuda_emulated/*)
 
-.PHONY: install demo test bench lint format sanitize dist gpu-check clean
+.PHONY: install demo test bench docs lint format sanitize dist gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,14 @@ test: install
 
 bench: install
 	$(PY) -m pytest benchmarks -q --benchmark-disable-gc
+
+$(VENV)/.docs: $(VENV)/.installed
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install -q --no-build-isolation -e ".[docs]"
+	touch $@
+
+# The site, in build/docs: open index.html. Broken links are errors.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m mkdocs build --strict
 
 lint: install
 	$(PY) -m ruff check .
