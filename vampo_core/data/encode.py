@@ -271,8 +271,11 @@ def _encoded(
     device, row = _device_of(codec), {index: i for i, index in enumerate(chunk.indices)}
     encoded = []
     for indices in chunk.inputs:
-        part = frames[[row[index] for index in indices]]
-        images = part.permute(0, 3, 1, 2).to(device, torch.float32) / 255
+        # as bytes, and without a copy where the frames lie one after the other: memory is what this costs
+        first = row[indices[0]]
+        follow = len(set(indices)) == len(indices) == indices[-1] - indices[0] + 1
+        part = frames[first : first + len(indices)] if follow else frames[[row[index] for index in indices]]
+        images = part.to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
         if size is not None:
             images = resize_frames(images, size)
         latents = codec.encode(images) if windows is None else codec.encode(images.unsqueeze(0))[0]
