@@ -86,7 +86,7 @@ def record(
             raise ValueError(f"{name} is {value}, expected at least {least}")
     root = Path(root)
     env_kwargs = env_kwargs or {}
-    names = envs.split_names(env)
+    names = envs.expand_names(env)
     info = {
         "format": FORMAT,
         "version": VERSION,

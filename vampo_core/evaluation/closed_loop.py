@@ -117,7 +117,7 @@ def evaluate_closed_loop(
     if num_videos and output is None:
         raise ValueError(f"num_videos is {num_videos} with output = None, expected a folder for them")
     env_kwargs = dict(env_kwargs or {})
-    names, seeds = envs.split_names(env), evaluation_seeds(seed, num_episodes)
+    names, seeds = envs.expand_names(env), evaluation_seeds(seed, num_episodes)
     wanted = [(name, episode_seed) for name in names for episode_seed in seeds]
     folder = None if output is None else Path(output)
     known = {episode.key for episode in ([] if folder is None else read_episodes(folder / EPISODES))}
