@@ -15,10 +15,11 @@ import numpy as np
 
 _ENVIRONMENTS = {
     "libero": "vampo_core.envs.libero:Libero",
+    "libero-lerobot": "vampo_core.envs.libero:lerobot_view",
     "metaworld": "vampo_core.envs.metaworld:MetaWorld",
     "pusht": "vampo_core.envs.pusht:PushT",
 }
-_MEMBERS = {"libero": "vampo_core.envs.libero_tasks:members"}
+_MEMBERS = dict.fromkeys(("libero", "libero-lerobot"), "vampo_core.envs.libero_tasks:members")
 """Families with names for several tasks: a function from such a name to its tasks, which needs no simulator."""
 
 

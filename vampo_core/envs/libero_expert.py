@@ -1,4 +1,4 @@
-"""A scripted expert for LIBERO's suite ``libero_object``: it picks an object up from above and drops it in the basket."""
+"""A scripted expert for LIBERO's suite ``libero_object``: it picks up an object and drops it into the basket."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ _GAIN = 1.5
 _TOLERANCE = 0.012  # m
 _MAX_STEPS_OF_A_MOVE = 80
 _NUM_STEPS_TO_CLOSE, _NUM_STEPS_TO_OPEN = 12, 8
-_FINGER_DEPTH = 0.035  # m that fingers reach down beside an object before the palm touches it
+_FINGER_DEPTH = 0.02  # m that the fingers reach down beside an object; deeper, they catch on cartons
 _CLEARANCE = 0.04  # m
 _OPEN, _CLOSED = -1.0, 1.0
 

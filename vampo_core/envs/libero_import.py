@@ -37,4 +37,13 @@ def load_suite(name: str) -> Any:
         return get_benchmark(name)(task_order_index=0)
 
 
-__all__ = ["ControlEnv", "Observable", "RandomizationError", "load_suite", "mujoco", "quat2axisangle", "quiet", "sensor"]
+__all__ = [
+    "ControlEnv",
+    "Observable",
+    "RandomizationError",
+    "load_suite",
+    "mujoco",
+    "quat2axisangle",
+    "quiet",
+    "sensor",
+]

@@ -89,7 +89,8 @@ def evaluate_closed_loop(
 
     Args:
         controller: what acts; None for the environments' experts, which act inside the workers.
-        env: name of an environment (see :func:`vampo_core.envs.make`), or several names with commas between them.
+        env: name of an environment (see :func:`vampo_core.envs.make`), or several names with commas between them; see
+            :func:`vampo_core.envs.expand_names` for names that stand for several.
         num_episodes: number of episodes of each environment.
         seed: seed of the episodes; the same seed gives every controller the same episodes.
         num_workers: number of worker processes; 0 for this process, which a crashing simulator then takes with it.
