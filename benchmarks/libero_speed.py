@@ -64,6 +64,7 @@ def make_contenders(task: str, image_size: int) -> dict[str, tuple[Callable, Cal
             )
 
         def reset(theirs=theirs, state=env.initial_states[0]) -> None:
+            theirs.sim._render_context_offscreen.gl_ctx.make_current()  # it would draw with that of the one before
             theirs.reset()
             theirs.set_init_state(state)
 
