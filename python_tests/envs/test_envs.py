@@ -10,6 +10,7 @@ from vampo_core import envs
 from vampo_core.data import RecordedDataset, record
 from vampo_core.data.formats.recorded import episode_folder, read_header
 from vampo_core.envs.idle import MAX_ENVS, borrow_env, borrowed_env, close_envs, return_env
+from vampo_core.evaluation.closed_loop import evaluate_closed_loop
 
 gymnasium = pytest.importorskip("gymnasium", reason="these tests need `pip install gymnasium`")
 simulators = pytest.importorskip("simulators")
@@ -33,7 +34,7 @@ def test_a_factory_outside_of_the_library_goes_by_module_and_name():
         pixels, reward, terminated, truncated, info = env.step(expert())
         done = terminated or truncated
     assert terminated and info["success"] and reward <= 0
-    with pytest.raises(ValueError, match=r"env is 'nowhere', expected one of metaworld, pusht or 'module:factory'"):
+    with pytest.raises(ValueError, match=r"env is 'nowhere', expected one of libero, .*pusht or 'module:factory'"):
         envs.make("nowhere")
     with pytest.raises(ValueError, match=r"'simulators:line', but line\(wheels=4\) cannot be called: .*'wheels'"):
         envs.make(LINE, wheels=4)
@@ -131,6 +132,19 @@ def test_several_tasks_take_turns_in_one_dataset_whatever_the_workers(tmp_path):
         record(LINE, tmp_path / "one", num_episodes=5, env_kwargs={"image_size": 16}, progress=False)
 
 
+def test_a_name_for_several_tasks_is_recorded_and_evaluated_as_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        simulators, "members", lambda task: ["once", "twice"] if task == "all" else [task], raising=False
+    )
+    monkeypatch.setitem(envs._MEMBERS, LINE, "simulators:members")
+    dataset = record(f"{LINE}/all", tmp_path / "data", num_episodes=3, progress=False)
+    assert [e.header.env for e in dataset.episodes] == [f"{LINE}/once", f"{LINE}/twice", f"{LINE}/once"]
+    result = evaluate_closed_loop(None, f"{LINE}/all", num_episodes=2, num_workers=0, progress=False)
+    assert {name: rate.mean for name, rate in result.success_by_env.items()} == {f"{LINE}/once": 1, f"{LINE}/twice": 1}
+    with pytest.raises(ValueError, match=r"env is 'simulators:line/once,simulators:line/all', expected a name, or dif"):
+        record(f"{LINE}/once,{LINE}/all", tmp_path / "other", num_episodes=2, progress=False)
+
+
 def test_tasks_of_one_dataset_are_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(
         simulators, "slow", lambda **kwargs: setattr(env := line(**kwargs), "fps", 5) or env, raising=False
@@ -167,6 +181,12 @@ def test_environments_are_kept_for_the_next_episode_but_not_too_many():
     with pytest.raises(KeyError), borrowed_env(LINE, {"max_steps": 3}):
         raise KeyError
     assert closed == [0, 1, 2]
+    for i in range(2):
+        env = line()
+        env.close = lambda i=i: closed.append(f"heavy {i}")
+        env.idle_weight = MAX_ENVS - 1
+        return_env(env, LINE, {"height": i})
+    assert closed[3:] == [*range(3, MAX_ENVS + 2), "heavy 0"], "only what fits beside the last one is kept"
     close_envs()
 
 

@@ -53,8 +53,8 @@ def record(
     from under ``if __name__ == "__main__":`` with more than one worker.
 
     Args:
-        env: name of an environment, see :func:`vampo_core.envs.make`, or several names with commas between them; these
-            must agree in frame size, frame rate and actions.
+        env: name of an environment, see :func:`vampo_core.envs.make`, or several names with commas between them, see
+            :func:`vampo_core.envs.expand_names`; these must agree in frame size, frame rate and actions.
         root: the dataset's folder, made if it does not exist.
         num_episodes: smallest number of episodes that the dataset will have, over all environments.
         seed: seed of the dataset; datasets with different seeds share no episode.
@@ -86,7 +86,7 @@ def record(
             raise ValueError(f"{name} is {value}, expected at least {least}")
     root = Path(root)
     env_kwargs = env_kwargs or {}
-    names = envs.split_names(env)
+    names = envs.expand_names(env)
     info = {
         "format": FORMAT,
         "version": VERSION,

@@ -14,9 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 _ENVIRONMENTS = {
+    "libero": "vampo_core.envs.libero:Libero",
+    "libero-lerobot": "vampo_core.envs.libero:lerobot_view",
     "metaworld": "vampo_core.envs.metaworld:MetaWorld",
     "pusht": "vampo_core.envs.pusht:PushT",
 }
+_MEMBERS = dict.fromkeys(("libero", "libero-lerobot"), "vampo_core.envs.libero_tasks:members")
+"""Families with names for several tasks: a function from such a name to its tasks, which needs no simulator."""
 
 
 class SimulatorError(RuntimeError):
@@ -114,13 +118,24 @@ def is_success(value: Any) -> bool:
     return bool(array.item())
 
 
-def split_names(env: str) -> list[str]:
-    """Split a comma-separated list of environments, such as ``"metaworld/reach,metaworld/drawer-open"``.
+def expand_names(env: str) -> list[str]:
+    """Names of the environments in a list such as ``"metaworld/reach,libero/libero_object"``.
+
+    A name that stands for several tasks, as that of one of LIBERO's suites does, becomes their names. No simulator has
+    to be installed.
 
     Raises:
-        ValueError: one is empty or repeated.
+        ValueError: a name is empty or repeated, or what it stands for does not exist.
     """
-    names = [name.strip() for name in env.split(",")]
+    names = [member for name in env.split(",") for member in _members(name.strip())]
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"env is {env!r}, expected a name, or different names with commas between them")
     return names
+
+
+def _members(name: str) -> list[str]:
+    family, _, task = name.partition("/")
+    if family not in _MEMBERS:
+        return [name]
+    module, _, attribute = _MEMBERS[family].partition(":")
+    return [f"{family}/{member}" for member in getattr(importlib.import_module(module), attribute)(task)]

@@ -8,7 +8,10 @@ from typing import Any
 from vampo_core import envs
 
 MAX_ENVS = 8
-"""Number of idle environments that a process keeps; one of MetaWorld takes 150 MB."""
+"""Number of idle environments that a process keeps; one of MetaWorld takes 150 MB.
+
+An environment that takes more says in ``idle_weight`` for how many it counts; the last one is always kept.
+"""
 
 _idle: dict[tuple[str, str], list[envs.TaskEnv]] = {}
 
@@ -20,10 +23,10 @@ def borrow_env(name: str, env_kwargs: dict[str, Any]) -> envs.TaskEnv:
 
 
 def return_env(env: envs.TaskEnv, name: str, env_kwargs: dict[str, Any]) -> None:
-    """Keep an environment for the next episode; if there are too many, close the one that has been idle longest."""
+    """Keep an environment for the next episode; while there are too many, close the one that has been idle longest."""
     key = _key(name, env_kwargs)
     _idle[key] = [*_idle.pop(key, []), env]  # to the end of the order
-    if sum(map(len, _idle.values())) > MAX_ENVS:
+    while len(kept := [env for idle in _idle.values() for env in idle]) > 1 and sum(map(_weight, kept)) > MAX_ENVS:
         next(idle for idle in _idle.values() if idle).pop(0).close()
 
 
@@ -49,3 +52,7 @@ def close_envs() -> None:
 
 def _key(name: str, env_kwargs: dict[str, Any]) -> tuple[str, str]:
     return name, json.dumps(env_kwargs, sort_keys=True)
+
+
+def _weight(env: envs.TaskEnv) -> int:
+    return int(getattr(env, "idle_weight", 1))

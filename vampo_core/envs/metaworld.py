@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from vampo_core.envs.metaworld_tasks import INSTRUCTIONS, task_name
-from vampo_core.envs.mujoco_backend import mujoco, no_backend
+from vampo_core.envs.mujoco_backend import no_backend, rendering
+
+with rendering("metaworld", "metaworld", "packaging", "gymnasium"):  # metaworld does not declare packaging
+    import mujoco
 
 # isort: split
 import gymnasium
@@ -152,7 +155,7 @@ class MetaWorld(gymnasium.Env):
         try:
             return mujoco.Renderer(model, size, size)
         except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-            raise no_backend(error) from error
+            raise no_backend("metaworld", error) from error
 
     def _info(self, success: bool) -> dict[str, Any]:
         privileged = self._observation.astype(np.float32)

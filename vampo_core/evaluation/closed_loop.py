@@ -91,7 +91,8 @@ def evaluate_closed_loop(
 
     Args:
         controller: what acts; None for the environments' experts, which act inside the workers.
-        env: name of an environment (see :func:`vampo_core.envs.make`), or several names with commas between them.
+        env: name of an environment (see :func:`vampo_core.envs.make`), or several names with commas between them; see
+            :func:`vampo_core.envs.expand_names` for names that stand for several.
         num_episodes: number of episodes of each environment.
         seed: seed of the episodes; the same seed gives every controller the same episodes.
         num_workers: number of worker processes; 0 for this process, which a crashing simulator then takes with it.
@@ -124,7 +125,7 @@ def evaluate_closed_loop(
         lacking = "output" if output is None else "controller"
         raise ValueError(f"record is True with {lacking} = None, expected one (experts are recorded by `vampo record`)")
     env_kwargs = dict(env_kwargs or {})
-    names, seeds = envs.split_names(env), evaluation_seeds(seed, num_episodes)
+    names, seeds = envs.expand_names(env), evaluation_seeds(seed, num_episodes)
     wanted = [(name, episode_seed) for name in names for episode_seed in seeds]
     folder = None if output is None else Path(output)
     known = {episode.key for episode in ([] if folder is None else read_episodes(folder / EPISODES))}

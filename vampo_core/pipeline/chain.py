@@ -264,7 +264,7 @@ def _check(config: VampoConfig) -> None:
 
 
 def _check_simulators(config: VampoConfig) -> None:
-    for name in envs.split_names(require_simulator(config)):
+    for name in envs.expand_names(require_simulator(config)):
         env = envs.make(name, image_size=config.data.resolution)
         try:
             env.reset(seed=0)  # images need more than the simulator
