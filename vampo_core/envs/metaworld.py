@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from vampo_core.envs.metaworld_tasks import INSTRUCTIONS, task_name
-from vampo_core.envs.mujoco_backend import mujoco, no_backend
+from vampo_core.envs.mujoco_backend import no_backend, rendering
 
-# isort: split
+with rendering("metaworld", packages=("metaworld", "packaging", "gymnasium")):  # metaworld does not declare packaging
+    import mujoco
+
 import gymnasium
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 from metaworld.policies import ENV_POLICY_MAP, SawyerDoorOpenV3Policy
@@ -152,7 +154,7 @@ class MetaWorld(gymnasium.Env):
         try:
             return mujoco.Renderer(model, size, size)
         except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-            raise no_backend(error) from error
+            raise no_backend("metaworld", error) from error
 
     def _info(self, success: bool) -> dict[str, Any]:
         privileged = self._observation.astype(np.float32)
