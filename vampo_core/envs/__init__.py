@@ -15,6 +15,7 @@ import numpy as np
 
 _ENVIRONMENTS = {
     "metaworld": "vampo_core.envs.metaworld:MetaWorld",
+    "ogbench": "vampo_core.envs.ogbench:OGBench",
     "pusht": "vampo_core.envs.pusht:PushT",
 }
 
