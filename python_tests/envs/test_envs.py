@@ -34,7 +34,7 @@ def test_a_factory_outside_of_the_library_goes_by_module_and_name():
         pixels, reward, terminated, truncated, info = env.step(expert())
         done = terminated or truncated
     assert terminated and info["success"] and reward <= 0
-    with pytest.raises(ValueError, match=r"env is 'nowhere', expected one of libero, .*pusht or 'module:factory'"):
+    with pytest.raises(ValueError, match=r"env is 'nowhere', expected one of .*, pusht or 'module:factory'"):
         envs.make("nowhere")
     with pytest.raises(ValueError, match=r"'simulators:line', but line\(wheels=4\) cannot be called: .*'wheels'"):
         envs.make(LINE, wheels=4)

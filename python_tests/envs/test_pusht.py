@@ -86,7 +86,7 @@ def test_image_size_and_horizon():
     [
         (
             lambda: envs.make("pushd"),
-            "env is 'pushd', expected one of libero, .*metaworld, pusht or 'module:factory'; did you mean 'pusht'",
+            "env is 'pushd', expected one of libero, .*, ogbench, pusht or 'module:factory'; did you mean 'pusht'",
         ),
         (lambda: envs.make("pusht", image_size=2), "image_size is 2, expected 16 to 512"),
         (lambda: envs.make("pusht", max_steps=0), "max_steps is 0, expected at least 1"),

@@ -17,9 +17,13 @@ _ENVIRONMENTS = {
     "libero": "vampo_core.envs.libero:Libero",
     "libero-lerobot": "vampo_core.envs.libero:lerobot_view",
     "metaworld": "vampo_core.envs.metaworld:MetaWorld",
+    "ogbench": "vampo_core.envs.ogbench:OGBench",
     "pusht": "vampo_core.envs.pusht:PushT",
 }
-_MEMBERS = dict.fromkeys(("libero", "libero-lerobot"), "vampo_core.envs.libero_tasks:members")
+_MEMBERS = {
+    **dict.fromkeys(("libero", "libero-lerobot"), "vampo_core.envs.libero_tasks:members"),
+    "ogbench": "vampo_core.envs.ogbench_tasks:members",
+}
 """Families with names for several tasks: a function from such a name to its tasks, which needs no simulator."""
 
 
@@ -32,7 +36,7 @@ class SimulatorWarning(UserWarning):
 
 
 class TaskEnv(Protocol):
-    """A gymnasium environment that shows pixels and has its own expert.
+    """A gymnasium environment that shows pixels and has its own expert; see :func:`has_expert` for one without.
 
     The ``info`` of ``reset`` and ``step`` holds ``state`` float32 [S] (readings of the robot's own sensors),
     ``privileged_state`` float32 [P] (complete simulator state) and ``success`` (see :func:`is_success`).
@@ -104,6 +108,11 @@ def make(name: str, **kwargs: Any) -> TaskEnv:
         raise
     except Exception as error:
         raise SimulatorError(f"env {name!r} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def has_expert(env: TaskEnv) -> bool:
+    """Whether an environment brings an expert; one that does not says so in an attribute ``has_expert``."""
+    return bool(getattr(env, "has_expert", True))
 
 
 def is_success(value: Any) -> bool:

@@ -121,6 +121,11 @@ class GymnasiumTask(gymnasium.Env):
             )
             warnings.warn(message, SimulatorWarning, stacklevel=3)
 
+    @property
+    def has_expert(self) -> bool:
+        """Whether there is an expert."""
+        return self._expert is not None
+
     def expert(self) -> Callable[[], np.ndarray]:
         if self._expert is None:
             raise ValueError("expert is None, expected a function that makes one: without it nothing can be recorded")

@@ -136,13 +136,18 @@ class Libero(gymnasium.Env):
     def render(self) -> np.ndarray:  # [H, W, 3] uint8
         return self._pixels.copy()
 
+    @property
+    def has_expert(self) -> bool:
+        """Whether there is an expert for this task."""
+        return self.suite == "libero_object"
+
     def expert(self) -> Callable[[], np.ndarray]:
         """Make an expert for the episode that just began; only ``libero_object`` has one.
 
         Raises:
             ValueError: there is none for this task.
         """
-        if self.suite != "libero_object":
+        if not self.has_expert:
             raise ValueError(
                 f"environment 'libero/{self.task}' has no expert, only those of libero_object do: LIBERO's "
                 "demonstrations come as LeRobot datasets (data.format=lerobot)"

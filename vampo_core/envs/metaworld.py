@@ -12,7 +12,6 @@ from vampo_core.envs.mujoco_backend import no_backend, rendering
 with rendering("metaworld", "metaworld", "packaging", "gymnasium"):  # metaworld does not declare packaging
     import mujoco
 
-# isort: split
 import gymnasium
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 from metaworld.policies import ENV_POLICY_MAP, SawyerDoorOpenV3Policy

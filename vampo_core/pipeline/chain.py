@@ -165,12 +165,15 @@ class Chain:
             self._made[digest(decided_by)] = self.folders[key] = folder
 
     def closed_loop(self) -> None:
-        """Episodes of all policies and of the expert, which have the same seeds; none without a simulator."""
+        """Episodes of all policies and of the expert if there is one, with the same seeds; none without a simulator."""
         if self._closed_loop is None:
             print("closed loop: none, as closed_loop.env is null")
             return
         self._note("closed_loop", self._closed_loop)
-        for name in (*self.config.chain.controllers, EXPERT):
+        acting = [*self.config.chain.controllers]
+        if (self._closed_loop / EXPERT).exists() or _have_experts(self.config):
+            acting.append(EXPERT)
+        for name in acting:
             print(f"closed loop: {name}")
             policy = self.folders.get(f"policy-{name}")
             self.loops[name] = self.calls.evaluate_policy(policy, self.config, output=self._closed_loop)
@@ -274,6 +277,18 @@ def _check_simulators(config: VampoConfig) -> None:
             raise envs.SimulatorError(f"env {name!r} cannot be reset: {error}") from error
         finally:
             env.close()
+
+
+def _have_experts(config: VampoConfig) -> bool:
+    """Whether every simulator brings an expert."""
+    for name in envs.expand_names(require_simulator(config)):
+        env = envs.make(name, image_size=config.data.resolution)
+        try:
+            if not envs.has_expert(env):
+                return False
+        finally:
+            env.close()
+    return True
 
 
 def _stage(
