@@ -279,6 +279,13 @@ def test_bad_arguments(kwargs, message):
         evaluate(**kwargs)
 
 
+def test_published_initial_states_are_taken_in_order():
+    result = evaluate(Proportional(), num_episodes=3, first_seed=4)
+    assert [episode.seed for episode in result.episodes] == [4, 5, 6]
+    with pytest.raises(ValueError, match="first_seed is -1, expected at least 0"):
+        evaluate(Proportional(), first_seed=-1)
+
+
 def test_evaluation_shares_no_episode_with_recording():
     from vampo_core.data.record import episode_seed
 

@@ -73,6 +73,7 @@ def evaluate_closed_loop(
     *,
     num_episodes: int,
     seed: int = 0,
+    first_seed: int | None = None,
     num_workers: int = 1,
     num_envs: int | None = None,
     begin_every: int = 1,
@@ -95,6 +96,8 @@ def evaluate_closed_loop(
             :func:`vampo_core.envs.expand_names` for names that stand for several.
         num_episodes: number of episodes of each environment.
         seed: seed of the episodes; the same seed gives every controller the same episodes.
+        first_seed: simulator's seed of the first episode, from which the others count up, where its seeds name published
+            initial states; None to draw them from ``seed``, so that none was recorded.
         num_workers: number of worker processes; 0 for this process, which a crashing simulator then takes with it.
         num_envs: number of simulators at once, and thus the size of the largest batch; by default, and at least, one
             per process.
@@ -125,7 +128,10 @@ def evaluate_closed_loop(
         lacking = "output" if output is None else "controller"
         raise ValueError(f"record is True with {lacking} = None, expected one (experts are recorded by `vampo record`)")
     env_kwargs = dict(env_kwargs or {})
-    names, seeds = envs.expand_names(env), evaluation_seeds(seed, num_episodes)
+    if first_seed is not None and first_seed < 0:
+        raise ValueError(f"first_seed is {first_seed}, expected at least 0")
+    seeds = evaluation_seeds(seed, num_episodes) if first_seed is None else range(first_seed, first_seed + num_episodes)
+    names = envs.expand_names(env)
     wanted = [(name, episode_seed) for name in names for episode_seed in seeds]
     folder = None if output is None else Path(output)
     known = {episode.key for episode in ([] if folder is None else read_episodes(folder / EPISODES))}

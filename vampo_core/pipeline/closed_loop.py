@@ -49,6 +49,7 @@ def act_in_simulators(
             env,
             num_episodes=settings.num_episodes,
             seed=settings.seed,
+            first_seed=settings.first_seed,
             num_workers=settings.num_workers,
             num_envs=settings.num_envs,
             begin_every=1 if controller is None else controller.num_executed_steps,
