@@ -18,7 +18,8 @@ def all_of(*names: str) -> set[str]:
 
 DATA = {
     *("data.format", "data.root", "data.weights", "data.env", "data.num_episodes", "data.action_noise"),
-    *("data.resolution", "data.camera", "data.held_out_fraction", "data.num_frames", "data.stride", "data.sampling"),
+    *("data.camera", "data.state", "data.action", "data.resolution"),
+    *("data.held_out_fraction", "data.num_frames", "data.stride", "data.sampling"),
 }
 DECODER = {*all_of("decoder"), "policy.num_episodes"}
 CHOOSING = {"evaluation.action_error", "evaluation.best_by", "evaluation.cheap_tail"}
@@ -52,7 +53,14 @@ LENGTHS = {
 }
 
 
-LATER = {"data.camera": "front", "model.backbone": "wan", "model.num_layers": 3, "sampler.flow_shift": 2.0}
+LATER = {
+    "data.camera": "front",
+    "data.state": "joints",
+    "data.action": "torques",
+    "model.backbone": "wan",
+    "model.num_layers": 3,
+    "sampler.flow_shift": 2.0,
+}
 """Settings that came after products were named, each with another value than its default."""
 
 

@@ -69,6 +69,17 @@ def test_states_and_actions_of_every_kind(tmp_path, episodes):
     assert without.episodes[0].states.shape == (7, 0)
 
 
+def test_other_features_as_state_and_action(tmp_path, episodes):
+    root = write(tmp_path / "robot", episodes)
+    dataset = LeRobotDataset(root, state="action", action="observation.state")
+    assert np.array_equal(dataset.episodes[0].states.numpy(), episodes[0].actions)
+    assert np.array_equal(dataset.episodes[2].actions.numpy(), episodes[2].states)
+    with pytest.raises(
+        ValueError, match=r"state is 'joints', expected one of the features action, .*observation.state"
+    ):
+        LeRobotDataset(root, state="joints")
+
+
 def test_a_task_that_changes_begins_another_episode(tmp_path):
     tasks = ["öffne die Schublade"] * 4 + ["抓住杯子"] * 3
     written = [make_episode(0, 7, tasks), make_episode(1, 5)]

@@ -136,8 +136,8 @@ class ClosedLoopConfig:
     seed: Count = 0
     """Seed of the episodes; none of them is one that was recorded."""
     first_seed: Count | None = None
-    """Simulator's seed of the first episode, from which the others count up: 0 with 50 episodes is each initial state of
-    a LIBERO task once, as published; null to draw them from ``closed_loop.seed``."""
+    """Simulator's seed of the first episode, from which the others count up: 0 with 50 episodes is each initial state
+    of a LIBERO task once, as published; null to draw them from ``closed_loop.seed``."""
     num_workers: Count = 2
     """Processes that run the simulators; 0 for this one."""
     num_envs: Positive = 8

@@ -222,6 +222,10 @@ class DataConfig:
     """Layout of the data: ours, that of the Video Prediction Policy, or LeRobotDataset v3.0."""
     camera: Annotated[str | None, Role(decides=("data",), is_later=True)] = None
     """Camera of a LeRobot dataset, by its feature's name or the end of it, such as "front"; null for the only one."""
+    state: Annotated[str, Role(decides=("data",), is_later=True)] = "observation.state"
+    """Feature of a LeRobot dataset that is the robot's state."""
+    action: Annotated[str, Role(decides=("data",), is_later=True)] = "action"
+    """Feature of a LeRobot dataset that is the action."""
     root: Annotated[str | tuple[str, ...], Role(decides=("data",), may_change=True, is_path=True)] = "data/episodes"
     """Folder of the dataset, or a list of several that are trained on together; of a LeRobot dataset also its name on
     the Hugging Face hub, such as "lerobot/pusht"."""
@@ -272,11 +276,12 @@ class DataConfig:
                 f"data.env is {self.env!r} with data.format = {self.format!r}, expected null: "
                 "simulators are recorded in the format 'recorded', and closed_loop.env is where policies act"
             )
-        if self.camera is not None and self.format != "lerobot":
-            raise ConfigError(
-                f"data.camera is {self.camera!r} with data.format = {self.format!r}, expected null: only LeRobot "
-                "datasets have several"
-            )
+        for name, default in (("camera", None), ("state", "observation.state"), ("action", "action")):
+            if self.format != "lerobot" and getattr(self, name) != default:
+                raise ConfigError(
+                    f"data.{name} is {getattr(self, name)!r} with data.format = {self.format!r}, expected "
+                    f"{default or 'null'}: only LeRobot datasets have several"
+                )
         if isinstance(self.resolution, tuple) and len(self.resolution) != 2:
             raise ConfigError(f"data.resolution is {list(self.resolution)}, expected one number or [height, width]")
 

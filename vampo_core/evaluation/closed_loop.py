@@ -96,8 +96,8 @@ def evaluate_closed_loop(
             :func:`vampo_core.envs.expand_names` for names that stand for several.
         num_episodes: number of episodes of each environment.
         seed: seed of the episodes; the same seed gives every controller the same episodes.
-        first_seed: simulator's seed of the first episode, from which the others count up, where its seeds name published
-            initial states; None to draw them from ``seed``, so that none was recorded.
+        first_seed: simulator's seed of the first episode, from which the others count up, where its seeds name
+            published initial states; None to draw them from ``seed``, so that none was recorded.
         num_workers: number of worker processes; 0 for this process, which a crashing simulator then takes with it.
         num_envs: number of simulators at once, and thus the size of the largest batch; by default, and at least, one
             per process.

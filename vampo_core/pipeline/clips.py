@@ -129,8 +129,10 @@ def open_dataset(
                 "another data.root, or delete that folder"
             ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
-    options: dict[str, Any] = {"camera": data.camera} if data.format == "lerobot" else {}
-    if data.format == "recorded":
+    options: dict[str, Any] = {}
+    if data.format == "lerobot":
+        options = {"camera": data.camera, "state": data.state, "action": data.action}
+    elif data.format == "recorded":
         options = {"include_failures": include_failures}
     return open_dataset_of(
         data.format,

@@ -34,6 +34,8 @@ from vampo_core.data.latent_files import latents_path
 from vampo_core.data.video_at import read_frames_at
 
 INFO = "meta/info.json"
+STATE, ACTION = "observation.state", "action"
+"""Names that the format's own library gives to state and action."""
 SUCCESS, PUSHED = "next.success", "is_pushed"
 """Features of bools: whether the task was solved by the next frame, and see ``Episode.is_pushed``."""
 HELD_OUT = ("val", "valid", "validation", "test", "eval")
@@ -114,7 +116,8 @@ class LeRobotDataset:
     Raises:
         FileNotFoundError: there is no such dataset at ``root``.
         ImportError: pyarrow is not installed.
-        ValueError: it has another version, no camera, or several and ``camera`` names none of them.
+        ValueError: it has another version, no camera, or several and ``camera`` names none of them; or there is no
+            feature of the name given for state or action.
         EpisodeError: no episode can be read, or one cannot and ``strict`` is set.
     """
 
@@ -126,8 +129,8 @@ class LeRobotDataset:
         cache: str | Path | None = None,
         num_episodes: int | None = None,
         camera: str | None = None,
-        state: str = "observation.state",
-        action: str = "action",
+        state: str = STATE,
+        action: str = ACTION,
         name: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -137,6 +140,9 @@ class LeRobotDataset:
         self.fps = float(self.info["fps"])
         features = self.info["features"]
         self.camera = choose_camera(features, camera)
+        for argument, given, default in (("state", state, STATE), ("action", action, ACTION)):
+            if given != default and given not in features:
+                raise ValueError(f"{argument} is {given!r}, expected one of the features {', '.join(sorted(features))}")
         self._columns = tuple(column if column in features else None for column in (action, state, PUSHED))
         self._held_out = _held_out(self.info.get("splits") or {})
         self._latents, self._cache = latents, cache

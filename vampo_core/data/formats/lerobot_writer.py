@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from vampo_core.data.episode import Episode
-from vampo_core.data.formats.lerobot import INFO, PUSHED, SUCCESS, parquet
+from vampo_core.data.formats.lerobot import ACTION, INFO, PUSHED, STATE, SUCCESS, parquet
 from vampo_core.data.formats.lerobot_stats import ImageStats, json_lists, row_stats
 from vampo_core.data.video import Encoding, write_video
 from vampo_core.files import publish, temporary_beside
@@ -172,7 +172,7 @@ class _Writer:
         """The columns of an episode; those of one number have one axis."""
         episode, length = entry.episode, entry.episode.length
         rows: dict[str, np.ndarray] = {}
-        for name, values in (("observation.state", episode.states), ("action", episode.actions)):
+        for name, values in ((STATE, episode.states), (ACTION, episode.actions)):
             width = values.shape[1]
             if width != self._widths.setdefault(name, width):
                 raise ValueError(
