@@ -33,7 +33,7 @@ def runs(tiny_run, tmp_path_factory):
     shutil.copytree(Path(tiny_run.run.dir).parents[1], folder, symlinks=True, dirs_exist_ok=True)
     shutil.copytree(folder / "runs/tiny", folder / "runs/first", symlinks=True)
     load_config(folder / "runs/first", f"data.root={folder}/data").save(folder / "runs/first/config.yaml")
-    vampo_core.train(tiny.settings(folder, "optim.lr=1e-3", f"run.dir={folder}/runs/second"))
+    vampo_core.train(tiny.settings(folder, "optim.lr=0.3", f"run.dir={folder}/runs/second"))
     vampo_core.train(tiny.settings(folder, "data.num_frames=3", f"run.dir={folder}/runs/shorter"))
     return folder / "runs"
 
@@ -52,7 +52,7 @@ def test_two_runs_on_the_same_clips(runs, tmp_path, capsys):
     shown = f"{abs(difference.mean):.4f}"
     row = re.search(r"Latent L1\n.*?</tr>", text, re.DOTALL)[0]
     assert f"{first.l1.mean:.4f}" in row and f"{second.l1.mean:.4f}" in row and shown in row
-    assert "<code>optim.lr</code>" in text and "<code>0.001</code>" in text
+    assert "<code>optim.lr</code>" in text and "<code>0.3</code>" in text
     assert "<code>run.dir</code>" not in text and "<code>run.seed</code>" not in text, "only what differs"
     assert text.count('aria-label="second"') == 5 and text.count('aria-label="Expert"') == 5
     assert not re.search(r"https?://|@import|url\((?!data:)", text)
@@ -63,6 +63,7 @@ def test_videos_are_the_predictions_of_the_best_checkpoints(runs, tmp_path):
     compared = vampo_core.compare_runs(runs / "second", runs / "first", output=tmp_path / "page.html")
     assert [run.name for run in compared.runs] == ["second", "first"] and compared.page == tmp_path / "page.html"
     assert list(compared.videos[0].panels) == ["Expert", "second", "first"]
+    assert compared.runs[0].best_step < compared.runs[0].last_step, "such steps are too long"
     for run in compared.runs:
         measured = run.best.per_clip["l1"]
         assert [video.l1[run.name] for video in compared.videos] == pytest.approx(measured, rel=1e-5), run.name
