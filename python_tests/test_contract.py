@@ -39,6 +39,7 @@ CALLS = {
         {"output": REQUIRED, "image": None, "video": None, "instruction": None, "num_samples": 1, "num_clips": 4},
     ),
     "write_report": (["config"], {}),
+    "compare_runs": (["*runs"], {"output": None}),
     "build_info": ([], {}),
     "EulerHybridSampler": (
         [],

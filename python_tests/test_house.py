@@ -108,7 +108,7 @@ def test_few_modules_stand_outside_of_rooms():
 
 
 @pytest.mark.parametrize("call", ["train", "pretrain", "evaluate", "train_policy", "evaluate_policy", "run_chain",
-                                  "sample", "write_report"])  # fmt: skip
+                                  "sample", "write_report", "compare_runs"])  # fmt: skip
 def test_a_public_call_reads_like_a_story(call):
     tree = ast.parse((PACKAGE / "api.py").read_text(encoding="utf-8"))
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == call]

@@ -8,6 +8,7 @@ from vampo_core._extension import build_info, version
 
 if TYPE_CHECKING:
     from vampo_core.api import (
+        compare_runs,
         evaluate,
         evaluate_policy,
         pretrain,
@@ -39,6 +40,7 @@ _LAZY = {
     "VampoConfig": "vampo_core.config",
     "VampoTrainer": "vampo_core.grpo.trainer",
     "VideoPredictor": "vampo_core.models.predictor",
+    "compare_runs": "vampo_core.api",
     "evaluate": "vampo_core.api",
     "evaluate_policy": "vampo_core.api",
     "load_config": "vampo_core.config",
@@ -62,6 +64,7 @@ __all__ = [
     "VampoTrainer",
     "VideoPredictor",
     "build_info",
+    "compare_runs",
     "evaluate",
     "evaluate_policy",
     "load_config",

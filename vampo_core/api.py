@@ -31,6 +31,7 @@ from vampo_core.pipeline.runs import POLICY, PRETRAINING, VAMPO, check_run
 from vampo_core.pipeline.sample import sample_videos
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.train import PolicyTrainer, new_policy
+from vampo_core.report.values import RunComparison
 from vampo_core.training.loop import TrainResult
 from vampo_core.training.memory import keep_freed_memory
 from vampo_core.training.processes import new_accelerator
@@ -236,6 +237,26 @@ def write_report(config: Config, *overrides: str) -> Path:
         ValueError: there is no run with a checkpoint.
     """
     return pages.write_report(configured(config, overrides))
+
+
+def compare_runs(*runs: str | Path, output: str | Path | None = None) -> RunComparison:
+    """Compare finished or interrupted runs, and write an HTML page about it.
+
+    Metrics of the best checkpoints are paired clip by clip with those of the first run; where runs have measured other
+    clips, there are no differences, and the page says why. Videos are predicted where the data is still there.
+
+    Args:
+        runs: two to eight run folders, all of predictors (:func:`train`, :func:`pretrain`) or all of policies.
+        output: HTML file to write; ``<first run>-compare.html`` beside the first run by default.
+
+    Returns:
+        What the page shows; ``page`` is its path.
+
+    Raises:
+        ConfigError: the runs do not go together, or ``output`` is somebody else's file.
+        ValueError: a folder holds no run with a checkpoint.
+    """
+    return pages.write_comparison(runs, output)
 
 
 def configured(config: Config, overrides: Sequence[str]) -> VampoConfig:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vampo_core.cli import parser as cli
-from vampo_core.cli.parser import Verb, main
+from vampo_core.cli.parser import main
 from vampo_core.config import ConfigError, VampoConfig, load_config
 from vampo_core.config.vampo import keys
 from vampo_core.envs import SimulatorError
@@ -28,9 +28,8 @@ def calls(monkeypatch):
 
     module.run = handler
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    verbs = {
-        name: Verb(f"{module.__name__}:run", verb.help, verb.reads, verb.options) for name, verb in cli.VERBS.items()
-    }
+    handler_name = f"{module.__name__}:run"
+    verbs = {name: dataclasses.replace(verb, handler=handler_name) for name, verb in cli.VERBS.items()}
     monkeypatch.setattr(cli, "VERBS", verbs)
     return module
 
@@ -83,7 +82,21 @@ def test_settings_that_a_verb_does_not_read_are_named(calls, capsys):
 
 def test_the_sections_of_every_verb_exist():
     sections = {field.name for field in dataclasses.fields(VampoConfig)}
-    assert all(verb.reads and set(verb.reads) <= sections for verb in cli.VERBS.values())
+    assert all(set(verb.reads) <= sections for verb in cli.VERBS.values())
+    assert all(bool(verb.reads) == (verb.takes is None) for verb in cli.VERBS.values())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["runs/a", "runs/b", "--output", "x.html"],
+        ["--output=x.html", "runs/a", "runs/b"],
+        ["runs/a", "--output", "x.html", "runs/b"],
+    ],
+)
+def test_a_verb_that_takes_words_has_no_configuration(calls, arguments):
+    assert main(["compare", *arguments]) == 0
+    assert calls.calls == [(["runs/a", "runs/b"], {"output": "x.html"})]
 
 
 def test_config_shows_every_setting_with_its_meaning(tmp_path, capsys):
@@ -113,6 +126,8 @@ def test_the_handler_may_choose_the_exit_code(calls):
         (["train", "--config", "pusht", "--resume_from", "runs/a"], "--resume_from"),
         (["train", "--conf", "pusht"], "--conf"),
         (["evaluate", "--config", "pusht"], "--checkpoint"),
+        (["compare"], "RUN"),
+        (["compare", "runs/a", "--config", "pusht"], "--config"),
     ],
 )
 def test_wrong_usage_ends_with_2(calls, capsys, arguments, words):
@@ -180,7 +195,9 @@ def test_help(capsys, verb):
         main([*verb, "--help"])
     assert caught.value.code == 0
     printed = capsys.readouterr().out
-    if " ".join(verb) in cli.VERBS:
+    if " ".join(verb) == "compare":
+        assert "RUN [RUN ...]" in printed and "--config" not in printed
+    elif " ".join(verb) in cli.VERBS:
         assert "key=value" in printed and "(bridge, demo, metaworld, pusht)" in " ".join(printed.split())
     else:
         words = [name.split() for name in cli.VERBS]

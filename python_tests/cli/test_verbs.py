@@ -17,6 +17,7 @@ UNSEEN = {"record": {"run"}}
 """Sections that count as read without it: ``run.dir`` is given to all verbs alike."""
 SHOWS_ALL = {"chain", "config", "plan", "report"}
 """Verbs that take all settings of others; ``plan`` those of ``train``, so that the same words can follow both."""
+TAKES_NO_CONFIGURATION = {name for name, verb in VERBS.items() if verb.takes is not None}
 
 
 def test_verbs_declare_the_sections_that_they_read(tmp_path, monkeypatch):
@@ -34,7 +35,7 @@ def test_verbs_declare_the_sections_that_they_read(tmp_path, monkeypatch):
         "evaluate": lambda: api.evaluate(config.run.dir, config),
         "sample": lambda: api.sample(config.run.dir, config, output=tmp_path / "x.mp4"),
     }
-    assert set(VERBS) - set(work) == SHOWS_ALL
+    assert set(VERBS) - set(work) == SHOWS_ALL | TAKES_NO_CONFIGURATION
     read: dict[str, set[str]] = {}
     for name, call in work.items():
         with keys_read() as seen:

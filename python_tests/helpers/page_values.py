@@ -1,14 +1,16 @@
 """Made-up results of policies and chains, for the pages about them."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from vampo_core.config import load_config
 from vampo_core.evaluation.episodes import ClosedLoopResult, EpisodeResult
 from vampo_core.evaluation.predictor import EvalResult
-from vampo_core.evaluation.statistics import bootstrap
+from vampo_core.evaluation.statistics import bootstrap, paired_difference
 from vampo_core.policy.evaluation import PolicyEvalResult
-from vampo_core.report.values import ArmResult, ChainResult, ClipVideo, PolicySummary
+from vampo_core.report.values import ArmResult, ChainResult, ClipVideo, ComparedRun, PolicySummary, RunComparison
 
 
 def video_result(l1: float) -> EvalResult:
@@ -94,3 +96,27 @@ def clip_videos(*labels: str) -> list[ClipVideo]:
         )
         for i in range(2)
     ]
+
+
+def compared_run(name: str, best: EvalResult, **values) -> ComparedRun:
+    """A run of which only the page needs to know."""
+    values = {
+        "kind": "post-training", "rows": [], "before": video_result(0.6), "best_step": 7, "last_step": 7,
+        "num_steps": 7, "differences": {}, "not_compared": {}, "config": load_config("pusht"), **values,
+    }  # fmt: skip
+    return ComparedRun(name=name, best=best, **values)
+
+
+def run_comparison(num_runs: int) -> RunComparison:
+    """Predictors with curves, a setting and videos."""
+    runs: list[ComparedRun] = []
+    for i in range(num_runs):
+        best = video_result(0.5 - 0.02 * i)
+        rows = [{"iteration": n, "reward_mean": 0.1 * n + i, "rollout_s": 1.0} for n in range(1, 8)]
+        rows[-1]["eval_l1"] = best.l1.mean
+        names = best.metrics if runs else ()
+        differences = {name: paired_difference(runs[0].best, best, name) for name in names}
+        runs.append(compared_run(f"vampo-with-a-long-name-{i}", best, rows=rows, differences=differences))
+    videos = clip_videos("Expert", *(run.name for run in runs))
+    settings = {"optim.lr": [1e-4 * (i + 1) for i in range(num_runs)]}
+    return RunComparison(runs=runs, settings=settings, videos=videos, page=Path("x.html"))

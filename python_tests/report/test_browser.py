@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import tiny_run as tiny
-from page_values import chain_result, clip_videos, policy_summary
+from page_values import chain_result, clip_videos, policy_summary, run_comparison
 
 import vampo_core
 from vampo_core.config import load_config
 from vampo_core.pipeline.pages import write_report
 from vampo_core.pipeline.summary import gather
 from vampo_core.report.chain import render_chain
+from vampo_core.report.comparison import render_comparison
 from vampo_core.report.policy import render_policy
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -71,6 +72,12 @@ def test_pages_open_without_errors(tiny_run, tmp_path):
         errors, shown = open_page(tmp_path, text)
         assert errors == [], kind
         assert ("<h2>Configuration</h2>" in shown) and ('id="videos"' in shown) == (kind not in ("policy", "chain"))
+
+
+@pytest.mark.parametrize("num_runs", [2, 8])
+def test_comparisons_open_without_errors(num_runs, tmp_path):
+    errors, shown = open_page(tmp_path, render_comparison(run_comparison(num_runs)))
+    assert errors == [] and 'id="videos"' in shown and shown.count('<figcaption><b class="run run1">') == 2
 
 
 def test_videos_play(tiny_run, tmp_path):

@@ -26,7 +26,8 @@ from vampo_core.data.video import count_frames, read_frames
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.evaluation.statistics import Metric, bootstrap, outcome, paired_difference
 from vampo_core.pipeline.pages import write_report
-from vampo_core.pipeline.summary import false_colours, gather
+from vampo_core.pipeline.shown_clips import false_colours
+from vampo_core.pipeline.summary import gather
 from vampo_core.report import charts
 from vampo_core.report.run import render_run
 from vampo_core.report.sheet import make_sheet

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from vampo_core.cli.tables import (
     evaluation_record,
     metrics_table,
     policy_table,
+    runs_table,
 )
 from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.evaluation.episodes import compare
@@ -154,6 +155,13 @@ def show_config(config: VampoConfig) -> None:
 def report(config: VampoConfig) -> None:
     """Write the report of the run in ``run.dir``."""
     print(f"report: {_short(api.write_report(config))}")
+
+
+def compare_runs(runs: Sequence[str], *, output: str | None) -> None:
+    """Compare runs with the first one, and write the page about it."""
+    compared = api.compare_runs(*runs, output=output)
+    print(runs_table(compared))
+    print(f"page: {_short(compared.page.resolve())}")
 
 
 def _trained(

@@ -49,13 +49,16 @@ class Verb:
 
     ``handler`` is ``"module:function"``, called as ``function(config, **options)``. The module is imported when the
     configuration has been read. The function returns an exit code, or None for success. ``reads`` names the sections of
-    the configuration that it reads.
+    the configuration that it reads. A verb with ``takes`` has no configuration: it is called as
+    ``function(words, **options)``, with its positional arguments.
     """
 
     handler: str
     help: str
     reads: tuple[str, ...]
     options: tuple[Option, ...] = ()
+    takes: Option | None = None
+    """Its positional arguments, of which it needs at least one, where they take the place of a configuration."""
 
 
 _CLIPS = ("data", "model", "run")
@@ -171,6 +174,13 @@ VERBS = {
         "vampo_core.cli.commands:show_config", "show every setting with its value and its meaning, as YAML", _ALL
     ),
     "report": Verb("vampo_core.cli.commands:report", "write the report of the run in run.dir as an HTML page", _ALL),
+    "compare": Verb(
+        "vampo_core.cli.commands:compare_runs",
+        "compare runs of predictors, or of policies, with the first one, on an HTML page",
+        (),
+        (Option("output", "HTML file to write (default: <first run>-compare.html beside it)", metavar="FILE"),),
+        takes=Option("runs", "run folder; the others are compared with the first one", metavar="RUN"),
+    ),
 }
 
 
@@ -185,6 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = VERBS[args.verb]
     options = {option.name: getattr(args, option.name) for option in verb.options}
     try:
+        if verb.takes is not None:
+            return _handler(verb)([*getattr(args, verb.takes.name), *rest], **options) or 0
         overrides = [*args.overrides, *rest]
         config = load_config(args.config, *overrides)
         _note_unread(args.verb, verb, overrides)
@@ -233,21 +245,24 @@ def _parser() -> argparse.ArgumentParser:
             group = verbs.add_parser(first, help=_GROUPS[first], description=_sentence(_GROUPS[first]))
             groups[first] = group.add_subparsers(required=True, metavar="VERB", title="verbs")
         sub = groups[first].add_parser(
-            second, help=verb.help, description=_sentence(verb.help), allow_abbrev=False,
-            usage=f"vampo {name} --config FILE|PRESET{_required(verb)} [options] [key=value ...]",
-        )  # fmt: skip
+            second, help=verb.help, description=_sentence(verb.help), allow_abbrev=False, usage=_usage(name, verb)
+        )
         sub.set_defaults(verb=name)
-        sub.add_argument(
-            "--config", required=True, metavar="FILE|PRESET",
-            help=f"YAML file, run folder or preset ({', '.join(presets())})",
-        )  # fmt: skip
+        if verb.takes is None:
+            sub.add_argument(
+                "--config", required=True, metavar="FILE|PRESET",
+                help=f"YAML file, run folder or preset ({', '.join(presets())})",
+            )  # fmt: skip
         for option in verb.options:
             _add_option(sub, option)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.add_argument(
-            "overrides", nargs="*", metavar="key=value",
-            help="settings that replace those of the configuration, such as grpo.num_generations=8",
-        )  # fmt: skip
+        if verb.takes is None:
+            sub.add_argument(
+                "overrides", nargs="*", metavar="key=value",
+                help="settings that replace those of the configuration, such as grpo.num_generations=8",
+            )  # fmt: skip
+        else:
+            sub.add_argument(verb.takes.name, nargs="+", metavar=verb.takes.metavar, help=verb.takes.help)
     return parser
 
 
@@ -260,6 +275,12 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         flag, dest=option.name, required=option.required, help=option.help, type=option.type,
         default=option.default, metavar=option.metavar,
     )  # fmt: skip
+
+
+def _usage(name: str, verb: Verb) -> str:
+    if verb.takes is not None:
+        return f"vampo {name} {verb.takes.metavar} [{verb.takes.metavar} ...]{_required(verb)} [options]"
+    return f"vampo {name} --config FILE|PRESET{_required(verb)} [options] [key=value ...]"
 
 
 def _required(verb: Verb) -> str:

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 from vampo_core.evaluation.episodes import ClosedLoopResult, Comparison
-from vampo_core.evaluation.metrics import share_of
+from vampo_core.evaluation.metrics import METRICS, share_of
 from vampo_core.evaluation.predictor import EvalResult
-from vampo_core.evaluation.statistics import outcome, paired_difference
+from vampo_core.evaluation.statistics import metrics_of, outcome, paired_difference
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.report.page import count
+from vampo_core.report.values import RunComparison
 
 
 def metrics_table(result: EvalResult) -> str:
@@ -79,6 +80,50 @@ def comparison_line(comparison: Comparison) -> str:
         f"{comparison.num_only_after} solved only by the first, {comparison.num_only_before} only by the second, "
         f"McNemar p = {comparison.p_value:.2g}{coverage}"
     )
+
+
+def runs_table(compared: RunComparison) -> str:
+    """Held-out metrics of the best checkpoints of runs, each with its difference from the first run."""
+    first, runs = compared.runs[0], compared.runs
+    names, measured = max(len(run.name) for run in runs), [metrics_of(run.best) for run in runs]
+    metrics = [name for name in METRICS if any(name in own for own in measured)]
+    width = max(map(len, metrics))
+    lines = [
+        f"best checkpoints on {count(first.best.num_clips, 'held-out item')} of "
+        f"{count(len(set(first.best.episode_ids)), 'episode')}",
+        f"  {'':{width}} {'':{names}} {'value':>9}   paired difference from {first.name}, 95 % interval",
+    ]
+    for metric in metrics:
+        title = metric
+        for run, own in zip(runs, measured, strict=True):
+            if metric not in own:
+                continue
+            line = f"  {title:{width}} {run.name:{names}} {own[metric].mean:9.4f}"
+            title = ""
+            if (difference := run.differences.get(metric)) is not None:
+                found = outcome(first.best, run.best, metric)
+                line += f"   {difference:+.4f}  {found if found != 'unclear' else ''}"
+            lines.append(line.rstrip())
+    lines += _success_lines(compared, names)
+    lines += [f"  {run.name} is not compared: {run.unpaired}" for run in runs if run.unpaired is not None]
+    if compared.without_videos is not None:
+        lines.append(f"  no videos: {compared.without_videos}")
+    return "\n".join(lines)
+
+
+def _success_lines(compared: RunComparison, width: int) -> list[str]:
+    lines = []
+    for run in compared.runs:
+        if run.closed_loop is None:
+            continue
+        line = f"  success {run.name:{width}} {run.closed_loop.success.mean:6.1%}"
+        if (found := run.success) is not None:
+            line += (
+                f"   {found.success:+.1%} on the same {count(found.num_episodes, 'episode')}; {found.num_only_after} "
+                f"solved only by it, {found.num_only_before} only by the first, McNemar p = {found.p_value:.2g}"
+            )
+        lines.append(line)
+    return lines
 
 
 def evaluation_record(result: EvalResult, before: EvalResult | None) -> dict[str, Any]:

@@ -1,15 +1,18 @@
-"""Writes pages: ``report.html`` of a run, and the page of a chain, each one file that opens offline."""
+"""Writes pages of a run, of a chain and of several runs, each one file that opens offline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from vampo_core.config import VampoConfig
+from vampo_core.config import ConfigError, VampoConfig
 from vampo_core.evaluation.panels import save_video, side_by_side
 from vampo_core.files import write_text
+from vampo_core.pipeline.comparison import check_runs, gather_comparison
 from vampo_core.pipeline.summary import gather, gather_chain, gather_policy, is_policy_run
 from vampo_core.report.chain import render_chain
+from vampo_core.report.comparison import render_comparison
 from vampo_core.report.policy import render_policy
 from vampo_core.report.run import render_run
-from vampo_core.report.values import ChainResult
+from vampo_core.report.values import ChainResult, RunComparison
 from vampo_core.training.checkpoint import TRAINER_STATE, find_checkpoint
 
 
@@ -54,3 +57,43 @@ def write_chain_page(config: VampoConfig, result: ChainResult) -> Path:
     videos, decoded = gather_chain(config, result)
     write_text(path, render_chain(config, result, videos, decoded=decoded))
     return path
+
+
+_MARK = '<meta name="generator" content="vampo compare">'
+"""What tells a page that compares runs from other files."""
+
+
+def write_comparison(folders: Sequence[str | Path], output: str | Path | None = None) -> RunComparison:
+    """Compare runs, and write the page about it.
+
+    Args:
+        folders: run folders; the first one is what the others are compared with.
+        output: HTML file to write; ``<first run>-compare.html`` beside the first run by default.
+
+    Raises:
+        ConfigError: the runs do not go together, or ``output`` is somebody else's file.
+        ValueError: a folder holds no run with a checkpoint.
+    """
+    check_runs(folders)
+    first = Path(folders[0]).expanduser().resolve()
+    path = first.parent / f"{first.name}-compare.html" if output is None else Path(output).expanduser()
+    _check_page(path)
+    compared = gather_comparison(folders, path)
+    write_text(path, render_comparison(compared))
+    return compared
+
+
+def _check_page(path: Path) -> None:
+    """Refuse a page that would replace another file, before any work.
+
+    Raises:
+        ConfigError: its folder is missing, or there is something else in its place.
+    """
+    if path.suffix not in (".html", ".htm") or not path.parent.is_dir():
+        raise ConfigError(f"output is {str(path)!r}, expected an HTML file (.html) in a folder that exists")
+    if not path.exists():
+        return
+    if not path.is_file() or _MARK.encode() not in path.read_bytes()[:4096]:
+        raise ConfigError(
+            f"output is {str(path)!r}, where there is something that vampo compare did not write: choose another file"
+        )

@@ -10,18 +10,23 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.evaluation.panels import colour_map, frame_error
-from vampo_core.evaluation.predictor import EvalResult, decode_video, held_out_batch, predict, score
-from vampo_core.models.predictor import VideoPredictor
+from vampo_core.evaluation.predictor import EvalResult, held_out_batch, score
 from vampo_core.pipeline.base import find_base
 from vampo_core.pipeline.clips import prepare_clips
 from vampo_core.pipeline.predictor import inference_predictor
+from vampo_core.pipeline.shown_clips import (
+    predict_held_out,
+    predict_shown,
+    shown_clips,
+    spread,
+    videos_of,
+    view_of,
+)
 from vampo_core.policy.evaluation import PolicyEvalResult
 from vampo_core.policy.settings import SETTINGS_FILE, policy_settings
 from vampo_core.report.values import BASE, EXPERT, ChainResult, ClipVideo, PolicySummary, RunSummary, result_name
 from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, read_counters, step_of
 from vampo_core.training.metrics import read_metrics
-
-NUM_VIDEOS = 6
 
 
 def gather(config: VampoConfig) -> RunSummary:
@@ -37,18 +42,17 @@ def gather(config: VampoConfig) -> RunSummary:
     batch = held_out_batch(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
     rows = read_metrics(folder / "metrics.jsonl")
     result = result_name(rows)
-    latents = {result: _predict(config, model, batch)}
+    latents = {result: predict_held_out(config, model, batch)}
     del model  # two large models need not fit the device together
     base = find_base(config, codec)
     if base is None:
         before = EvalResult.from_dict(read_counters(checkpoint)["before"])
     else:
-        latents = {BASE: _predict(config, inference_predictor(config, base), batch), **latents}
+        latents = {BASE: predict_held_out(config, inference_predictor(config, base), batch), **latents}
         before = score(latents[BASE], batch, codec=codec, num_given_frames=given)
     decoded = codec.can_decode
-    shown = _spread(len(batch["clip_id"]))
-    expert = batch["latents"][shown].float()
-    view: Callable[[Tensor], Tensor] = (lambda x: decode_video(codec, x)) if decoded else false_colours(expert)
+    shown = spread(len(batch["clip_id"]))
+    view = view_of(codec, batch["latents"][shown].float())
     videos, error_scale = _videos(batch, shown, latents, view)
     best = Checkpoints(checkpoint.parent).best
     return RunSummary(
@@ -82,23 +86,10 @@ def gather_chain(config: VampoConfig, result: ChainResult) -> tuple[list[ClipVid
         model = inference_predictor(config, folder)
         if not latents:
             codec = model.codec
-            batch = held_out_batch(prepare_clips(config, codec).held_out, config.evaluation.num_clips)
-            shown = _spread(len(batch["clip_id"]))
-            only = [{key: batch[key][i : i + 1] for key in ("latents", "instruction")} for i in shown]
-        latents[title] = torch.cat([_predict(config, model, x, i) for i, x in zip(shown, only, strict=True)])
+            clips = shown_clips(config, codec)
+        latents[title] = predict_shown(config, model, clips)
         del model  # two large models need not fit the device together
-    expert = batch["latents"][shown].float()
-    view: Callable[[Tensor], Tensor] = (lambda x: decode_video(codec, x)) if codec.can_decode else false_colours(expert)
-    videos = [
-        ClipVideo(
-            clip_id=batch["clip_id"][i],
-            instruction=batch["instruction"][i],
-            panels={EXPERT: view(expert[n]), **{title: view(x[n, 0]) for title, x in latents.items()}},
-            l1={title: (x[n, 0] - expert[n]).abs().mean().item() for title, x in latents.items()},
-        )
-        for n, i in enumerate(shown)
-    ]
-    return videos, codec.can_decode
+    return videos_of(clips, latents, codec), codec.can_decode
 
 
 def is_policy_run(folder: Path) -> bool:
@@ -125,42 +116,6 @@ def gather_policy(config: VampoConfig) -> PolicySummary:
             f"{settings.sees}{source}",
             f"chunks of {settings.action_horizon} actions, {settings.num_executed_steps} executed",
         ],
-    )
-
-
-def false_colours(latents: Tensor) -> Callable[[Tensor], Tensor]:  # [..., C, h, w]
-    """A function from latents to colours: their three principal components, scaled so that 1 to 99 % span the range."""
-    channels = latents.movedim(-3, -1).reshape(-1, latents.shape[-3]).double()  # [N, C]
-    mean = channels.mean(0)
-    axes = torch.linalg.eigh((channels - mean).T @ (channels - mean)).eigenvectors.flip(1)[:, :3]  # [C, 3]
-    axes = axes * axes.sum(0).sign()  # the sign of an eigenvector is arbitrary
-    axes = torch.nn.functional.pad(axes, (0, 3 - axes.shape[1]))
-    projected = (channels - mean) @ axes
-    low, high = np.quantile(projected.numpy(), [0.01, 0.99], axis=0)
-    low, span = torch.from_numpy(low), torch.from_numpy(np.maximum(high - low, 1e-9))
-
-    def view(latents: Tensor) -> Tensor:  # [..., C, h, w] -> [..., 3, h, w]
-        colours = ((latents.movedim(-3, -1).double() - mean) @ axes - low) / span
-        return colours.clamp(0, 1).movedim(-1, -3).float()
-
-    return view
-
-
-def _spread(num_clips: int) -> list[int]:
-    """Indices of the clips that are shown."""
-    return np.unique(np.linspace(0, num_clips - 1, NUM_VIDEOS).round().astype(int)).tolist()
-
-
-def _predict(config: VampoConfig, model: VideoPredictor, batch: Mapping[str, Any], first_clip: int = 0) -> Tensor:
-    settings = config.evaluation
-    return predict(
-        model,
-        model.sampler(**config.sampler.overrides(cheap_tail=config.evaluation.cheap_tail)),
-        batch,
-        num_samples=settings.num_samples,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        first_clip=first_clip,
     )
 
 

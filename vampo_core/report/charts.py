@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from markupsafe import Markup, escape
@@ -20,16 +20,18 @@ class Series:
     name: str
     points: Sequence[tuple[float, float]]
     style: str = "vampo"
-    """Class in the style sheet: base, vampo or raw."""
+    """Classes in the style sheet: base, vampo or raw, or run and run0, run1, …"""
     dots: bool = False
     """Whether its points are marked."""
+    short: str = ""
+    """A shorter name, for the values at the pointer; the legend explains it. Empty for the name itself."""
 
 
 def line_chart(
     series: Sequence[Series], *, title: str, x_label: str, y_label: str = "", zero_line: bool = False
 ) -> Markup:
     """A figure of lines over one x axis, without values that are not finite; empty where there is nothing to draw."""
-    series = [Series(s.name, _thinned(_finite(s.points)), s.style, s.dots) for s in series]
+    series = [replace(s, points=_thinned(_finite(s.points))) for s in series]
     series = [s for s in series if s.points]
     if not series:
         return Markup("")
@@ -47,7 +49,9 @@ def line_chart(
                 f'<circle class="{s.style}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>' for x, y in s.points
             ]
     parts.append(_hover_lines(series, axes, x_label))
-    legend = "".join(f'<span class="key {s.style}">{escape(s.name)}</span>' for s in series if len(series) > 1)
+    legend = "".join(
+        f'<span class="key {s.style}">{escape(_in_legend(s))}</span>' for s in series if s.short or len(series) > 1
+    )
     return _figure(title, legend, "".join(parts))
 
 
@@ -142,13 +146,17 @@ def _hover_lines(series: Sequence[Series], axes: _Axes, x_label: str) -> str:
         start = axes.x(left) if left > xs[0] else _LEFT
         end = axes.x(right) if right < xs[-1] else WIDTH - _RIGHT
         dots = "".join(f'<circle class="{s.style}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4"/>' for s, y in at[x])
-        values = ", ".join((f"{s.name} " if len(series) > 1 else "") + f"{y:.4g}" for s, y in at[x])
+        values = ", ".join((f"{s.short or s.name} " if len(series) > 1 else "") + f"{y:.4g}" for s, y in at[x])
         columns.append(
             f'<g class="hit"><rect class="area" x="{start:.1f}" y="{_TOP}" width="{max(end - start, 0.5):.1f}" '
             f'height="{HEIGHT - _TOP - _BOTTOM}"/><path class="cross" d="M{axes.x(x):.1f} {_TOP}V{HEIGHT - _BOTTOM}"/>'
             f"{dots}{_readout(f'{x_label} {x:g}: {values}')}</g>"
         )
     return "".join(columns)
+
+
+def _in_legend(series: Series) -> str:
+    return f"{series.short} \N{MIDDLE DOT} {series.name}" if series.short else series.name
 
 
 def _readout(text: str) -> str:

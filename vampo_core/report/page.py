@@ -14,16 +14,21 @@ from vampo_core.config import VampoConfig
 
 
 def render(template: str, config: VampoConfig, **values: Any) -> str:
-    """A page as one HTML file that needs nothing else.
+    """The page of a run as one HTML file that needs nothing else.
 
     Args:
         template: name of a file in ``templates``, which extends ``page.html``.
         config: configuration of the run, which the page shows and whose folder names it.
         values: values that the template uses; strings are escaped.
     """
+    name = Path(config.run.dir).resolve().name
+    return render_page(template, name=name, configuration=config.to_yaml(), **values)
+
+
+def render_page(template: str, *, name: str, **values: Any) -> str:
+    """As :func:`render`, for a page with a name of its own that is not of a single run."""
     return _ENVIRONMENT.get_template(template).render(
-        name=Path(config.run.dir).resolve().name,
-        configuration=config.to_yaml(),
+        name=name,
         versions=f"vampo_core {version()} · torch {torch.__version__} · {datetime.now():%Y-%m-%d %H:%M}",
         **values,
     )

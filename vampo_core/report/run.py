@@ -1,7 +1,7 @@
 """The page of a run that trained a video predictor."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -32,7 +32,7 @@ _HISTORY_KEYS = {"reward_mean", "iteration", "samples_per_s", "peak_memory_mb", 
 
 def render_run(run: RunSummary) -> str:
     """The page as HTML."""
-    rewards = _column(run, "reward_mean")
+    rewards = column(run.rows, "reward_mean")
     diagnostic_charts, constant = _diagnostics(run)
     num_episodes = len(set(run.after.episode_ids))
     styles = {BASE: "base", RESULT: "vampo", PRETRAINED: "vampo"}
@@ -156,7 +156,7 @@ def _held_out_charts(run: RunSummary) -> list[Markup]:
     """Held-out metrics over the iterations; the base is iteration 0."""
     charts = []
     for name, base in run.before.row().items():
-        curve = Series(name, [(0.0, base), *_column(run, f"eval_{name}")], "vampo", dots=True)
+        curve = Series(name, [(0.0, base), *column(run.rows, f"eval_{name}")], "vampo", dots=True)
         charts.append(line_chart([curve], title=f"Held out: {_metric_name(name)}", x_label="iteration"))
     return charts
 
@@ -176,7 +176,7 @@ def _diagnostics(run: RunSummary) -> tuple[list[Markup], list[str]]:
     names = _DIAGNOSTICS | {key: f"In training: {_metric_name(key)}" for key in parts}
     charts, constant = [], []
     for key, title in names.items():
-        points = _column(run, key)
+        points = column(run.rows, key)
         if len({y for _, y in points}) == 1 and len(points) > 1:
             constant.append(f"{within_sentence(title)}: {points[0][1]:.3g}")
         else:
@@ -186,14 +186,14 @@ def _diagnostics(run: RunSummary) -> tuple[list[Markup], list[str]]:
 
 def _timing(run: RunSummary) -> dict[str, Any] | None:
     """Where the time of an iteration goes; None where no time was measured."""
-    seconds = {title: _mean(points) for key, title in _PHASES.items() if (points := _column(run, key))}
+    seconds = {title: _mean(points) for key, title in _PHASES.items() if (points := column(run.rows, key))}
     total = sum(seconds.values())
     if not total:
         return None
     facts = [(f"{total:.3g} s", "an iteration"), (f"{total * len(run.rows) / 60:.3g} min", "for all of them")]
-    if speeds := _column(run, "samples_per_s"):
+    if speeds := column(run.rows, "samples_per_s"):
         facts.append((f"{_mean(speeds):.3g}", "videos a second"))
-    if memory := _column(run, "peak_memory_mb"):
+    if memory := column(run.rows, "peak_memory_mb"):
         facts.append((f"{max(y for _, y in memory) / 1024:.3g} GiB", "of memory at most"))
     phases = [{"title": title, "seconds": value, "share": value / total} for title, value in seconds.items()]
     return {"facts": facts, "phases": phases}
@@ -211,7 +211,7 @@ def _numbered(values: Sequence[float]) -> list[tuple[float, float]]:
     return [(i + 1.0, value) for i, value in enumerate(values)]
 
 
-def _column(run: RunSummary, key: str) -> list[tuple[float, float]]:
+def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """A metric over the iterations, without gaps and without numbers that are not finite."""
-    pairs = [(float(row["iteration"]), row.get(key)) for row in run.rows]
+    pairs = [(float(row["iteration"]), row.get(key)) for row in rows]
     return [(x, float(y)) for x, y in pairs if isinstance(y, int | float) and math.isfinite(y)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vampo_core.config import VampoConfig
 from vampo_core.config.chain_section import ArmName
-from vampo_core.evaluation.episodes import ClosedLoopResult
+from vampo_core.evaluation.episodes import ClosedLoopResult, Comparison
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.evaluation.statistics import Metric, PerClip
 
@@ -143,3 +143,53 @@ class ChainResult:
     def best_iteration(self) -> int:
         """Iteration of that checkpoint; 0 for the base itself."""
         return self.arms["vampo"].num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One of several runs that a page compares; its differences are those from the first of them."""
+
+    name: str
+    """Its folder, as short as tells it from the others."""
+    config: VampoConfig
+    kind: Literal["pretraining", "post-training", "policy"]
+    rows: Sequence[Mapping[str, Any]]
+    """Lines of ``metrics.jsonl``."""
+    before: EvalResult | ActionErrors
+    """Held-out metrics before the training."""
+    best: EvalResult | ActionErrors
+    """Held-out metrics of the best checkpoint."""
+    best_step: int
+    last_step: int
+    num_steps: int
+    """Iterations or updates that the configuration asks for."""
+    unpaired: str | None = None
+    """Why its metrics cannot be paired with those of the first run; None where they can."""
+    differences: Mapping[str, Metric]
+    """Paired differences from the first run, by metric; empty for the first run itself."""
+    not_compared: Mapping[str, str]
+    """Why a metric has no difference although runs are paired, by metric."""
+    closed_loop: ClosedLoopResult | None = None
+    """Episodes in which the policy acted; None where there are none."""
+    acted_step: int | None = None
+    """Update of the checkpoint that acted."""
+    success: Comparison | None = None
+    """How these episodes compare with those of the first run; None where they are not the same ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """Runs side by side."""
+
+    runs: Sequence[ComparedRun]
+    """Two or more, all of predictors or all of policies."""
+    settings: Mapping[str, Sequence[Any]]
+    """Settings that are not the same in all runs, by key: a value for each run."""
+    videos: Sequence[ClipVideo]
+    """Held-out clips: the expert's, and what each run's best checkpoint predicts, by the name of the run."""
+    decoded: bool = True
+    """Whether videos show frames; otherwise they show latents in false colours."""
+    without_videos: str | None = None
+    """Why there are no videos, where there could be some."""
+    page: Path
+    """The HTML page that shows all this."""
