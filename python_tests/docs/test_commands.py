@@ -50,8 +50,8 @@ def configurations(page: Path) -> list[str]:
 
 def run(given: list[str], folder: Path, settings: str = "") -> int:
     """Parse a command as the command line does; a configuration that the page does not show is made."""
-    config = given[given.index("--config") + 1]
-    if config not in presets():
+    config = given[given.index("--config") + 1] if "--config" in given else None
+    if config is not None and config not in presets():
         assert not Path(config).is_absolute(), "a page's own files have relative paths"
         path = folder / config if config.endswith(".yaml") else folder / config / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def test_own_reward(tmp_path, monkeypatch, capsys):
     (program,) = blocks(recipe("own-reward"), "python")
     exec(compile(program, "my_reward.py", "exec"), {"__name__": "__main__"})
     assert len(capsys.readouterr().out.splitlines()[-1].split()) >= 2
-    assert 'moving_parts' in Path("runs/moving/metrics.jsonl").read_text()
+    assert "moving_parts" in Path("runs/moving/metrics.jsonl").read_text()
 
 
 def test_own_simulator(tmp_path, monkeypatch):
