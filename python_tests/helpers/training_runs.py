@@ -23,7 +23,7 @@ WAN = [
     "sampler.rho=null",
 ]
 """A small Wan instead of the UNet."""
-MEASURED = {"rollout_s", "reward_s", "update_s", "samples_per_s", "peak_memory_mb"}
+MEASURED = {"data_s", "rollout_s", "reward_s", "update_s", "samples_per_s", "peak_memory_mb"}
 """What differs between two runs that are the same."""
 
 
