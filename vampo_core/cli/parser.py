@@ -49,13 +49,15 @@ class Verb:
 
     ``handler`` is ``"module:function"``, called as ``function(config, **options)``. The module is imported when the
     configuration has been read. The function returns an exit code, or None for success. ``reads`` names the sections of
-    the configuration that it reads.
+    the configuration that it reads. One that ``examines`` is called as ``function(name, overrides=…, **options)``, with
+    the name of a configuration or None, before anything is read.
     """
 
     handler: str
     help: str
     reads: tuple[str, ...]
     options: tuple[Option, ...] = ()
+    examines: bool = False
 
 
 _CLIPS = ("data", "model", "run")
@@ -167,6 +169,12 @@ VERBS = {
             ),
         ),
     ),
+    "doctor": Verb(
+        "vampo_core.cli.doctor:doctor",
+        "examine the installation and, with a configuration, whether a post-training can run",
+        _ALL,
+        examines=True,
+    ),
     "config": Verb(
         "vampo_core.cli.commands:show_config", "show every setting with its value and its meaning, as YAML", _ALL
     ),
@@ -186,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = {option.name: getattr(args, option.name) for option in verb.options}
     try:
         overrides = [*args.overrides, *rest]
+        if verb.examines:
+            return _handler(verb)(args.config, overrides=overrides, **options)
         config = load_config(args.config, *overrides)
         _note_unread(args.verb, verb, overrides)
         return _handler(verb)(config, **options) or 0
@@ -234,11 +244,11 @@ def _parser() -> argparse.ArgumentParser:
             groups[first] = group.add_subparsers(required=True, metavar="VERB", title="verbs")
         sub = groups[first].add_parser(
             second, help=verb.help, description=_sentence(verb.help), allow_abbrev=False,
-            usage=f"vampo {name} --config FILE|PRESET{_required(verb)} [options] [key=value ...]",
+            usage=f"vampo {name} {_config_usage(verb)}{_required(verb)} [options] [key=value ...]",
         )  # fmt: skip
         sub.set_defaults(verb=name)
         sub.add_argument(
-            "--config", required=True, metavar="FILE|PRESET",
+            "--config", required=not verb.examines, metavar="FILE|PRESET",
             help=f"YAML file, run folder or preset ({', '.join(presets())})",
         )  # fmt: skip
         for option in verb.options:
@@ -260,6 +270,10 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         flag, dest=option.name, required=option.required, help=option.help, type=option.type,
         default=option.default, metavar=option.metavar,
     )  # fmt: skip
+
+
+def _config_usage(verb: Verb) -> str:
+    return "[--config FILE|PRESET]" if verb.examines else "--config FILE|PRESET"
 
 
 def _required(verb: Verb) -> str:

@@ -76,11 +76,15 @@ def _rounding(rows: Rows, config: VampoConfig, limit: float) -> str | None:
 
 
 def _clipped(rows: Rows, config: VampoConfig, limit: float) -> str | None:
-    share, epochs = _mean(rows, "clip_fraction", FEW), config.grpo.num_inner_epochs
-    if share is None or epochs == 1 or share * epochs / (epochs - 1) <= limit:
+    share = _mean(rows, "clip_fraction", FEW)
+    if not share:
+        return None
+    epochs = config.grpo.num_inner_epochs
+    share *= epochs / max(1, epochs - 1)  # ratios of the first one are 1
+    if share <= limit:
         return None
     return (
-        f"{share * epochs / (epochs - 1):.0%} of the ratios of later inner epochs lie outside of "
+        f"{share:.0%} of the ratios of later inner epochs lie outside of "
         f"grpo.clip_range = {config.grpo.clip_range:g} (mean of {FEW} iterations): these epochs teach hardly anything"
     )
 
@@ -145,7 +149,7 @@ def _fooled(rows: Rows, config: VampoConfig, limit: float) -> str | None:
     if CHANGE not in rows[-1] or not {"decoder_error", "action_error"} <= rows[-1][CHANGE].keys():
         return None
     names = ("decoder_error", "action_error")
-    if [_outcome(rows[-1], name) == "better" for name in names] != [True, False]:
+    if [_outcome(rows[-1], name) == "better" for name in names] != [True, False] or _is_small(rows[-1], names[0]):
         return None
     (old, new), (old_judged, judged) = ((_before(rows[-1], name), rows[-1][f"eval_{name}"]) for name in names)
     if 1 - judged / old_judged >= limit * (1 - new / old):
