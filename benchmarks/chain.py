@@ -39,7 +39,7 @@ def run_seed(config: VampoConfig, *, other_words: bool) -> dict[str, Any]:
             rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             policies[name] |= {
                 "updates": len(rows),
-                "minutes": sum(row["update_s"] for row in rows) / 60,
+                "minutes": sum(row.get("data_s", 0.0) + row["update_s"] for row in rows) / 60,
                 "action_l1": chain.policies[name].action_l1.mean,
             }
             if other_words:

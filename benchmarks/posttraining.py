@@ -105,7 +105,7 @@ def record(result: TrainResult) -> dict[str, object]:
         for row in result.history
         if row.get("eval_l1") is not None
     ]
-    timed = ("rollout_s", "reward_s", "update_s")
+    timed = ("data_s", "rollout_s", "reward_s", "update_s")
     return {
         "iterations": len(result.history),
         "seconds": sum(row.get(name, 0.0) for row in result.history for name in timed),

@@ -39,6 +39,11 @@ def build_info() -> dict[str, object]:
     return info | (_C.build_info() if LOADED else {})
 
 
+def missing_reason() -> str:
+    """Why there are no compiled operators; empty where there are."""
+    return "" if LOADED else _missing
+
+
 def version() -> str:
     """Version of the installed package; a source tree that was never installed has none."""
     try:

@@ -15,7 +15,7 @@ NO_EFFECT = {
 """Sections that a verb reads and that do not change what it makes."""
 UNSEEN = {"record": {"run"}, "export": {"run"}}
 """Sections that count as read without it: ``run.dir`` is given to all verbs alike."""
-SHOWS_ALL = {"chain", "config", "plan", "report"}
+SHOWS_ALL = {"chain", "config", "doctor", "plan", "report"}
 """Verbs that take all settings of others; ``plan`` those of ``train``, so that the same words can follow both."""
 TAKES_NO_CONFIGURATION = {name for name, verb in VERBS.items() if verb.takes is not None}
 

@@ -38,7 +38,7 @@ def test_an_iteration_costs_what_is_counted(tmp_path, overrides):
     model = make_model(config)
     counts = counted(model)
     trainer = make_trainer(config, model=model)
-    trainer.iterate(1, trainer.batches(0))
+    trainer.iterate(2, trainer.batches(1))  # the first one also follows one clip's draws again
     assert sum(counts) == forwards_per_iteration(config.grpo, trainer.sampler)
 
 

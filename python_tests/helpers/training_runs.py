@@ -23,7 +23,7 @@ WAN = [
     "sampler.rho=null",
 ]
 """A small Wan instead of the UNet."""
-MEASURED = {"rollout_s", "reward_s", "update_s", "samples_per_s", "peak_memory_mb"}
+MEASURED = {"data_s", "rollout_s", "reward_s", "update_s", "samples_per_s", "peak_memory_mb"}
 """What differs between two runs that are the same."""
 
 
@@ -174,8 +174,11 @@ def relative_distance(actual: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl`` without what a clock or the operating system measured."""
+    """Rows of ``metrics.jsonl`` without what a clock or the operating system measured; changes as plain numbers."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        for name, (mean, interval) in row.pop("eval_change", {}).items():
+            row |= {f"eval_change/{name}/{i}": value for i, value in enumerate([mean, *(interval or [])])}
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
 
 

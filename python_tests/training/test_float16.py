@@ -87,8 +87,8 @@ def test_a_gradient_that_no_scale_makes_finite_stops_the_run(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_once(tmp_path):
     trainer = make_trainer(make_config(tmp_path, HALF))
-    original = trainer.engine._log_prob
-    trainer.engine._log_prob = lambda *arguments: original(*arguments) * math.nan
+    original = trainer.engine.log_prob
+    trainer.engine.log_prob = lambda *arguments: original(*arguments) * math.nan
     with pytest.raises(NonFiniteError, match="iteration 1: the loss is nan"):
         trainer.train()
 

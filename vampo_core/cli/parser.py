@@ -50,7 +50,8 @@ class Verb:
     ``handler`` is ``"module:function"``, called as ``function(config, **options)``. The module is imported when the
     configuration has been read. The function returns an exit code, or None for success. ``reads`` names the sections of
     the configuration that it reads. A verb with ``takes`` has no configuration: it is called as
-    ``function(words, **options)``, with its positional arguments.
+    ``function(words, **options)``, with its positional arguments. One that ``examines`` is called as
+    ``function(name, overrides=…, **options)``, with the name of a configuration or None, before anything is read.
     """
 
     handler: str
@@ -59,6 +60,8 @@ class Verb:
     options: tuple[Option, ...] = ()
     takes: Option | None = None
     """Its positional arguments, of which it needs at least one, where they take the place of a configuration."""
+    examines: bool = False
+    """Whether it examines a configuration that may be wrong, or none at all."""
 
 
 _CLIPS = ("data", "model", "run")
@@ -170,6 +173,12 @@ VERBS = {
             ),
         ),
     ),
+    "doctor": Verb(
+        "vampo_core.cli.doctor:doctor",
+        "examine the installation and, with a configuration, whether a post-training can run",
+        _ALL,
+        examines=True,
+    ),
     "config": Verb(
         "vampo_core.cli.commands:show_config", "show every setting with its value and its meaning, as YAML", _ALL
     ),
@@ -198,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb.takes is not None:
             return _handler(verb)([*getattr(args, verb.takes.name), *rest], **options) or 0
         overrides = [*args.overrides, *rest]
+        if verb.examines:
+            return _handler(verb)(args.config, overrides=overrides, **options)
         config = load_config(args.config, *overrides)
         _note_unread(args.verb, verb, overrides)
         return _handler(verb)(config, **options) or 0
@@ -250,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=name)
         if verb.takes is None:
             sub.add_argument(
-                "--config", required=True, metavar="FILE|PRESET",
+                "--config", required=not verb.examines, metavar="FILE|PRESET",
                 help=f"YAML file, run folder or preset ({', '.join(presets())})",
             )  # fmt: skip
         for option in verb.options:
@@ -280,7 +291,8 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
 def _usage(name: str, verb: Verb) -> str:
     if verb.takes is not None:
         return f"vampo {name} {verb.takes.metavar} [{verb.takes.metavar} ...]{_required(verb)} [options]"
-    return f"vampo {name} --config FILE|PRESET{_required(verb)} [options] [key=value ...]"
+    config = "[--config FILE|PRESET]" if verb.examines else "--config FILE|PRESET"
+    return f"vampo {name} {config}{_required(verb)} [options] [key=value ...]"
 
 
 def _required(verb: Verb) -> str:

@@ -1,7 +1,7 @@
 """Means with intervals, paired differences, success rates and their tests."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal, Protocol
@@ -11,6 +11,9 @@ import numpy as np
 from vampo_core.evaluation.metrics import METRICS
 
 NUM_RESAMPLES = 2000
+CHANGE = "eval_change"
+"""Entry of a line of ``metrics.jsonl`` with :func:`changes`."""
+Direction = Literal["better", "worse", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,38 @@ def paired_difference(before: PerClip, after: PerClip, metric: str) -> Metric:
     return bootstrap(difference.tolist(), before.episode_ids)
 
 
-def outcome(before: PerClip, after: PerClip, metric: str) -> Literal["better", "worse", "unclear"]:
+def outcome(before: PerClip, after: PerClip, metric: str) -> Direction:
     """What the interval of the paired difference says; unclear where it includes 0, or there is none."""
     interval = paired_difference(before, after, metric).ci95
+    old, new = (float(np.mean(x.per_clip[metric])) for x in (before, after))
+    return direction(metric, interval, before=old, after=new)
+
+
+def direction(metric: str, interval: Sequence[float] | None, *, before: float, after: float) -> Direction:
+    """Which way a metric went.
+
+    Args:
+        metric: name of the metric.
+        interval: 95 % interval of its paired difference, if there is one.
+        before: value of the base.
+        after: value of the trained model.
+    """
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "unclear"
     info = METRICS[metric]
     if info.ideal is not None:
-        old, new = (abs(float(np.mean(x.per_clip[metric])) - info.ideal) for x in (before, after))
-        return "better" if new < old else "worse"
+        return "better" if abs(after - info.ideal) < abs(before - info.ideal) else "worse"
     return "better" if (interval[0] > 0) == info.higher_is_better else "worse"
+
+
+def changes(before: PerClip, after: PerClip, metrics: Iterable[str]) -> dict[str, list[Any]]:
+    """Paired differences that are finite, each ``[mean, [low, high]]`` or ``[mean, None]``, for JSON."""
+    found = {name: paired_difference(before, after, name) for name in metrics}
+    return {
+        name: [difference.mean, None if difference.ci95 is None else list(difference.ci95)]
+        for name, difference in found.items()
+        if math.isfinite(difference.mean)
+    }
 
 
 def metrics_of(result: Any) -> dict[str, Metric]:

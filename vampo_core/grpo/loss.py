@@ -21,6 +21,7 @@ class PolicyLoss:
     approx_kl: Tensor  # [], Schulman's k3 estimate of KL(old || new)
     clip_fraction: Tensor  # [], share of ratios outside of the clip range
     num_ratios: int  # B * G * F
+    replay_max_dev: Tensor | None = None  # [], largest |replayed - drawn log-probability|
     kl: Tensor | None = None  # [], from the base; part of the loss where grpo.kl_coef is above 0
     anchor: Tensor | None = None  # [], squared distance from the base along the ODE tail; as kl, with grpo.anchor_coef
 

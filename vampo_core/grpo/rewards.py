@@ -137,7 +137,8 @@ RESERVED = {
         "approx_kl",
     ),
     *("clip_fraction", "kl", "anchor", "grad_norm", "lr", "rollout_s", "reward_s", "update_s", "samples_per_s"),
-    *("peak_memory_mb", "loss_scale", "num_skipped"),
+    *("peak_memory_mb", "loss_scale", "num_skipped", "data_s", "rounding_fraction"),
+    *("replay_max_dev", "replay_mismatch"),
 }
 """Metrics of an iteration that are not rewards."""
 

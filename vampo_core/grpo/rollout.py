@@ -192,17 +192,18 @@ class RolloutEngine:
                 output = rollout.output if number == 0 else None
                 if output is None:
                     output = self.forward(step.sample, step.sigma, rollout.condition)
-                yield step, everything, self._log_prob(step, step.prev_sample, step.sample, output), output
+                yield step, everything, self.log_prob(step, step.prev_sample, step.sample, output), output
                 continue
             for clip in range(step.sample.shape[0]):
                 rows = rollout.condition.index_select(
                     torch.full((self.num_generations,), clip, device=step.sample.device)
                 )
                 output = self.forward(step.sample[clip], step.sigma, rows)
-                log_prob = self._log_prob(step, step.prev_sample[clip].unsqueeze(1), step.sample[clip], output)
+                log_prob = self.log_prob(step, step.prev_sample[clip].unsqueeze(1), step.sample[clip], output)
                 yield step, slice(clip, clip + 1), log_prob.transpose(0, 1), output
 
-    def _log_prob(self, step: RolloutStep, prev_sample: Tensor, sample: Tensor, output: ModelOutput) -> Tensor:
+    def log_prob(self, step: RolloutStep, prev_sample: Tensor, sample: Tensor, output: ModelOutput) -> Tensor:
+        """Log-probabilities ``[b, G, F]`` of draws under an output of the denoiser."""
         return self.sampler.log_prob(
             prev_sample,
             sample,

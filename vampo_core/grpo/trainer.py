@@ -1,8 +1,6 @@
 """VAMPO post-training: the GRPO loop on a video predictor."""
 
 import math
-import resource
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +15,24 @@ from vampo_core.data.clips import ClipDataset
 from vampo_core.diffusion.streams import ROLLOUT, stream_seed
 from vampo_core.diffusion.trajectory import RolloutStep
 from vampo_core.evaluation.actions import Decoders
-from vampo_core.evaluation.fooled import fooled_decoder
 from vampo_core.evaluation.judge import Judge
 from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.grpo.advantages import compared_rewards, credited_advantages
 from vampo_core.grpo.anchor import anchor_loss
 from vampo_core.grpo.loss import PolicyLoss, clipped_surrogate, gaussian_kl, pathwise_surrogate, step_weights
+from vampo_core.grpo.replay import replay_mismatch
 from vampo_core.grpo.rewards import RewardFunction, Rewards, check_names, configured_rewards, evaluate_rewards
 from vampo_core.grpo.rollout import GroupRollout, ModelOutput, RolloutEngine
 from vampo_core.models.float8 import check_float8
 from vampo_core.models.predictor import VideoPredictor
-from vampo_core.ops.spread import is_flat
+from vampo_core.ops.spread import ROUNDING_ULPS, is_flat
 from vampo_core.training.clock import PhaseClock
-from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
+from vampo_core.training.loop import Callback, Loop, TrainResult
+from vampo_core.training.memory import peak_memory_mb
 from vampo_core.training.optimizer import ModelOptimizer, NonFiniteError
 from vampo_core.training.predictor_clips import PredictorClips
 from vampo_core.training.processes import gathered, new_accelerator, reduced, total
+from vampo_core.training.schedule import Schedule
 from vampo_core.training.sharding import check_sharding, frozen_reference, shard_predictor
 
 
@@ -91,9 +91,9 @@ class VampoTrainer:
             )
         if reward_funcs is None:
             reward_funcs = configured_rewards(config.reward, model.codec, action_decoders)
-        self._first: EvalResult | None = None  # of this process; what later evaluations are compared with
-        self._is_fooled = False
         self._has_checked_gradients = False
+        # a compiled denoiser would be compiled again, for another number of rows
+        self._can_replay = grpo.credit != "pathwise" and not model.is_compiled
         self.rewards = [f if isinstance(f, tuple) else (f, 1.0) for f in reward_funcs]
         check_names(self.rewards)
         if grpo.credit == "pathwise" and not self.rewards:
@@ -135,14 +135,7 @@ class VampoTrainer:
     def evaluate(self) -> EvalResult:
         """Held-out metrics of the model, or of its EMA."""
         with self.optimizer.ema_weights():
-            result = self.clips.evaluate()
-        self._first = self._first or result
-        warning = None if self._is_fooled else fooled_decoder(self._first, result)
-        if warning is not None:
-            self._is_fooled = True
-            if self.accelerator.is_main_process:
-                warnings.warn(warning, RuntimeWarning, stacklevel=2)
-        return result
+            return self.clips.evaluate()
 
     def score(self, result: EvalResult) -> float:
         """What ``evaluation.best_by`` says, higher for a better model."""
@@ -156,14 +149,17 @@ class VampoTrainer:
         scores: list[Rewards] = []
         clip_ids: list[str] = []
         losses: list[PolicyLoss] = []
+        worst: dict[str, Tensor] = {}  # [] each, of which the largest of all processes counts
         self.model.train()
         lr = self.optimizer.lr
         for part in range(self.num_parts):
+            with clock("data_s"):
+                batch = next(batches)
             with clock("rollout_s"):
                 # keyed by the place in the whole batch: neither parts nor processes change what a clip draws
                 number = part * self.accelerator.num_processes + self.accelerator.process_index
                 rollout = self.engine.rollout(
-                    next(batches),
+                    batch,
                     seed=stream_seed(self.config.run.seed, ROLLOUT, iteration - 1),
                     first_clip=number * self.part_size,
                 )
@@ -171,6 +167,8 @@ class VampoTrainer:
                 rewards = self._score(rollout)
             with clock("update_s"):
                 credited = self._credited(rollout, rewards)
+                if iteration == 1 and part == 0 and self._can_replay:
+                    worst["replay_mismatch"] = replay_mismatch(self.engine, self.rewards, rollout, credited, grpo)
                 rewards, rollout = rewards.detached(), rollout.detached()
                 losses += self._backward(rollout, credited)
             scores.append(rewards)
@@ -182,12 +180,14 @@ class VampoTrainer:
             check_finite(
                 scores, clip_ids, what, self.accelerator
             )  # here, because looking at a number waits for the device
-            grad_norm = self.optimizer.step(what=what)
+            grad_norm, num_first = self.optimizer.step(what=what), len(losses)
             for _ in range(grpo.num_inner_epochs - 1):
                 for rollout, credited in kept:
                     losses += self._backward(rollout, credited)
                 grad_norm = self.optimizer.step(what=what)
-        return self._record(losses, scores, clock.seconds) | {"grad_norm": grad_norm, "lr": lr}
+        replayed = [loss.replay_max_dev for loss in losses[:num_first] if loss.replay_max_dev is not None]
+        worst["replay_max_dev"] = torch.stack(replayed).max()
+        return self._record(losses, scores, worst, clock.seconds) | {"grad_norm": grad_norm, "lr": lr}
 
     def _score(self, rollout: GroupRollout) -> Rewards:
         target = rollout.batch["latents"].to(rollout.latents)
@@ -233,13 +233,17 @@ class VampoTrainer:
             assert output is not None
             guided = output.guided(self.sampler.guidance(step.sample, output.uncond, step.sigma))
             b = self.sampler.coefficients(step.step_index).b
-            yield pathwise_surrogate(guided, credited, b=b), step, slice(0, len(credited)), output
+            with torch.no_grad():
+                log_prob = self.engine.log_prob(step, step.prev_sample, step.sample, output)
+            loss = pathwise_surrogate(guided, credited, b=b)
+            yield _replayed(loss, log_prob, step.log_prob), step, slice(0, len(credited)), output
             return
         for step, clips, log_prob, output in self.engine.log_probs(rollout):
             # a pass that drew the group is the old policy: its ratio is 1 by construction, not by luck
             old = log_prob.detach() if output is rollout.output else step.log_prob[clips]
             clip_range = self.config.grpo.clip_range
-            yield clipped_surrogate(log_prob, old, credited[clips], clip_range=clip_range), step, clips, output
+            loss = clipped_surrogate(log_prob, old, credited[clips], clip_range=clip_range)
+            yield _replayed(loss, log_prob, step.log_prob[clips]), step, clips, output
 
     def _kl(self, rollout: GroupRollout, sample: Tensor, step_index: int, clips: slice, output: ModelOutput) -> Tensor:
         """KL divergence of the policy from the base at one step, with gradient to the policy."""
@@ -255,10 +259,12 @@ class VampoTrainer:
         coefficients = self.sampler.coefficients(step_index)
         return gaussian_kl(output.guided(scale), base.guided(scale), b=coefficients.b, sigma_up=coefficients.sigma_up)
 
-    def _record(self, losses: list[PolicyLoss], scores: list[Rewards], seconds: Mapping[str, float]) -> dict[str, Any]:
+    def _record(
+        self, losses: list[PolicyLoss], scores: list[Rewards], worst: dict[str, Tensor], seconds: Mapping[str, float]
+    ) -> dict[str, Any]:
         """Metrics of one iteration, over all processes."""
         rewards = torch.cat([score.total for score in scores])  # [B, G, F] of this process
-        spread = rewards.std(dim=1)
+        spread, compared = rewards.std(dim=1), compared_rewards(rewards, self.config.grpo.credit)
         num_ratios = sum(loss.num_ratios for loss in losses)
 
         def mean(name: str) -> Tensor:
@@ -269,19 +275,20 @@ class VampoTrainer:
             "loss": mean("loss"),
             "reward_mean": rewards.mean(),
             "reward_std": spread.mean(),
-            "zero_std_fraction": is_flat(compared_rewards(rewards, self.config.grpo.credit)).float().mean(),
+            "zero_std_fraction": is_flat(compared).float().mean(),
+            "rounding_fraction": (is_flat(compared, ulps=ROUNDING_ULPS) & ~is_flat(compared)).float().mean(),
             **{name: torch.cat([score.parts[name] for score in scores]).mean() for name in scores[0].parts},
             **{name: mean(name) for name in ("ratio_mean", "approx_kl", "clip_fraction")},
             **{name: mean(name) for name in ("kl", "anchor") if getattr(losses[0], name) is not None},
         }
-        deviation = torch.stack([loss.ratio_max_dev for loss in losses]).max()
-        cuda = torch.cuda.is_available()
+        worst = {"ratio_max_dev": torch.stack([loss.ratio_max_dev for loss in losses]).max(), **worst}
+        of_all = self.accelerator.gather(torch.stack([value.float() for value in worst.values()]))
         return {
             **reduced(local, self.accelerator),
-            "ratio_max_dev": self.accelerator.gather(deviation).max().item(),
+            **dict(zip(worst, of_all.view(-1, len(worst)).amax(0).tolist(), strict=True)),
             **seconds,
             "samples_per_s": self.config.grpo.batch_size * self.config.grpo.num_generations / sum(seconds.values()),
-            "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_resident_mb(),
+            "peak_memory_mb": peak_memory_mb(),
         }
 
 
@@ -311,5 +318,6 @@ def check_finite(scores: Sequence[Rewards], clip_ids: Sequence[str], what: str, 
     raise NonFiniteError(next(filter(None, messages)))
 
 
-def _peak_resident_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _replayed(loss: PolicyLoss, log_prob: Tensor, drawn: Tensor) -> PolicyLoss:  # [b, G, F] each
+    """With the largest deviation of the log-probabilities from those that the draws came with."""
+    return replace(loss, replay_max_dev=(log_prob.detach() - drawn).abs().max())

@@ -109,7 +109,7 @@ def open_dataset(
         ConfigError: the folder was recorded with other settings, or an environment variable is not set.
         FileNotFoundError: there is no such dataset.
     """
-    data, folder = config.data, _expanded(config, root)
+    data, folder = config.data, expanded(config, root)
     if data.env is not None and latents is None:
         try:
             record(
@@ -129,10 +129,8 @@ def open_dataset(
                 "another data.root, or delete that folder"
             ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
-    options: dict[str, Any] = {}
-    if data.format == "lerobot":
-        options = {"camera": data.camera, "state": data.state, "action": data.action}
-    elif data.format == "recorded":
+    options = dataset_options(config)
+    if data.format == "recorded":
         options = {"include_failures": include_failures}
     return open_dataset_of(
         data.format,
@@ -145,6 +143,14 @@ def open_dataset(
     )
 
 
+def dataset_options(config: VampoConfig) -> dict[str, Any]:
+    """Arguments that only the dataset of ``data.format`` has."""
+    data = config.data
+    if data.format != "lerobot":
+        return {}
+    return {"camera": data.camera, "state": data.state, "action": data.action}
+
+
 def data_folder(config: VampoConfig) -> Path:
     """The first folder of ``data.root``, or that of a dataset on the hub.
 
@@ -152,11 +158,16 @@ def data_folder(config: VampoConfig) -> Path:
         ConfigError: an environment variable is not set.
         FileNotFoundError: it is the name of a dataset on the hub that cannot be had.
     """
-    folder = _expanded(config, None)
+    folder = expanded(config, None)
     return dataset_folder(folder, camera=config.data.camera) if config.data.format == "lerobot" else folder
 
 
-def _expanded(config: VampoConfig, root: str | None) -> Path:
+def expanded(config: VampoConfig, root: str | None) -> Path:
+    """A folder of ``data.root``, the first by default, with what its environment variables stand for.
+
+    Raises:
+        ConfigError: one is not set.
+    """
     root = config.data.roots[0] if root is None else root
     folder = Path(os.path.expandvars(root)).expanduser()
     if "$" in str(folder):

@@ -19,10 +19,11 @@ from vampo_core.policy.data import ActionDataset, action_loader
 from vampo_core.policy.evaluation import PolicyEvalResult, evaluate_policy
 from vampo_core.policy.learner import Learner
 from vampo_core.policy.registry import policy_class
-from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
+from vampo_core.training.loop import Callback, Loop, TrainResult
 from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.processes import new_accelerator
+from vampo_core.training.schedule import Schedule
 
 D = TypeVar("D", bound=ActionDataset)
 
@@ -85,7 +86,7 @@ class PolicyTrainer:
 
     def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         """One update on the policy's loss."""
-        return update_on_loss(self, iteration, lambda: self.loss(iteration, next(batches)))
+        return update_on_loss(self, iteration, batches, self.loss)
 
     def loss(self, iteration: int, batch: Mapping[str, Any]) -> Tensor:  # []
         """The loss of this process's part of a batch; its noise follows from seed, iteration and process."""

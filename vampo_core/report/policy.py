@@ -7,6 +7,7 @@ from vampo_core.evaluation.statistics import metrics_of, paired_difference
 from vampo_core.report.charts import Series, line_chart
 from vampo_core.report.page import render, within_sentence
 from vampo_core.report.values import PolicySummary
+from vampo_core.training.health import findings
 
 _CURVES = {
     **{f"eval_{name}": f"Held out: {within_sentence(info.title)}" for name, info in METRICS.items()},
@@ -26,6 +27,7 @@ def render_policy(run: PolicySummary) -> str:
         kind="Policy training",
         facts=[f"checkpoint {run.step} of {policy.num_steps} steps", f"{policy.batch_size} frames a step", *run.facts],
         run=run,
+        findings=findings(run.rows, run.config),
         metrics=[
             {
                 "info": METRICS[name],

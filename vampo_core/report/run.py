@@ -12,11 +12,12 @@ from vampo_core.report.charts import Series, bar_chart, line_chart, moving_avera
 from vampo_core.report.page import count, number, render, within_sentence
 from vampo_core.report.sheet import shown_clip
 from vampo_core.report.values import BASE, PRETRAINED, RESULT, RunSummary
+from vampo_core.training.health import findings
 
 FEW_EPISODES = 8
 """Fewer than these make a bootstrap interval rough."""
 _STYLES = {"better": "good", "worse": "bad", "unclear": "even"}
-_PHASES = {"rollout_s": "Rollout", "reward_s": "Reward", "update_s": "Update"}
+_PHASES = {"rollout_s": "Rollout", "reward_s": "Reward", "update_s": "Update", "data_s": "Waiting for data"}
 _DIAGNOSTICS = {
     "loss": "Loss",
     "grad_norm": "Gradient norm before clipping",
@@ -25,9 +26,16 @@ _DIAGNOSTICS = {
     "clip_fraction": "Share of clipped ratios",
     "approx_kl": "Approximate KL from the last policy",
     "zero_std_fraction": "Share of groups without spread",
+    "rounding_fraction": "Share of groups whose spread is little more than rounding",
+    "replay_max_dev": "Largest deviation of a replayed log-probability",
+    "kl": "KL from the base",
+    "anchor": "Squared distance from the base at the anchor's levels",
     "lr": "Learning rate",
 }
-_HISTORY_KEYS = {"reward_mean", "iteration", "samples_per_s", "peak_memory_mb", "ratio_mean", *_PHASES, *_DIAGNOSTICS}
+_HISTORY_KEYS = {
+    *("reward_mean", "iteration", "samples_per_s", "peak_memory_mb", "ratio_mean", "replay_mismatch"),
+    *("loss_scale", "num_skipped", *_PHASES, *_DIAGNOSTICS),
+}
 
 
 def render_run(run: RunSummary) -> str:
@@ -42,6 +50,7 @@ def render_run(run: RunSummary) -> str:
         kind="Pretraining" if run.result_name == PRETRAINED else "VAMPO post-training",
         facts=_facts(run),
         run=run,
+        findings=findings(run.rows, run.config),
         base=BASE,
         clips=f"{count(run.after.num_clips, 'held-out clip')} of {count(num_episodes, 'episode')}",
         num_episodes=num_episodes,

@@ -11,13 +11,16 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from vampo_core.config import PolicyConfig, PretrainConfig, VampoConfig
-from vampo_core.progress import progress
+from vampo_core.config import VampoConfig
+from vampo_core.evaluation.statistics import CHANGE, PerClip, changes
+from vampo_core.progress import note, progress
 from vampo_core.training.checkpoint import read_state
+from vampo_core.training.health import Monitor
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.processes import from_main, gathered
 from vampo_core.training.rng import rng_state, set_rng_state
 from vampo_core.training.run_folder import RunFolder
+from vampo_core.training.schedule import Schedule
 from vampo_core.training.shard_files import save_together
 from vampo_core.training.signals import GracefulStop
 from vampo_core.training.trackers import Trackers
@@ -26,7 +29,7 @@ _SHOWN = ("loss", "reward_mean", "eval_reward", "eval_l1", "eval_action_l1")
 """Metrics beside the progress bar."""
 
 
-class Evaluation(Protocol):
+class Evaluation(PerClip, Protocol):
     """Held-out metrics of a model, as a run logs and keeps them."""
 
     def row(self) -> dict[str, float]:
@@ -46,26 +49,6 @@ class Evaluation(Protocol):
 E = TypeVar("E", bound=Evaluation)
 Callback = Callable[[Any, dict[str, Any]], None]
 """``callback(trainer, row)`` after an iteration; ``row`` is its line of ``metrics.jsonl``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Length of a training, and how often it is evaluated and saved."""
-
-    name: str
-    """Name of the work, for the progress bar."""
-    num_iterations: int
-    """Number of iterations in the whole run."""
-    eval_every: int
-    """Iterations between evaluations, which also happen before the first and after the last one."""
-    save_every: int
-    """Iterations between checkpoints; the best and the last one are always saved."""
-
-    @classmethod
-    def of_updates(cls, name: str, settings: PretrainConfig | PolicyConfig) -> "Schedule":
-        """One update per iteration, as a section of the configuration says."""
-        every = {"eval_every": settings.eval_every, "save_every": settings.save_every}
-        return cls(name=name, num_iterations=settings.num_steps, **every)
 
 
 class Trainer(Protocol[E]):
@@ -125,6 +108,7 @@ class Loop(Generic[E]):
         self._last: E | None = None
         self._folder: RunFolder | None = None  # of the main process only
         self._trackers: Trackers | None = None
+        self._health = Monitor(self._config)
 
     def run(self, resume_from: str | Path | None = None) -> TrainResult[E]:
         """Run to the end, or until a signal asks to stop.
@@ -167,7 +151,8 @@ class Loop(Generic[E]):
             set_seed(self._config.run.seed, device_specific=True)  # for rewards that draw from the global generators
         else:
             self._load(checkpoint)
-        if self._is_main:
+        if self._folder is not None:
+            self._health = Monitor(self._config, self._folder.metrics.rows)
             self._trackers = Trackers(self._config, resume_at=None if checkpoint is None else self._iteration)
             stack.callback(self._trackers.close)
         stack.enter_context(self._stop)
@@ -179,7 +164,10 @@ class Loop(Generic[E]):
         is_best = False
         if self._iteration % schedule.eval_every == 0 or self._iteration == schedule.num_iterations:
             self._last = self._evaluate()
-            row |= {f"eval_{key}": value for key, value in self._last.row().items()}
+            assert self._before is not None
+            values = self._last.row()
+            row |= {f"eval_{key}": value for key, value in values.items()}
+            row[CHANGE] = changes(self._before, self._last, values)
             score = self._trainer.score(self._last)
             is_best = score > self._best_score
             self._best_score = max(self._best_score, score)
@@ -187,6 +175,8 @@ class Loop(Generic[E]):
             self._folder.metrics.append(row)
             row = self._folder.metrics.rows[-1]
             self._trackers.log(row)
+            for finding in self._health.add(row):
+                note(str(finding))
         if is_best or ends or self._iteration % schedule.save_every == 0:
             self._save(best=is_best)
         return row

@@ -1,7 +1,10 @@
-"""The C library's memory allocator, which training on a CPU keeps busy."""
+"""Memory of this process: its peak, and the C library's allocator, which training on a CPU keeps busy."""
 
 import ctypes
 import platform
+import resource
+
+import torch
 
 # <malloc.h> of glibc
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
@@ -24,3 +27,10 @@ def keep_freed_memory() -> bool:
     taken = mallopt(_TRIM_THRESHOLD, -1) and mallopt(_TOP_PAD, 64 << 20)
     # before glibc 2.36 the threshold has a maximum of 32 MiB: no block of its own for anything, then
     return bool(taken and (mallopt(_MMAP_THRESHOLD, 1 << 30) or mallopt(_MMAP_MAX, 0)))
+
+
+def peak_memory_mb() -> float:
+    """Largest memory so far in MiB: what torch took of the GPU, or without one the process of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -16,11 +16,12 @@ from vampo_core.evaluation.predictor import EvalResult
 from vampo_core.models.predictor import Condition, VideoPredictor
 from vampo_core.ops import philox_normal
 from vampo_core.ops.coefficients import PredictionType
-from vampo_core.training.loop import Callback, Loop, Schedule, TrainResult
+from vampo_core.training.loop import Callback, Loop, TrainResult
 from vampo_core.training.loss_update import update_on_loss
 from vampo_core.training.optimizer import ModelOptimizer
 from vampo_core.training.predictor_clips import PredictorClips
 from vampo_core.training.processes import new_accelerator
+from vampo_core.training.schedule import Schedule
 from vampo_core.training.sharding import shard_predictor
 
 
@@ -88,7 +89,7 @@ class Pretrainer:
 
     def iterate(self, iteration: int, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
         """One update on the denoising loss."""
-        return update_on_loss(self, iteration, lambda: self.loss(iteration, next(batches)))
+        return update_on_loss(self, iteration, batches, self.loss)
 
     def evaluate(self) -> EvalResult:
         """Held-out metrics of the model, or of its EMA."""
