@@ -13,7 +13,7 @@ NO_EFFECT = {
     "policy train": {"reward"},  # chooses the best checkpoint of the base, of which the last one is used
 }
 """Sections that a verb reads and that do not change what it makes."""
-UNSEEN = {"record": {"run"}}
+UNSEEN = {"record": {"run"}, "export": {"run"}}
 """Sections that count as read without it: ``run.dir`` is given to all verbs alike."""
 SHOWS_ALL = {"chain", "config", "plan", "report"}
 """Verbs that take all settings of others; ``plan`` those of ``train``, so that the same words can follow both."""
@@ -27,6 +27,9 @@ def test_verbs_declare_the_sections_that_they_read(tmp_path, monkeypatch):
     config = tiny_run.settings(tmp_path, "data.env=pusht", "policy.num_steps=2")
     work = {
         "record": lambda: commands.record(config),
+        "export": lambda: commands.export(
+            config, to="lerobot", output=str(tmp_path / "lerobot"), encoding="lossless", failures=False
+        ),
         "encode": lambda: commands.encode(config),
         "pretrain": lambda: api.pretrain(config, f"run.dir={tmp_path}/base"),
         "train": lambda: api.train(config, "reward.action_weight=0.5"),
