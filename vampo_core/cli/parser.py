@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from vampo_core._extension import version
 from vampo_core.config import ConfigError, load_config, presets
@@ -21,7 +22,7 @@ from vampo_core.training.checkpoint import CheckpointError
 
 EXPECTED_ERRORS = (
     *(ValueError, OSError, ImportError, ArithmeticError, CheckpointError, EpisodeError),
-    *(SimulatorError, torch.OutOfMemoryError),
+    *(SimulatorError, torch.OutOfMemoryError, SafetensorError),
 )
 """Errors from wrong data, a full disk or device, a killed worker or a diverged run: reported in one line. Any other
 error is a bug and keeps its traceback."""

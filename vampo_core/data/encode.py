@@ -5,20 +5,22 @@ may encode the same dataset together.
 """
 
 import contextlib
+import errno
+import os
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, Skipped, reading, reason_of, report_skipped
-from vampo_core.data.folder import derived_folder, writing_to
+from vampo_core.data.folder import derived_folder, safe_name, writing_to
 from vampo_core.data.latent_files import latents_path, read_header, write_latents
 from vampo_core.data.prefetch import read_each_ahead
-from vampo_core.data.shared_work import shared_parts
+from vampo_core.data.shared_work import SharedWork
 from vampo_core.data.video import image_hw, resize_frames
 from vampo_core.data.windows import Windows
 from vampo_core.files import remove_leftovers
@@ -109,42 +111,103 @@ def encode(
     place = _Place(dataset.root, name, cache)
     episodes = dataset.episodes
     missing = [episode for episode in episodes if not _is_current(place, episode)]
-    skipped: list[Skipped] = []
-    num_encoded = 0
+    encoder = _Encoder(place, codec, size, windows, batch_size, num_workers, strict)
     if missing:
         num_frames = sum(episode.length for episode in episodes)
         num_left = sum(episode.length for episode in missing)
-        bar = progress_bar(
+        encoder.bar = progress_bar(
             desc=f"encode {dataset.name}", total=num_frames, initial=num_frames - num_left, unit="frame",
             disable=not progress, delay=0.5,
         )  # fmt: skip
-        chunks = _chunks(missing, place, windows, batch_size, bar.update)
-        read_ahead = read_each_ahead(_Chunk.read, chunks, num_workers)
-        writing = contextlib.nullcontext() if cache is not None else writing_to(dataset.root, "latents")
-        with writing, bar, contextlib.closing(chunks), contextlib.closing(read_ahead):
-            latents: list[Tensor] = []
+        with _writing(dataset.root, cache), encoder.bar:
+            work = SharedWork(episodes, place.folder / ".locks")
+            with contextlib.closing(work.free()) as free:
+                encoder.run(free)
+            with contextlib.closing(work.taken()) as taken:
+                for part in taken:
+                    encoder.run([(part, _nothing)])
+    skipped = encoder.skipped
+    report_skipped(dataset.name, skipped, len(episodes), strict)
+    num_reused = len(episodes) - encoder.num_encoded - len(skipped)
+    return EncodeResult(name, encoder.num_encoded, num_reused, tuple(skipped))
+
+
+class _Encoder:
+    """Encodes parts of a dataset, and counts."""
+
+    def __init__(
+        self,
+        place: "_Place",
+        codec: Codec,
+        size: tuple[int, int] | None,
+        windows: Windows | None,
+        batch_size: int,
+        num_workers: int,
+        strict: bool,
+    ) -> None:
+        self._place, self._codec, self._size, self._windows = place, codec, size, windows
+        self._batch_size, self._num_workers, self._strict = batch_size, num_workers, strict
+        self.num_encoded, self.skipped = 0, list[Skipped]()
+        self.bar: Any = None
+
+    def run(self, parts: "Iterable[_Part]") -> None:
+        """Encode what is missing of locked parts."""
+        latents: list[Tensor] = []
+        with (
+            contextlib.closing(self._chunks(parts)) as chunks,
+            contextlib.closing(read_each_ahead(_Chunk.read, chunks, self._num_workers)) as read_ahead,
+        ):
             for chunk, read in read_ahead:
+                if self._strict and self.skipped:
+                    return
+                if chunk.is_first:
+                    latents = []
                 try:
-                    if chunk.is_first:
-                        latents = []
-                    elif not latents:  # an earlier part could not be read
+                    if not chunk.is_first and not latents:  # an earlier part could not be read
                         continue
                     frames, path, header = read()
-                    latents += _encoded(frames, chunk, codec, size, windows)
-                    bar.update(chunk.num_frames)
+                    latents += _encoded(frames, chunk, self._codec, self._size, self._windows)
+                    self.bar.update(chunk.num_frames)
                     if chunk.is_last:
                         write_latents(path, _whole(latents, chunk.episode), header)
-                        num_encoded += 1
+                        self.num_encoded += 1
                 except EpisodeError as error:
                     latents = []
-                    skipped.append(Skipped(chunk.episode.episode_id, reason_of(error)))
-                    if strict:
-                        break
+                    self.skipped.append(Skipped(chunk.episode.episode_id, reason_of(error)))
                 finally:
                     chunk.release()
-    report_skipped(dataset.name, skipped, len(episodes), strict)
-    num_reused = len(episodes) - num_encoded - len(skipped)
-    return EncodeResult(name, num_encoded, num_reused, tuple(skipped))
+
+    def _chunks(self, parts: "Iterable[_Part]") -> "Generator[_Chunk, None, None]":
+        """Chunks of the episodes that are missing."""
+        skipped = {episode.episode_id for episode in self.skipped}
+        for part, release in parts:
+            _remove_leftovers(self._place, part)
+            left = [e for e in part if e.episode_id not in skipped and not _is_current(self._place, e)]
+            for episode in left:
+                last = release if episode is left[-1] else _nothing
+                yield from _chunks_of(episode, self._place, self._windows, self._batch_size, last)
+            if not left:
+                release()
+
+
+@contextlib.contextmanager
+def _writing(root: Path, cache: str | Path | None) -> Iterator[None]:
+    """Name the folder that cannot be written to."""
+    if cache is None:
+        with writing_to(root, "latents"):
+            yield
+        return
+    try:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        message = f"cache is {str(cache)!r}, expected a folder that can be written to ({error.strerror})"
+        raise PermissionError(message) from error
+    yield
+
+
+_Part = tuple[Sequence[Episode], Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -160,7 +223,12 @@ class _Place:
         return derived_folder(self.root, "latents", self.cache) / self.name
 
     def path(self, episode: Episode) -> Path:
+        """Where an episode's latents are found."""
         return latents_path(self.root, self.name, episode.episode_id, self.cache)
+
+    def new_path(self, episode: Episode) -> Path:
+        """Where they are written."""
+        return self.folder / f"{safe_name(episode.episode_id)}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,23 +251,8 @@ class _Chunk:
     def read(self) -> tuple[Tensor, Path, dict[str, object]]:  # frames [N, H, W, 3] uint8, file, its header
         episode = self.episode
         with reading(episode.dataset, episode.episode_id):
-            path, header = self.place.path(episode), _header(episode)  # the header first: the video might change
+            path, header = self.place.new_path(episode), _header(episode)  # the header first: the video might change
             return episode.frames(self.indices), path, header
-
-
-def _chunks(
-    episodes: Sequence[Episode], place: _Place, windows: Windows | None, batch_size: int, note: Callable[[int], object]
-) -> Generator[_Chunk, None, None]:
-    """Chunks of the episodes that no other process encodes; ``note`` gets the frames of those that others did."""
-    with contextlib.closing(shared_parts(episodes, place.folder / ".locks")) as parts:
-        for part, release in parts:
-            _remove_leftovers(place, part)
-            left = [episode for episode in part if not _is_current(place, episode)]
-            note(sum(episode.length for episode in part) - sum(episode.length for episode in left))
-            for episode in left:
-                yield from _chunks_of(episode, place, windows, batch_size, release if episode is left[-1] else _nothing)
-            if not left:
-                release()
 
 
 def _chunks_of(
@@ -235,9 +288,9 @@ def _nothing() -> None:
 def _remove_leftovers(place: _Place, episodes: Sequence[Episode]) -> None:
     """Remove what an interrupted process left of these episodes, which nobody else may touch now."""
     with contextlib.suppress(EpisodeError, ValueError):  # of an episode whose name cannot be a file's
-        names = {place.path(episode).name for episode in episodes}
-        for folder in {place.path(episode).parent for episode in episodes}:
-            remove_leftovers(folder, of=names)
+        paths = [place.new_path(episode) for episode in episodes]
+        for folder in {path.parent for path in paths}:
+            remove_leftovers(folder, of={path.name for path in paths})
 
 
 def _header(episode: Episode) -> dict[str, object]:

@@ -16,7 +16,9 @@ _HEADER = "vampo_core"
 
 
 def latents_path(root: Path, name: str, episode_id: str, cache: str | Path | None = None) -> Path:
-    """The file of an episode's latents in the encoding ``name``: those that are inside the dataset come first.
+    """The file of an episode's latents in the encoding ``name``: in the cache, or else in the dataset.
+
+    A file in the cache was made because there was none in the dataset, or one of another video.
 
     Args:
         root: the dataset's folder.
@@ -28,15 +30,19 @@ def latents_path(root: Path, name: str, episode_id: str, cache: str | Path | Non
         ValueError: the episode's name cannot be a file's.
     """
     file = f"{safe_name(episode_id)}.safetensors"
-    own = root / "latents" / name / file
-    return own if own.is_file() else derived_folder(root, "latents", cache) / name / file
+    made, own = derived_folder(root, "latents", cache) / name / file, root / "latents" / name / file
+    return own if own.is_file() and not made.is_file() else made
 
 
 def write_latents(path: Path, latents: Tensor, header: dict[str, object]) -> None:  # latents [T, C, h, w]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
-    save_file({"latents": latents.contiguous()}, temporary, metadata={_HEADER: json.dumps(header, sort_keys=True)})
-    publish(temporary, path)
+    try:
+        save_file({"latents": latents.contiguous()}, temporary, metadata={_HEADER: json.dumps(header, sort_keys=True)})
+        publish(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_latents(path: Path, indices: Sequence[int]) -> Tensor:  # [N, C, h, w] float32

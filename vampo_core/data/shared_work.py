@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from vampo_core.files import LockedError, lock
 
@@ -12,28 +12,46 @@ NUM_PARTS = 64
 """Number of parts: enough for a dozen processes to end at about the same time, and few enough for a lock each."""
 
 
-def shared_parts(items: Sequence[T], locks: Path) -> Generator[tuple[Sequence[T], Callable[[], None]], None, None]:
-    """Parts of ``items``, each locked against other processes until its function is called, or this generator closed.
-
-    Parts that others work on come last, once they are released: then most of their items are done.
+class SharedWork(Generic[T]):
+    """The parts of a list of items.
 
     Args:
-        items: the work, in the same order in every process.
+        items: the work, the same in every process, whether it is done or not.
         locks: folder for the locks, made if it is missing.
     """
-    waiting = []
-    with contextlib.ExitStack() as at_the_end:
-        for number in range(min(NUM_PARTS, len(items))):
-            place, part = locks / f"{number:02d}", items[number::NUM_PARTS]
-            place.mkdir(parents=True, exist_ok=True)
-            try:
-                held = lock(place)
-            except LockedError:
-                waiting.append((place, part))
-                continue
-            at_the_end.callback(held.release)
-            yield part, held.release
-        for place, part in waiting:
+
+    def __init__(self, items: Sequence[T], locks: Path) -> None:
+        numbers = range(min(NUM_PARTS, len(items)))
+        self._parts = [(locks / f"{number:02d}", items[number::NUM_PARTS]) for number in numbers]
+        self._locks = locks
+        self._taken: list[tuple[Path, Sequence[T]]] = []  # by others
+
+    def free(self) -> Generator[tuple[Sequence[T], Callable[[], None]], None, None]:
+        """Parts that no other process works on, each locked until its function is called or this generator closed.
+
+        It never waits, so a caller may take a part while it holds others.
+        """
+        with contextlib.ExitStack() as at_the_end:
+            for place, part in self._parts:
+                place.mkdir(parents=True, exist_ok=True)
+                try:
+                    held = lock(place)
+                except LockedError:
+                    self._taken.append((place, part))
+                    continue
+                at_the_end.callback(held.release)
+                yield part, held.release
+
+    def taken(self) -> Generator[Sequence[T], None, None]:
+        """After :meth:`free`: the parts that others worked on, one at a time, each locked until the next one.
+
+        It waits for them, and says so. The caller may hold no other part: two processes would wait for each other.
+        """
+        if self._taken:
+            print(f"{self._locks.parent}: waiting for another process that writes there", flush=True)
+        for place, part in self._taken:
             held = lock(place, wait=True)
-            at_the_end.callback(held.release)
-            yield part, held.release
+            try:
+                yield part
+            finally:
+                held.release()
