@@ -150,9 +150,9 @@ def test_a_starved_loader(tmp_path, monkeypatch):
     read = ClipDataset.__getitem__
 
     def slow(dataset, index):
-        time.sleep(0.15)
+        time.sleep(0.5)
         return read(dataset, index)
 
     monkeypatch.setattr(ClipDataset, "__getitem__", slow)
     assert run(tmp_path) == ["starved loader"]
-    assert all(row["data_s"] > 0.3 for row in read_metrics(tmp_path / "metrics.jsonl"))
+    assert all(row["data_s"] > 0.9 for row in read_metrics(tmp_path / "metrics.jsonl"))

@@ -83,9 +83,13 @@ def test_memory():
 
 
 def test_waiting_for_data():
-    assert names([{"data_s": 0.4, "rollout_s": 0.4, "update_s": 0.1}] * 12) == []
-    assert names([{"data_s": 0.6, "rollout_s": 0.4, "update_s": 0.1}] * 12) == ["starved loader"]
-    assert names([{"data_s": 0.006, "update_s": 0.001}] * 12) == [], "nobody waits for milliseconds"
+    fed, starved = ({"data_s": x, "rollout_s": 0.4, "update_s": 0.1} for x in (0.4, 0.6))
+    assert names([fed] * 40) == []
+    assert names([starved] * 40) == ["starved loader"]
+    assert names([starved, *[fed] * 40]) == [], "the first iteration starts the workers"
+    assert names([{"data_s": 6.0, "update_s": 1.0}] * 10) == [], "too few"
+    quick = {"data_s": 0.006, "update_s": 0.094}
+    assert names([*[quick] * 200, *[{"data_s": 0.3, "update_s": 0.1}] * 10]) == [], "a hiccup of seconds"
 
 
 def evaluated(before, change, half_width=0.01, **others):
@@ -153,7 +157,8 @@ def test_the_page_says_what_the_console_said():
     rows = [{**row, "kl": 10.0} for row in summary.rows]
     page = render_policy(type(summary)(**{**vars(summary), "rows": rows}))
     (finding,) = findings(rows, summary.config)
-    assert "<h2>Health</h2>" in page and finding.found in page and finding.remedy in page
+    assert "<h2>Health</h2>" in page and finding.found[1:] in page and finding.remedy in page
+    assert "<b>KL from the base</b>" in page
 
 
 def test_remedies_name_settings_that_exist():

@@ -19,6 +19,8 @@ FEW, MANY = 5, 20
 """Iterations that a mean is taken over: enough that one odd batch does not count, and one odd minute."""
 SMALL = 0.01
 """Share by which a held-out metric has to get worse."""
+NOTICEABLE_S = 10.0
+"""Seconds that waiting is measured over, besides ten iterations: a hiccup of a busy machine is shorter."""
 LONG_ENOUGH_S = 30.0
 """Seconds that a mean of speeds has to cover, besides :data:`MANY` iterations."""
 
@@ -186,17 +188,14 @@ def _memory(rows: Rows, config: VampoConfig, limit: float) -> str | None:
 
 
 def _starved(rows: Rows, config: VampoConfig, limit: float) -> str | None:
-    if len(rows) <= 10 or "data_s" not in rows[-1]:
+    waited, total, number = 0.0, 0.0, 0
+    for row in reversed(rows[1:]):  # without the first iteration, which starts the workers
+        if "data_s" not in row or (number >= 10 and total >= NOTICEABLE_S):
+            break
+        waited, total, number = waited + row["data_s"], total + _seconds(row), number + 1
+    if number < 10 or total < NOTICEABLE_S or waited <= limit * total:
         return None
-    recent = rows[-10:]
-    waited, total = sum(row.get("data_s", 0.0) for row in recent), sum(map(_seconds, recent))
-    if waited <= limit * total or total < 10 * _NOTICEABLE_S:
-        return None
-    return f"{waited / total:.0%} of the time goes into waiting for data ({waited / 10:.2g} s an iteration)"
-
-
-_NOTICEABLE_S = 0.02
-"""Seconds of an iteration below which nobody waits for it."""
+    return f"{waited / total:.0%} of the time goes into waiting for data ({waited / number:.2g} s an iteration)"
 
 
 CHECKS = (
