@@ -19,8 +19,8 @@ def dataset_folder(root: str | Path, *, camera: str | None = None) -> Path:
         FileNotFoundError: it is no folder, and the hub has no such dataset or cannot be reached.
     """
     folder = Path(root)
-    if folder.exists() or not _REPO_ID.fullmatch(str(root)):
-        return folder
+    if folder.exists() or folder.parent.is_dir() or not _REPO_ID.fullmatch(str(root)):
+        return folder  # beside an existing folder it is a path with a slip
     from huggingface_hub import constants, snapshot_download  # comes with diffusers; slow to import
 
     videos = f"videos/*{camera}/*" if camera else "videos/*"

@@ -16,10 +16,9 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,18 +28,21 @@ from torch import Tensor
 
 from vampo_core.data.encoded_episode import EncodedEpisode
 from vampo_core.data.episode import check_indices, open_each, per_frame, reading
+from vampo_core.data.formats.lerobot_meta import (
+    ACTION,
+    PUSHED,
+    STATE,
+    cameras_of,
+    choose_camera,
+    episode_rows,
+    held_out_by,
+    parquet,
+    read_info,
+    read_tasks,
+)
 from vampo_core.data.hub import dataset_folder
 from vampo_core.data.latent_files import latents_path
 from vampo_core.data.video_at import read_frames_at
-
-INFO = "meta/info.json"
-STATE, ACTION = "observation.state", "action"
-"""Names that the format's own library gives to state and action."""
-SUCCESS, PUSHED = "next.success", "is_pushed"
-"""Features of bools: whether the task was solved by the next frame, and see ``Episode.is_pushed``."""
-HELD_OUT = ("val", "valid", "validation", "test", "eval")
-"""Names of splits whose episodes are held out."""
-_CONVERTER = "lerobot's convert_dataset_v21_to_v30"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class LeRobotEpisode(EncodedEpisode):
             if self.video_file is not None:
                 times = [self.video_begin + (self.begin + i) / self.fps for i in indices]
                 return read_frames_at(self.root / self.video_file, times, tolerance=0.5 / self.fps)
-            pictures = _column(self.root / self.data_file, self.camera, self.number)
+            pictures = _pictures(self.root / self.data_file, self.camera, self.number)
             return torch.stack([_picture(pictures[self.begin + i], self.root) for i in indices])
 
     def _rows(self, column: str | None) -> Tensor:
@@ -95,8 +97,7 @@ class LeRobotEpisode(EncodedEpisode):
             return torch.zeros(self.length, 0)
         with reading(self.dataset, self.episode_id):
             values = _column(self.root / self.data_file, column, self.number)[self.begin : self.begin + self.length]
-            rows = torch.from_numpy(np.asarray([np.ravel(_plain(value)) for value in values], dtype=np.float32))
-            return per_frame(rows, self.length, column)
+            return per_frame(torch.from_numpy(values.reshape(len(values), -1).astype(np.float32)), self.length, column)
 
 
 class LeRobotDataset:
@@ -140,15 +141,18 @@ class LeRobotDataset:
         self.fps = float(self.info["fps"])
         features = self.info["features"]
         self.camera = choose_camera(features, camera)
+        # latents are kept by it: those of several cameras must not replace each other
+        self._of_camera = f"/{self.camera.rpartition('.')[2]}" if len(cameras_of(features)) > 1 else ""
+        numbers = sorted(set(features) - set(cameras_of(features)))
         for argument, given, default in (("state", state, STATE), ("action", action, ACTION)):
-            if given != default and given not in features:
-                raise ValueError(f"{argument} is {given!r}, expected one of the features {', '.join(sorted(features))}")
+            if given not in numbers and (given != default or given in features):
+                raise ValueError(f"{argument} is {given!r}, expected one of the features {', '.join(numbers)}")
         self._columns = tuple(column if column in features else None for column in (action, state, PUSHED))
-        self._held_out = _held_out(self.info.get("splits") or {})
+        self._held_out = held_out_by(self.info.get("splits") or {})
         self._latents, self._cache = latents, cache
-        rows = _episode_rows(self.root)
+        rows = episode_rows(self.root)
         numbers = sorted(rows)[:num_episodes]
-        self._tasks = _tasks(self.root)
+        self._tasks = read_tasks(self.root)
         opened, self.skipped = open_each(
             self.name, [f"{n:06d}" for n in numbers], lambda text: self._open(rows[int(text)]), strict
         )
@@ -160,7 +164,7 @@ class LeRobotDataset:
     def _open(self, row: dict[str, Any]) -> list[LeRobotEpisode]:
         number, length, info = row["episode_index"], row["length"], self.info
         data_file = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-        if not (self.root / data_file).is_file():
+        if not self._inside(data_file).is_file():
             raise ValueError(f"{data_file} is missing")
         tasks = _column(self.root / data_file, "task_index", number)
         if len(tasks) != length:
@@ -170,14 +174,14 @@ class LeRobotDataset:
             places = {key: row[f"videos/{self.camera}/{key}"] for key in ("chunk_index", "file_index")}
             video_file = info["video_path"].format(video_key=self.camera, **places)
             begin = row[f"videos/{self.camera}/from_timestamp"]
-            if not (self.root / video_file).is_file():
+            if not self._inside(video_file).is_file():
                 raise ValueError(f"{video_file} is missing")
         changes = [0, *(t for t in range(1, length) if tasks[t] != tasks[t - 1]), length]
         parts = []
         for first, end in itertools.pairwise(changes):
             part = LeRobotEpisode(
                 dataset=self.name,
-                episode_id=f"{number:06d}" + (f"-{first}" if len(changes) > 2 else ""),
+                episode_id=f"{number:06d}" + (f"-{first}" if len(changes) > 2 else "") + self._of_camera,
                 root=self.root,
                 number=number,
                 begin=first,
@@ -199,88 +203,45 @@ class LeRobotDataset:
             parts.append(part)
         return parts
 
-
-def read_info(root: Path) -> dict[str, Any]:
-    """Read ``meta/info.json`` and check its version.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is no JSON, or of another version.
-    """
-    path = root / INFO
-    if not path.is_file():
-        raise FileNotFoundError(f"root is {str(root)!r}, expected a folder with a LeRobotDataset ({INFO})")
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from None
-    version = str(info.get("codebase_version"))
-    if not version.startswith("v3."):
-        raise ValueError(f"{path} says codebase_version {version!r}, expected 'v3.0'; {_CONVERTER} converts v2.1")
-    return info
+    def _inside(self, file: str) -> Path:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"path {file!r} leads out of the dataset, expected one below its root")
+        return self.root / path
 
 
-def choose_camera(features: dict[str, Any], camera: str | None) -> str:
-    """The feature of the camera that a name stands for.
-
-    Raises:
-        ValueError: there is none, or the name fits none or several.
-    """
-    cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
-    found = [name for name in cameras if camera in (None, name) or name.endswith(f".{camera}")]
-    if len(found) == 1:
-        return found[0]
-    if not cameras:
-        raise ValueError("the dataset has no camera, expected a feature of dtype video or image")
-    raise ValueError(f"camera is {camera!r}, expected one of {', '.join(cameras)}")
-
-
-def _held_out(splits: dict[str, str]) -> Any:
-    """A function from an episode's number to whether the authors hold it out; None where they do not say."""
-    ranges = [tuple(map(int, splits[name].split(":"))) for name in splits if name.lower() in HELD_OUT]
-
-    def is_held_out(number: int) -> bool | None:
-        return any(first <= number < end for first, end in ranges) if ranges else None
-
-    return is_held_out
-
-
-def _episode_rows(root: Path) -> dict[int, dict[str, Any]]:
-    """What ``meta/episodes`` says of each episode, by number; statistics are left out."""
-    rows: dict[int, dict[str, Any]] = {}
-    for file in sorted((root / "meta" / "episodes").rglob("*.parquet")):
-        names = [name for name in parquet().read_schema(file).names if not name.startswith(("stats/", "meta/"))]
-        for row in parquet().read_table(file, columns=names).to_pylist():
-            rows[row["episode_index"]] = row
-    if not rows:
-        raise ValueError(f"{root / 'meta' / 'episodes'} holds no episodes, expected *.parquet")
-    return rows
-
-
-def _tasks(root: Path) -> dict[int, str]:
-    """Texts of tasks by number; the text is the table's index, whatever its name."""
-    table = parquet().read_table(root / "meta" / "tasks.parquet").to_pydict()
-    numbers = table.pop("task_index")
-    texts = table.get("task") or next(iter(table.values()))
-    return dict(zip(numbers, texts, strict=True))
-
-
-def _column(file: Path, name: str, number: int) -> list[Any]:
+def _column(file: Path, name: str, number: int) -> np.ndarray:  # [T] or [T, D]
     """The values of a column in the rows of an episode, in the order of its frames."""
     state = file.stat()
-    return _cached_column(file, name, number, state.st_mtime_ns, state.st_size)
+    key = (file, state.st_mtime_ns, state.st_size)
+    return _values(*key, name)[_rows_of(*key).get(number, np.zeros(0, np.int64))]
 
 
-@functools.lru_cache(maxsize=16)
-def _cached_column(file: Path, name: str, number: int, mtime: int, size: int) -> list[Any]:
+def _pictures(file: Path, name: str, number: int) -> list[Any]:
+    """The pictures of an episode; those of a whole file are too large to keep."""
     table = parquet().read_table(file, columns=[name, "frame_index"], filters=[("episode_index", "==", number)])
     order = np.argsort(table.column("frame_index").to_numpy(), kind="stable")
     values = table.column(name).to_pylist()
     return [values[i] for i in order]
 
 
-def _plain(value: Any) -> np.ndarray:
-    return np.asarray(value, dtype=np.float32)
+@functools.lru_cache(maxsize=8)
+def _rows_of(file: Path, mtime: int, size: int) -> dict[int, np.ndarray]:
+    """The rows of each episode in a file, in the order of its frames."""
+    table = parquet().read_table(file, columns=["episode_index", "frame_index"])
+    episodes, frames = (table.column(name).to_numpy() for name in ("episode_index", "frame_index"))
+    order = np.lexsort((frames, episodes))
+    numbers, firsts = np.unique(episodes[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(order, firsts[1:]), strict=True))
+
+
+@functools.lru_cache(maxsize=24)
+def _values(file: Path, mtime: int, size: int, name: str) -> np.ndarray:  # [N] or [N, D]
+    """A whole column of a file, as numbers: clips come from everywhere in it, and a filtered read takes as long."""
+    rows = parquet().read_table(file, columns=[name]).column(name).to_pylist()
+    if any(row is None for row in rows):
+        raise ValueError(f"{file.name} has rows without a value of {name!r}")
+    return np.asarray([np.ravel(row) for row in rows] if rows and isinstance(rows[0], list) else rows)
 
 
 def _picture(value: dict[str, Any], root: Path) -> Tensor:  # [H, W, 3] uint8
@@ -288,16 +249,3 @@ def _picture(value: dict[str, Any], root: Path) -> Tensor:  # [H, W, 3] uint8
     source: Any = io.BytesIO(value["bytes"]) if value.get("bytes") else root / str(value["path"])
     with Image.open(source) as image:
         return torch.from_numpy(np.array(image.convert("RGB")))
-
-
-def parquet() -> Any:
-    """The module ``pyarrow.parquet``.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("LeRobot datasets need pyarrow: pip install vampo_core[lerobot]") from error
-    return pyarrow.parquet

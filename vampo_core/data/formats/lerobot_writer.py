@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from vampo_core.data.episode import Episode
-from vampo_core.data.formats.lerobot import ACTION, INFO, PUSHED, STATE, SUCCESS, parquet
+from vampo_core.data.formats.lerobot_meta import ACTION, INFO, PUSHED, STATE, SUCCESS, parquet
 from vampo_core.data.formats.lerobot_stats import ImageStats, json_lists, row_stats
 from vampo_core.data.video import Encoding, write_video
 from vampo_core.files import publish, temporary_beside
