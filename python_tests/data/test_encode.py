@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -252,24 +253,25 @@ def test_windows_that_overlap_share_their_frames(tmp_path, monkeypatch):
     torch.testing.assert_close(read_latents(latents_path(tmp_path, name, "000000"), range(len(expected))), expected)
 
 
-def test_processes_share_the_work(tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_processes_share_the_work(tmp_path, num_workers):
     """Two at a time encode every episode once, and both return when all are done."""
-    dataset = make_dataset(tmp_path, (4,) * 20)
-    codecs, results = [PoolCodec(), PoolCodec()], {}
+    dataset, results = make_dataset(tmp_path, (4,) * 20), {}
     both = threading.Barrier(2)
 
     class Meeting(PoolCodec):
         def encode(self, frames):
             if self.num_frames == 0:
                 both.wait(timeout=30)  # the other one works too
+            time.sleep(0.01)
             return super().encode(frames)
 
     codecs = [Meeting(), Meeting()]
 
     def work(number):
-        results[number] = encode(dataset, codecs[number], progress=False)
+        results[number] = encode(dataset, codecs[number], num_workers=num_workers, progress=False)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -289,3 +291,38 @@ def test_a_cache_of_the_users_choice(tmp_path):
     assert found.episodes[0].latents([1]).shape == (1, 3, 2, 3)
     with pytest.raises(EpisodeError, match="has no latents 'pool'"):
         RecordedDataset(tmp_path / "data", latents="pool")
+
+
+def test_one_that_comes_later_repeats_nothing(tmp_path):
+    """Its parts are those of the first one, although some episodes are done by then."""
+    dataset, codec = make_dataset(tmp_path, (4,) * 30), PoolCodec()
+
+    class Interrupted(PoolCodec):
+        def encode(self, frames):
+            if self.num_frames == 40:
+                assert encode(dataset, codec, progress=False).num_encoded == 19  # all but those done and this one's own
+            return super().encode(frames)
+
+    first = Interrupted()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_work.SharedWork, "taken", lambda self: (_ for _ in ()))  # it would wait for the first
+        result = encode(dataset, first, progress=False)
+    assert first.num_frames + codec.num_frames == 120 and result.num_encoded == 11
+
+
+def test_a_cache_keeps_the_dataset_as_it_is(tmp_path):
+    """Latents of another video, which lie in the dataset, are not replaced there."""
+    encode(make_dataset(tmp_path / "data"), PoolCodec(), progress=False)
+    video = tmp_path / "data/episodes/000001/video.mp4"
+    changed = make_dataset(tmp_path / "data", (5, 8, 3))
+    before = {path: path.read_bytes() for path in (tmp_path / "data/latents").rglob("*.safetensors")}
+    assert encode(changed, PoolCodec(), cache=tmp_path / "cache", progress=False).num_encoded == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "data/latents").rglob("*.safetensors")} == before
+    found = RecordedDataset(tmp_path / "data", latents="pool", cache=tmp_path / "cache").episodes[1]
+    assert video.is_file() and len(found.latents(range(8))) == 8
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PermissionError, match=r"cache is '.*file', expected a folder that can be written to \(File"):
+        encode(make_dataset(tmp_path / "data"), PoolCodec(), cache=tmp_path / "file", progress=False)

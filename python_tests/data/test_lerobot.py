@@ -12,6 +12,7 @@ from real_data import ROOT, needs
 
 import vampo_core
 from vampo_core.config import ConfigError
+from vampo_core.data.encode import encode
 from vampo_core.data.episode import EpisodeError
 from vampo_core.data.formats.lerobot import LeRobotDataset
 from vampo_core.data.split import split_episodes
@@ -115,6 +116,79 @@ def test_what_is_damaged_is_named_and_skipped(tmp_path, episodes):
     short.write_bytes(short.read_bytes()[: short.stat().st_size // 3])
     with pytest.warns(RuntimeWarning), pytest.raises(EpisodeError, match="episode '000000' of 'robot'"):
         LeRobotDataset(root).episodes[0].frames(range(7))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("[]", "info.json cannot be read: it holds a list, expected an object"),
+        ({"fps": None}, "info.json cannot be read: fps is None, expected a number above 0"),
+        ({"fps": "five"}, "fps is 'five', expected a number above 0"),
+        ({"features": []}, "features is not an object of features with a dtype each"),
+        ({"features": {"action": {}}}, "features is not an object of features with a dtype each"),
+        ({"splits": {"val": "80%:100%"}}, "splits is .*80%.*, expected ranges of episodes"),
+    ],
+)
+def test_damaged_information_is_named(tmp_path, episodes, change, message):
+    root = write(tmp_path / "robot", episodes, info=None if isinstance(change, str) else change)
+    if isinstance(change, str):
+        (root / "meta/info.json").write_text(change)
+    with pytest.raises(ValueError, match=message):
+        LeRobotDataset(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "message"),
+    [
+        ("meta/tasks.parquet", "task_index", "tasks.parquet cannot be read: no entry 'task_index'"),
+        ("meta/tasks.parquet", "__index_level_0__", "tasks.parquet cannot be read: it has no texts"),
+        ("meta/episodes/chunk-000/file-000.parquet", "episode_index", "file-000.parquet cannot be read: no entry"),
+        ("meta/episodes/chunk-000/file-000.parquet", None, "file-000.parquet cannot be read: "),
+    ],
+)
+def test_damaged_tables_are_named(tmp_path, episodes, file, column, message):
+    path = write(tmp_path / "robot", episodes) / file
+    if column is None:
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    with pytest.raises(ValueError, match=message):
+        LeRobotDataset(tmp_path / "robot")
+
+
+def test_cameras_have_latents_of_their_own(tmp_path, episodes):
+    root = write(tmp_path / "robot", episodes, cameras=("front", "wrist"))
+
+    class Codec:
+        def encode(self, frames):
+            return frames[:, :, ::4, ::4].contiguous()
+
+        def fingerprint(self):
+            return "same"
+
+    for camera in ("front", "wrist"):
+        assert encode(LeRobotDataset(root, camera=camera), Codec(), progress=False).num_encoded == len(LENGTHS)
+    front, wrist = (LeRobotDataset(root, camera=camera, latents="same").episodes[2] for camera in ("front", "wrist"))
+    assert not torch.equal(front.latents([0, 5]), wrist.latents([0, 5]))
+    assert front.episode_id == "000002/front" and front.video_id == wrist.video_id
+
+
+def test_paths_that_lead_out_are_refused(tmp_path, episodes):
+    root = write(tmp_path / "robot", episodes, info={"video_path": "../{video_key}.mp4"})
+    with pytest.raises(EpisodeError, match="leads out of the dataset, expected one below its root"):
+        LeRobotDataset(root)
+
+
+def test_a_dataset_that_is_all_held_out_says_so(tmp_path, episodes):
+    root = write(tmp_path / "robot", episodes, info={"splits": {"test": "0:5"}})
+    with pytest.warns(RuntimeWarning, match="all 5 episodes are held out by their authors"):
+        split_episodes(LeRobotDataset(root).episodes, held_out=0.2)
+
+
+def test_a_camera_is_no_state(tmp_path, episodes):
+    root = write(tmp_path / "robot", episodes)
+    with pytest.raises(ValueError, match=r"state is .observation.images.front., expected one of the features action"):
+        LeRobotDataset(root, state="observation.images.front")
 
 
 def test_fewer_rows_than_frames(tmp_path, episodes):

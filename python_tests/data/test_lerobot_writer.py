@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from leftovers import leftover_of
 from lerobot_dataset import make_episode, write
 
 from vampo_core.cli import main
@@ -140,3 +141,34 @@ def test_episodes_of_other_sizes_are_named(tmp_path):
     second = LeRobotDataset(write(tmp_path / "b", [wide]))
     with pytest.raises(ValueError, match=r"episode '000000' has 5 numbers in action, expected 3 as in the others"):
         write_lerobot([*first.episodes, *second.episodes], tmp_path / "new", fps=10, progress=False)
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vampo_core.pipeline.clips.record", lambda *given, **options: pytest.fail("it records"))
+    (tmp_path / "full" / "x").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for output, message in (
+        ("full", "output is 'full', expected a new folder"),
+        ("link", "output is 'link', expected a new folder"),
+        ("file/x", "output is 'file/x', expected a folder that can be made there"),
+    ):
+        assert main(["export", "--config", "pusht", "--to", "lerobot", "--output", output]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["export", "--config", "pusht", "--to", "lerobot", "--output", "new", "--encoding", "x"]) == 1
+
+
+def test_a_killed_export_is_cleared_away_by_the_next_one(tmp_path, recorded):
+    left = leftover_of(tmp_path / "new")
+    left.mkdir()
+    write_lerobot(RecordedDataset(recorded).episodes, tmp_path / "new", fps=12.5, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "recorded"]
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    made = make_episode(0, 4)
+    made.states[2, 0] = np.nan
+    source = LeRobotDataset(write(tmp_path / "made", [made]))
+    with pytest.raises(ValueError, match=r"episode '000000' has numbers in observation.state that are not finite"):
+        write_lerobot(source.episodes, tmp_path / "new", fps=10, progress=False)

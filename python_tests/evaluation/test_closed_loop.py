@@ -230,6 +230,20 @@ def test_episodes_are_recorded_as_a_dataset(tmp_path, num_workers):
     assert dataset.episodes[0].frames([0]).shape[-1] == 3 and dataset.episodes[0].instruction
 
 
+def test_recorded_episodes_are_never_replaced(tmp_path):
+    """Other numbers of episodes, another seed, and episodes that were run without being recorded."""
+    evaluate(Proportional(), num_episodes=1, output=tmp_path)
+    log = (tmp_path / "episodes.jsonl").read_text()
+    evaluate(Proportional(), num_episodes=1, output=tmp_path, record=True)
+    assert (tmp_path / "episodes.jsonl").read_text() == log  # it ran again, with the same result
+    before = {path: path.read_bytes() for path in (tmp_path / "recorded").rglob("*") if path.is_file()}
+    for options in ({"num_episodes": 3}, {"num_episodes": 2, "seed": 1}):
+        evaluate(Proportional(), output=tmp_path, record=True, **options)
+    assert {path: path.read_bytes() for path in before} == before
+    dataset = RecordedDataset(tmp_path / "recorded", include_failures=True)
+    assert [e.header.seed for e in dataset.episodes] == [*evaluation_seeds(0, 3), *evaluation_seeds(1, 2)]
+
+
 class Wrong(Proportional):
     def __init__(self, change):
         super().__init__()

@@ -119,10 +119,9 @@ def encode(
             desc=f"encode {dataset.name}", total=num_frames, initial=num_frames - num_left, unit="frame",
             disable=not progress, delay=0.5,
         )  # fmt: skip
-        with _writing(dataset.root, cache), encoder.bar:
-            work = SharedWork(episodes, place.folder / ".locks")
-            with contextlib.closing(work.free()) as free:
-                encoder.run(free)
+        work = SharedWork(episodes, place.folder / ".locks")
+        with _writing(dataset.root, cache), encoder.bar, work:
+            encoder.run(work.free())
             with contextlib.closing(work.taken()) as taken:
                 for part in taken:
                     encoder.run([(part, _nothing)])

@@ -13,7 +13,7 @@ NUM_PARTS = 64
 
 
 class SharedWork(Generic[T]):
-    """The parts of a list of items.
+    """The parts of a list of items; use as a context, at whose end no part stays locked.
 
     Args:
         items: the work, the same in every process, whether it is done or not.
@@ -25,22 +25,28 @@ class SharedWork(Generic[T]):
         self._parts = [(locks / f"{number:02d}", items[number::NUM_PARTS]) for number in numbers]
         self._locks = locks
         self._taken: list[tuple[Path, Sequence[T]]] = []  # by others
+        self._at_the_end = contextlib.ExitStack()
+
+    def __enter__(self) -> "SharedWork[T]":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._at_the_end.close()
 
     def free(self) -> Generator[tuple[Sequence[T], Callable[[], None]], None, None]:
-        """Parts that no other process works on, each locked until its function is called or this generator closed.
+        """Parts that no other process works on, each locked until its function is called.
 
         It never waits, so a caller may take a part while it holds others.
         """
-        with contextlib.ExitStack() as at_the_end:
-            for place, part in self._parts:
-                place.mkdir(parents=True, exist_ok=True)
-                try:
-                    held = lock(place)
-                except LockedError:
-                    self._taken.append((place, part))
-                    continue
-                at_the_end.callback(held.release)
-                yield part, held.release
+        for place, part in self._parts:
+            place.mkdir(parents=True, exist_ok=True)
+            try:
+                held = lock(place)
+            except LockedError:
+                self._taken.append((place, part))
+                continue
+            self._at_the_end.callback(held.release)
+            yield part, held.release
 
     def taken(self) -> Generator[Sequence[T], None, None]:
         """After :meth:`free`: the parts that others worked on, one at a time, each locked until the next one.

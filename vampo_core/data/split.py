@@ -28,6 +28,11 @@ def split_episodes(episodes: Sequence[Episode], *, held_out: float | int = 0.1, 
     num_held_out = held_out if isinstance(held_out, int) else round(held_out * len(episodes))
     if {True, False} <= {episode.is_held_out for episode in episodes}:
         return _authors_split(episodes)
+    if all(episode.is_held_out for episode in episodes):
+        message = (
+            f"all {len(episodes)} episodes are held out by their authors: some of them are trained on all the same"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     videos: dict[tuple[str, str], list[int]] = {}
     for i, episode in enumerate(episodes):
         videos.setdefault((episode.dataset, episode.video_id), []).append(i)

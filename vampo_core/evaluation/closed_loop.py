@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vampo_core import envs
 from vampo_core.envs.slots import Lost, Reply, Reset, Step
 from vampo_core.envs.workers import MAX_ATTEMPTS, InProcess, Workers
-from vampo_core.evaluation.episode_recorder import EpisodeRecorder, Trace
+from vampo_core.evaluation.episode_recorder import EpisodeRecorder, Trace, recorded_episodes
 from vampo_core.evaluation.episode_videos import EpisodeVideos, Imagine
 from vampo_core.evaluation.episodes import (
     EPISODES,
@@ -108,8 +108,8 @@ def evaluate_closed_loop(
         controller_id: identity of the controller, such as a hash of its weights, so that ``output`` never mixes two.
         num_videos: number of videos of successes, and of failures, of each environment, under ``<output>/videos``.
         imagine: function that makes what a video shows beside an episode's frames.
-        record: whether to keep frames, states and actions of the episodes that run now, failures included, as a dataset
-            in the recorded format at ``<output>/recorded``.
+        record: whether to keep frames, states and actions of all episodes, failures included, as a dataset in the
+            recorded format at ``<output>/recorded``; those that were run without it are run again.
         progress: whether to show a progress bar.
 
     Raises:
@@ -135,6 +135,8 @@ def evaluate_closed_loop(
     wanted = [(name, episode_seed) for name in names for episode_seed in seeds]
     folder = None if output is None else Path(output)
     known = {episode.key for episode in ([] if folder is None else read_episodes(folder / EPISODES))}
+    if record and folder is not None:
+        known &= recorded_episodes(folder / "recorded")
     tasks = {} if known.issuperset(wanted) else {name: _describe(name, env_kwargs) for name in names}
     with contextlib.nullcontext() if folder is None else locked(folder):
         log = None
@@ -143,13 +145,13 @@ def evaluate_closed_loop(
             for written in (folder, folder / "videos"):
                 remove_leftovers(written)
         done = {episode.key: episode for episode in (log.episodes if log else [])}
-        missing = [key for key in wanted if key not in done]
+        kept = recorded_episodes(folder / "recorded") if record and folder is not None else done
+        missing = [key for key in wanted if key not in done or key not in kept]
         if missing:
             recorder = None
             if record and folder is not None:
                 recorder = EpisodeRecorder(
                     folder / "recorded",
-                    {key: number for number, key in enumerate(wanted)},
                     env=env,
                     env_kwargs=env_kwargs,
                     seed=seed,
@@ -309,9 +311,9 @@ class _Loop:
                 done=self._done.values(),
             ),
         )
-        if self._log is not None:
+        if self._log is not None and result.key not in self._done:  # it may have run again, to be recorded
             self._log.append(result)
-        self._done[result.key] = result
+        self._done.setdefault(result.key, result)
         return result
 
 

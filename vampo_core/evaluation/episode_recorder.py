@@ -14,6 +14,7 @@ from vampo_core.data.formats.recorded import (
     VERSION,
     EpisodeHeader,
     episode_folder,
+    read_header,
     read_info,
     write_episode,
 )
@@ -34,7 +35,6 @@ class EpisodeRecorder:
 
     Args:
         root: the dataset's folder, made if it is missing.
-        numbers: number of each episode, by environment and seed.
         env: names of the environments, with commas between them.
         env_kwargs: arguments of every environment.
         seed: seed of the evaluation.
@@ -47,7 +47,6 @@ class EpisodeRecorder:
     def __init__(
         self,
         root: Path,
-        numbers: Mapping[tuple[str, int], int],
         *,
         env: str,
         env_kwargs: Mapping[str, Any],
@@ -58,7 +57,7 @@ class EpisodeRecorder:
             raise ValueError(
                 f"env is {env!r}, whose frame rates are {sorted(set(fps))}, expected one: episodes are kept"
             )
-        self._root, self._numbers = root, numbers
+        self._root = root
         info = {"format": FORMAT, "version": VERSION, "env": env, "env_kwargs": dict(env_kwargs), "seed": seed}
         if not (root / INFO).exists():
             (root / "episodes").mkdir(parents=True, exist_ok=True)
@@ -66,10 +65,14 @@ class EpisodeRecorder:
         elif read_info(root)["fps"] != fps[0]:
             raise ValueError(f"root is {str(root)!r}, whose episodes have {read_info(root)['fps']} frames per second")
         remove_leftovers(root / "episodes")
+        self._kept = recorded_episodes(root)
+        self._next = max((int(folder.name) for folder in _folders(root)), default=-1) + 1
 
     def save(self, trace: Trace, *, env: str, seed: int, success: bool, instruction: str, fps: float) -> None:
-        """Write one episode."""
-        folder = episode_folder(self._root, self._numbers[env, seed])
+        """Write one episode, with the next number, unless it is there."""
+        if (env, seed) in self._kept:
+            return
+        folder = episode_folder(self._root, self._next)
         header = EpisodeHeader(
             episode_id=folder.name,
             length=len(trace.frames),
@@ -87,3 +90,15 @@ class EpisodeRecorder:
             trace.frames,
             {"actions": np.stack(trace.actions), "states": states, "privileged_states": privileged},
         )
+        self._kept.add((env, seed))
+        self._next += 1
+
+
+def recorded_episodes(root: Path) -> set[tuple[str, int]]:
+    """Environments and seeds of the episodes in a dataset, which may be missing."""
+    headers = map(read_header, _folders(root))
+    return {(header.env, header.seed) for header in headers}
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted((root / "episodes").glob("[0-9]*"))

@@ -41,6 +41,8 @@ def act_in_simulators(
         policy = Policy.from_pretrained(checkpoint, dtype=config.model.dtype).to(new_accelerator().device).eval()
         controller = _controller(policy, config)
         name = _name(policy, controller)
+    if settings.record and checkpoint is None:
+        print("note: the expert's episodes are not recorded by closed_loop.record; `vampo record` does that")
     parent = Path(config.run.dir) / "closed_loop" if output is None else Path(output)
     # one thread by default: it is enough for a policy, see PolicyController, and simulators use the other cores
     with _num_threads(config.run.num_threads or 1):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vampo_core.config import ConfigError, VampoConfig
-from vampo_core.data.formats.lerobot_writer import CAMERA, write_lerobot
+from vampo_core.data.formats.lerobot_writer import CAMERA, check_target, write_lerobot
 from vampo_core.data.formats.recorded import RecordedEpisode
 from vampo_core.pipeline.clips import open_dataset
 
@@ -39,6 +39,7 @@ def export_dataset(
         raise ConfigError(f"data.root is {list(data.roots)}, expected one folder to export")
     if failures and data.format != "recorded":
         raise ConfigError(f"failures is True with data.format = {data.format!r}, expected 'recorded', which knows them")
+    check_target(Path(output), encoding)
     dataset: Any = open_dataset(config, include_failures=failures)
     successes = None
     if data.format == "recorded":

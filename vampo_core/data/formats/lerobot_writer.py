@@ -1,5 +1,6 @@
 """Episodes of any format → LeRobotDataset v3.0, which :mod:`vampo_core.data.formats.lerobot` and lerobot read."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from vampo_core.data.episode import Episode
 from vampo_core.data.formats.lerobot_meta import ACTION, INFO, PUSHED, STATE, SUCCESS, parquet
 from vampo_core.data.formats.lerobot_stats import ImageStats, json_lists, row_stats
 from vampo_core.data.video import Encoding, write_video
-from vampo_core.files import publish, temporary_beside
+from vampo_core.files import publish, remove_leftovers, temporary_beside
 from vampo_core.progress import progress as progress_bar
 
 CAMERA = "observation.images.front"
@@ -65,17 +66,13 @@ def write_lerobot(
         EpisodeError: an episode cannot be read.
     """
     root = Path(root)
-    if encoding not in ENCODINGS:
-        raise ValueError(f"encoding is {encoding!r}, expected one of {', '.join(ENCODINGS)}")
+    check_target(root, encoding)
     if not episodes:
         raise ValueError("episodes is empty, expected at least one")
     if successes is not None and len(successes) != len(episodes):
         raise ValueError(f"successes has {len(successes)} entries, expected one for each of {len(episodes)} episodes")
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"output is {str(root)!r}, expected a new folder: nothing there is replaced")
-    parquet()  # where it is not installed, before any work
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder: errors only
-    root.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(root.parent, of={root.name})
     temporary = temporary_beside(root)
     temporary.mkdir()
     order = sorted(range(len(episodes)), key=lambda i: bool(episodes[i].is_held_out))
@@ -93,6 +90,29 @@ def write_lerobot(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return root
+
+
+def check_target(root: Path, encoding: str) -> None:
+    """Refuse a place that cannot be written to, before hours go into what is to be written.
+
+    Raises:
+        ValueError: there is no such encoding.
+        FileExistsError: there is something at ``root``.
+        PermissionError: the folder that it is to lie in cannot be written to.
+        ImportError: pyarrow is not installed.
+    """
+    if encoding not in ENCODINGS:
+        raise ValueError(f"encoding is {encoding!r}, expected one of {', '.join(ENCODINGS)}")
+    if os.path.lexists(root) and (root.is_symlink() or not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(f"output is {str(root)!r}, expected a new folder: nothing there is replaced")
+    parquet()
+    try:
+        root.absolute().parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(root.absolute().parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        message = f"output is {str(root)!r}, expected a folder that can be made there ({error.strerror})"
+        raise PermissionError(message) from error
 
 
 @dataclass(frozen=True)
@@ -179,6 +199,8 @@ class _Writer:
                     f"episode {episode.episode_id!r} has {width} numbers in {name}, expected {self._widths[name]} as "
                     "in the others"
                 )
+            if not values.isfinite().all():
+                raise ValueError(f"episode {episode.episode_id!r} has numbers in {name} that are not finite")
             if width:
                 rows[name] = values.numpy()[:, 0] if width == 1 else values.numpy()
         if entry.success is not None:
