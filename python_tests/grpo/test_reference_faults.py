@@ -195,13 +195,28 @@ SECTIONS = {
 }
 """Each verb, and the sections whose every key it reads."""
 ELSEWHERE = {
-    "pretrain": {"data.camera", "model.text_encoder", "model.ema_decay", "run.eval_every", "run.save_every"},
+    "pretrain": {
+        "data.camera",
+        "data.state",
+        "data.action",
+        "model.text_encoder",
+        "model.ema_decay",
+        "run.eval_every",
+        "run.save_every",
+    },
     "train": {
-        *("data.camera", "model.patch_size", "model.latent_channels", "model.block_out_channels"),
+        *(
+            "data.camera",
+            "data.state",
+            "data.action",
+            "model.patch_size",
+            "model.latent_channels",
+            "model.block_out_channels",
+        ),
         *("model.layers_per_block", "model.num_attention_heads", "model.backbone", "model.num_layers"),
     },
     "policy train": {
-        *("data.camera", "data.weights", "run.eval_every", "run.save_every"),
+        *("data.camera", "data.state", "data.action", "data.weights", "run.eval_every", "run.save_every"),
         *("evaluation.action_error", "evaluation.best_by", "evaluation.cheap_tail"),
     },
     "policy eval": set(),
