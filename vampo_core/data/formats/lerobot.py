@@ -225,7 +225,7 @@ def _pictures(file: Path, name: str, number: int) -> list[Any]:
     return [values[i] for i in order]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _rows_of(file: Path, mtime: int, size: int) -> dict[int, np.ndarray]:
     """The rows of each episode in a file, in the order of its frames."""
     table = parquet().read_table(file, columns=["episode_index", "frame_index"])
@@ -235,7 +235,7 @@ def _rows_of(file: Path, mtime: int, size: int) -> dict[int, np.ndarray]:
     return dict(zip(numbers.tolist(), np.split(order, firsts[1:]), strict=True))
 
 
-@functools.lru_cache(maxsize=24)
+@functools.lru_cache(maxsize=256)
 def _values(file: Path, mtime: int, size: int, name: str) -> np.ndarray:  # [N] or [N, D]
     """A whole column of a file, as numbers: clips come from everywhere in it, and a filtered read takes as long."""
     rows = parquet().read_table(file, columns=[name]).column(name).to_pylist()
