@@ -108,7 +108,7 @@ class Worker:
             self.separate = new_trainer(args, 1)
         self.device = device
         self.batches = {trainer: trainer.batches(0) for trainer in (self.together, self.separate)}
-        self.iteration = 0
+        self.iteration = 1  # the first one of a run also replays its draws, and processes begin here at different times
 
     def iterate(self, mode: str) -> dict[str, float]:
         """Seconds of an iteration, and of the all-reduce in it."""

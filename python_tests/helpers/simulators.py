@@ -65,6 +65,13 @@ def line(
     )
 
 
+def no_expert(*, image_size: int = 64) -> GymnasiumTask:
+    """The line, without its expert."""
+    task = line(image_size=image_size)
+    task._expert = None
+    return task
+
+
 def broken():
     """An environment that cannot be made."""
     raise KeyError("wheels")

@@ -174,11 +174,8 @@ def relative_distance(actual: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl`` without what a clock or the operating system measured; changes as plain numbers."""
+    """Rows of ``metrics.jsonl`` without what a clock or the operating system measured."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        for name, (mean, interval) in row.pop("eval_change", {}).items():
-            row |= {f"eval_change/{name}/{i}": value for i, value in enumerate([mean, *(interval or [])])}
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
 
 

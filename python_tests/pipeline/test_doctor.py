@@ -1,6 +1,7 @@
 """``vampo doctor``: what it says of sound and of broken installations, data and settings, and its exit code."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -66,14 +67,15 @@ def test_a_wrong_configuration_comes_after_the_installation(settings, capsys):
     printed = capsys.readouterr().out
     assert "broken   configuration: grpo.num_generations is 1, expected an integer at least 2" in printed
     assert printed.index("ok       vampo_core") < printed.index("broken   configuration")
-    assert printed.splitlines()[-1].startswith("1. configuration: correct it")
+    what, remedy = printed.splitlines()[-2:]
+    assert what.startswith("1. configuration: grpo.num_generations is 1") and remedy.startswith("   correct it")
 
 
 def test_what_to_mend_first_comes_first(settings, tmp_path, capsys):
     wrong = [f"data.root={tmp_path}/nowhere", f"model.pretrained={tmp_path}/nothing"]
     assert main(["doctor", "--config", str(settings), *wrong]) == 1
     last = capsys.readouterr().out.partition("to mend, first things first")[2].splitlines()[1:]
-    assert [line.split()[1] for line in last] == ["data", "model:"]
+    assert [line.split()[1] for line in last if not line.startswith("   ")] == ["data", "model:"]
     found = lines(settings, *wrong)
     assert found["dry run"] == "note left out until the rest is mended"
     assert str(tmp_path / "nothing") in found["model"]
@@ -93,7 +95,7 @@ def test_a_missing_extra(settings, monkeypatch, extra):
 def test_every_extra_is_known():
     section = PYPROJECT.read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     names = {line.partition(" = ")[0] for line in section.splitlines() if " = [" in line}
-    assert names - {"test", "dev"} == set(doctor_installation.EXTRAS)
+    assert names - {"test", "dev", "docs"} == set(doctor_installation.EXTRAS)
 
 
 def test_no_compiled_operators(monkeypatch):
@@ -254,6 +256,11 @@ def test_data_that_will_be_recorded(tmp_path, monkeypatch):
     assert found == "note not there yet; 240 episodes of pusht are recorded first"
     assert not (tmp_path / "data").exists()
     tiny_run.write_dataset(tmp_path / "data")
+    info = tmp_path / "data" / "dataset.json"
+    recorded = {"env": "metaworld/reach", "env_kwargs": {"image_size": 32}, "action_noise": 0.0, "seed": 0}
+    info.write_text(json.dumps(json.loads(info.read_text()) | recorded))
+    assert "broken data.env is 'pusht', but" in lines(tmp_path / "my.yaml")[f"data {tmp_path}/data"]
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"env": "pusht"}))
     assert any("6 episodes; 234 more are recorded first" in d.found for d in examine(str(tmp_path / "my.yaml")))
 
 
@@ -271,3 +278,16 @@ def test_a_simulator_that_dies(monkeypatch):
     monkeypatch.setattr(doctor_run.Workers, "receive", fail)
     (found,) = doctor_run.simulators(load_config("pusht"))
     assert (found.level, found.found) == ("broken", "it died")
+
+
+def test_a_simulator_without_an_expert_is_no_fault(tmp_path):
+    config = load_config("pusht", "data.env=null", "closed_loop.env=simulators:no_expert")
+    (found,) = doctor_run.simulators(config)
+    assert found.level == "ok", found
+    (found,) = doctor_run.simulators(load_config("pusht", "data.env=simulators:no_expert"))
+    assert found.level == "broken" and "expert" in found.found
+
+
+def test_folders_that_are_not_there(settings):
+    found = lines(settings, "reward.action_weight=1", "reward.action_decoder=/nope", level="broken")
+    assert found["reward.action_decoder"] == "broken there is nothing at /nope"

@@ -96,9 +96,12 @@ def evaluated(before, change, half_width=0.01, **others):
     """A row with a held-out L1 and reward that changed by this much."""
     interval = [change - half_width, change + half_width]
     values = {"eval_l1": before + change, "eval_reward": -before - change}
-    return {"reward_mean": 0.1, **values, **others, "eval_change": {
-        "l1": [change, interval], "reward": [-change, sorted(-x for x in interval)],
-    }}  # fmt: skip
+    return {"reward_mean": 0.1, **values, **others, **change_of("l1", change, *interval),
+            **change_of("reward", -change, *sorted(-x for x in interval))}  # fmt: skip
+
+
+def change_of(name, mean, low, high):
+    return {f"eval_change/{name}": mean, f"eval_change/{name}/low": low, f"eval_change/{name}/high": high}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def test_held_out_says_which_way_training_went_and_what_got_better():
     for row in rows[-2:]:
         row |= evaluated(0.4, 0.05) | {"reward_mean": row["reward_mean"]}
         row["eval_motion_ratio"] = 0.8
-        row["eval_change"]["motion_ratio"] = [0.2, [0.1, 0.3]]
+        row |= change_of("motion_ratio", 0.2, 0.1, 0.3)
     found = findings(rows, CONFIG)[0].found
     assert "held-out reward got worse than the base, from -0.4 to -0.45" in found
     assert "reward in training went from 0.2 to 0.7; better: motion, of the expert's" in found
@@ -136,7 +139,7 @@ def test_a_small_change_is_none_even_where_it_is_clear():
 def test_overfitting_of_likelihood_and_policies():
     for key in ("eval_l1", "eval_action_l1"):
         values = [0.5, 0.4, 0.41, 0.4, 0.43, 0.43]
-        rows = [{key: value, "eval_change": {}} for value in values]
+        rows = [{key: value} for value in values]
         assert names(rows[:4]) == []
         assert names(rows) == ["overfitting"]
 
@@ -145,7 +148,7 @@ def test_pretraining_logs_what_the_checks_read(tmp_path, capsys):
     result = make_pretrainer(make_config(tmp_path)).train()
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert all(row["data_s"] >= 0 and row["update_s"] > 0 and row["peak_memory_mb"] > 0 for row in rows)
-    difference, (low, high) = rows[-1]["eval_change"]["l1"]
+    difference, low, high = (rows[-1][f"eval_change/l1{end}"] for end in ("", "/low", "/high"))
     assert rows[-1]["eval_l1"] - difference == pytest.approx(result.before.l1.mean)
     assert low <= difference <= high
     assert "health" not in capsys.readouterr().err

@@ -23,5 +23,5 @@ def doctor(config: str | None, *, overrides: Sequence[str]) -> int:
         return 0
     print(f"\nto mend, first things first{warned}:")
     for number, diagnosis in enumerate(broken, 1):
-        print(f"{number}. {diagnosis.subject}: {diagnosis.remedy}")
+        print(f"{number}. {diagnosis.subject}: {diagnosis.found}\n   {diagnosis.remedy}")
     return 1

@@ -163,8 +163,23 @@ _CONTENTS = ("episodes", "latents", "features", INFO)
 """What ``overwrite`` deletes, last the file that marks a dataset; other files in its folder stay."""
 
 
+def check_recording(
+    root: Path, env: str, *, seed: int = 0, env_kwargs: dict[str, Any] | None = None, action_noise: float = 0.0
+) -> None:
+    """Refuse what :func:`record` would refuse of a folder and these arguments; nothing is made.
+
+    Raises:
+        ValueError: ``root`` holds something else, or a dataset of another environment, seed or setting.
+    """
+    _check_root(
+        root, {"env": env, "env_kwargs": env_kwargs or {}, "action_noise": action_noise, "seed": seed}, overwrite=False
+    )
+
+
 def _check_root(root: Path, info: dict[str, Any], overwrite: bool) -> None:
     """Refuse a folder that holds something else, or a dataset with other settings."""
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"root is {str(root)!r}, expected a folder")
     is_dataset = (root / INFO).exists()
     if root.exists() and not is_dataset and any(not path.name.startswith(".") for path in root.iterdir()):
         raise ValueError(f"root is {str(root)!r}, expected a recorded dataset, or an empty or new folder")

@@ -12,7 +12,7 @@ from vampo_core.evaluation.metrics import METRICS
 
 NUM_RESAMPLES = 2000
 CHANGE = "eval_change"
-"""Entry of a line of ``metrics.jsonl`` with :func:`changes`."""
+"""Beginning of the entries of ``metrics.jsonl`` that :func:`changes` makes."""
 Direction = Literal["better", "worse", "unclear"]
 
 
@@ -113,14 +113,30 @@ def direction(metric: str, interval: Sequence[float] | None, *, before: float, a
     return "better" if (interval[0] > 0) == info.higher_is_better else "worse"
 
 
-def changes(before: PerClip, after: PerClip, metrics: Iterable[str]) -> dict[str, list[Any]]:
-    """Paired differences that are finite, each ``[mean, [low, high]]`` or ``[mean, None]``, for JSON."""
-    found = {name: paired_difference(before, after, name) for name in metrics}
-    return {
-        name: [difference.mean, None if difference.ci95 is None else list(difference.ci95)]
-        for name, difference in found.items()
-        if math.isfinite(difference.mean)
-    }
+def changes(before: PerClip, after: PerClip, metrics: Iterable[str]) -> dict[str, float]:
+    """Paired differences that are finite, as entries of a line of ``metrics.jsonl``.
+
+    ``eval_change/l1`` is the difference of the metric ``l1``; ``eval_change/l1/low`` and ``/high`` are its interval.
+    """
+    entries = {}
+    for name in metrics:
+        difference = paired_difference(before, after, name)
+        if math.isfinite(difference.mean):
+            entries[f"{CHANGE}/{name}"] = difference.mean
+            if difference.ci95 is not None:
+                entries |= dict(zip((f"{CHANGE}/{name}/low", f"{CHANGE}/{name}/high"), difference.ci95, strict=True))
+    return entries
+
+
+def changes_of(row: Mapping[str, Any]) -> dict[str, Metric]:
+    """The inverse of :func:`changes`: differences by metric, of a line of ``metrics.jsonl``."""
+    found = {}
+    for key, mean in row.items():
+        start, _, name = key.partition("/")
+        if start == CHANGE and "/" not in name:
+            low, high = (row.get(f"{key}/{end}") for end in ("low", "high"))
+            found[name] = Metric(mean, None if low is None or high is None else (low, high))
+    return found
 
 
 def metrics_of(result: Any) -> dict[str, Metric]:

@@ -19,7 +19,7 @@ from vampo_core.data.episode import Episode, EpisodeSource
 from vampo_core.data.formats import open_dataset_of
 from vampo_core.data.hub import dataset_folder
 from vampo_core.data.published import published_episodes
-from vampo_core.data.record import OtherSettingsError, record
+from vampo_core.data.record import OtherSettingsError, check_recording, record
 from vampo_core.data.split import split_episodes
 from vampo_core.data.windows import WindowedEpisode, Windows
 from vampo_core.models.codecs.base import Codec
@@ -111,23 +111,14 @@ def open_dataset(
     """
     data, folder = config.data, expanded(config, root)
     if data.env is not None and latents is None:
-        try:
+        with _naming_the_setting(config, folder):
             record(
                 data.env,
                 folder,
                 num_episodes=data.num_episodes,
                 num_workers=max(1, data.num_workers),
-                env_kwargs={"image_size": data.resolution},
-                action_noise=data.action_noise,
+                **_recording(config),
             )
-        except OtherSettingsError as error:
-            key = "resolution" if error.name == "env_kwargs" else error.name
-            if not hasattr(data, key):  # not a setting of the configuration
-                raise
-            raise ConfigError(
-                f"data.{key} is {getattr(data, key)!r}, but {str(folder)!r} was recorded with {error.found!r}: choose "
-                "another data.root, or delete that folder"
-            ) from error
     num_episodes = None if data.env is None else data.num_episodes  # the folder may hold more, recorded for another run
     options = dataset_options(config)
     if data.format == "recorded":
@@ -141,6 +132,38 @@ def open_dataset(
         strict=data.strict,
         **options,
     )
+
+
+def check_recorded(config: VampoConfig, folder: Path) -> None:
+    """Refuse a folder that was recorded with other settings than those of ``data``.
+
+    Raises:
+        ConfigError: it was; the message names the setting.
+        ValueError: it holds something else.
+    """
+    assert config.data.env is not None
+    with _naming_the_setting(config, folder):
+        check_recording(folder, config.data.env, **_recording(config))
+
+
+def _recording(config: VampoConfig) -> dict[str, Any]:
+    return {"env_kwargs": {"image_size": config.data.resolution}, "action_noise": config.data.action_noise}
+
+
+@contextlib.contextmanager
+def _naming_the_setting(config: VampoConfig, folder: Path) -> Iterator[None]:
+    """Name the setting of ``data`` with which a folder was not recorded."""
+    data = config.data
+    try:
+        yield
+    except OtherSettingsError as error:
+        key = "resolution" if error.name == "env_kwargs" else error.name
+        if not hasattr(data, key):  # not a setting of the configuration
+            raise
+        raise ConfigError(
+            f"data.{key} is {getattr(data, key)!r}, but {str(folder)!r} was recorded with {error.found!r}: choose "
+            "another data.root, or delete that folder"
+        ) from error
 
 
 def dataset_options(config: VampoConfig) -> dict[str, Any]:

@@ -22,7 +22,9 @@ def examine(config: str | None, overrides: Sequence[str] = ()) -> Iterator[Diagn
     try:
         settings = load_config(config, *overrides)
     except ConfigError as error:
-        yield Diagnosis("broken", "configuration", str(error), "correct it; `vampo config` explains every setting")
+        yield Diagnosis(
+            "broken", "configuration", str(error), "correct it; `vampo config --config pusht` explains every setting"
+        )
         return
     yield Diagnosis("ok", "configuration", f"{config} is valid")
     yield from _examine_run(settings)
@@ -44,6 +46,7 @@ def _before_the_dry_run(config: VampoConfig) -> Iterator[Diagnosis]:
     for root in config.data.roots:
         yield from checks.data(config, root)
     yield checks.model(config)
+    yield from checks.given_folders(config)
     memory, plan = checks.memory(config)
     yield memory
     yield from checks.run_folder(config, plan)

@@ -17,7 +17,7 @@ from vampo_core.data.episode import Episode, EpisodeError, EpisodeSource, reason
 from vampo_core.data.formats import open_dataset_of
 from vampo_core.envs.slots import Lost
 from vampo_core.envs.workers import Run, Workers
-from vampo_core.pipeline.clips import dataset_options, expanded, split
+from vampo_core.pipeline.clips import check_recorded, dataset_options, expanded, split
 from vampo_core.pipeline.diagnosis import Diagnosis, first_line
 from vampo_core.pipeline.doctor_installation import disk, install, missing_modules
 from vampo_core.pipeline.plan import MemoryPlan, memory_plan
@@ -43,12 +43,13 @@ def run_folder(config: VampoConfig, plan: MemoryPlan | None) -> Iterator[Diagnos
 def needed_extras(config: VampoConfig) -> Iterator[Diagnosis]:
     """Extras that the configuration cannot do without."""
     simulators = {name.partition("/")[0] for name in _simulators(config)}
+    families = ("pusht", "metaworld", "ogbench", "libero")
     needed = {
         "lora": ("model.lora", config.model.lora > 0),
         "float8": ("sampler.tail_dtype", config.sampler.tail_dtype == "float8"),
         "lerobot": ("data.format", config.data.format == "lerobot"),
         "svd": ("model.text_encoder", config.model.text_encoder is not None),
-        **{name: ("data.env and closed_loop.env", name in simulators) for name in ("pusht", "metaworld")},
+        **{name: ("data.env and closed_loop.env", name in simulators) for name in families},
         **{name: ("run.trackers", name in config.run.trackers) for name in ("tensorboard", "wandb")},
     }
     for extra, (setting, is_needed) in needed.items():
@@ -65,7 +66,10 @@ def data(config: VampoConfig, root: str) -> Iterator[Diagnosis]:
         if data.env is not None and not (folder / "dataset.json").is_file():
             found = f"not there yet; {data.num_episodes} episodes of {data.env} are recorded first"
             yield Diagnosis("note", subject, found)
+            yield disk(f"disk of {subject}", folder)
             return
+        if data.env is not None:
+            check_recorded(config, folder)
         source = _opened(config, root)
     except (ValueError, OSError, ImportError, EpisodeError) as error:
         yield Diagnosis("broken", subject, first_line(error), "correct data.root, data.format or data.camera")
@@ -87,9 +91,10 @@ def _episodes(config: VampoConfig, source: EpisodeSource, subject: str) -> Itera
         found += f", {' or '.join(str(width) for width in sorted(widths))} actions a frame"
     found += f"; {len(looked_at)} of them read"
     if damaged:
-        name, reason = next(iter(damaged.items()))
-        found += f", {len(damaged)} damaged: {name} ({reason})"
+        found += f", {len(damaged)} damaged: " + "; ".join(f"{name} ({reason})" for name, reason in damaged.items())
         remedy = "repair them or take them out; they are left out, unless data.strict is set"
+        if config.data.env is not None:
+            remedy = "nothing: damaged episodes are recorded again, in their place"
     is_broken = bool(damaged) and (config.data.strict or len(damaged) >= len(looked_at))
     yield Diagnosis("broken" if is_broken else "warning" if damaged else "ok", subject, found, remedy)
     if set(widths) == {0} and config.reward.action_weight:
@@ -160,6 +165,20 @@ def model(config: VampoConfig) -> Diagnosis:
         return Diagnosis("broken", "model", first_line(error), "correct model.pretrained")
 
 
+def given_folders(config: VampoConfig) -> Iterator[Diagnosis]:
+    """Folders that the configuration names and that are not there."""
+    decoders = config.reward.action_decoder or ()
+    given = {
+        "reward.action_decoder": (decoders,) if isinstance(decoders, str) else decoders,
+        "policy.predictor": (config.policy.predictor,),
+        "model.text_encoder": (config.model.text_encoder,),
+    }
+    for key, folders in given.items():
+        for folder in folders:
+            if folder is not None and not Path(folder).exists():
+                yield Diagnosis("broken", key, f"there is nothing at {folder}", f"correct {key}, or leave it out")
+
+
 def memory(config: VampoConfig) -> tuple[Diagnosis, MemoryPlan | None]:
     """Whether the device has the memory that ``vampo plan`` counts, and the plan."""
     try:
@@ -193,19 +212,30 @@ def available_memory() -> int | None:
 
 def simulators(config: VampoConfig) -> Iterator[Diagnosis]:
     """Whether every simulator can be made, reset, stepped by its expert and rendered, in a process of its own."""
-    names = _simulators(config)
+    try:
+        names = _simulators(config)
+    except ValueError as error:
+        yield Diagnosis("broken", "simulators", first_line(error), "correct data.env or closed_loop.env")
+        return
     if not names:
         return
+    recorded = [] if config.data.env is None else envs.expand_names(config.data.env)
     options = {"image_size": config.data.resolution}
     workers = Workers(1, 1)
     try:
         for name in names:
-            workers.send(0, Run(partial(_try_simulator, name, options)))
+            workers.send(0, Run(partial(_try_simulator, name, options, name in recorded)))
             try:
                 reply = workers.receive(every=True)[0]
             except (ImportError, envs.SimulatorError) as error:
-                yield Diagnosis("broken", f"simulator {name}", first_line(error), "see the line of its extra, above")
-                return  # the others of its kind fail alike
+                is_missing = isinstance(error, ImportError)
+                remedy = (
+                    "install what it names" if is_missing else "correct data.env or closed_loop.env, or the simulator"
+                )
+                yield Diagnosis("broken", f"simulator {name}", first_line(error), remedy)
+                if is_missing:
+                    return  # the others of its kind fail alike
+                continue
             if isinstance(reply, Lost):
                 remedy = "see whether it renders outside of vampo; try MUJOCO_GL=osmesa"
                 yield Diagnosis("broken", f"simulator {name}", f"its process died: {reply.reason}", remedy)
@@ -217,18 +247,22 @@ def simulators(config: VampoConfig) -> Iterator[Diagnosis]:
 
 def _simulators(config: VampoConfig) -> list[str]:
     given = (config.data.env, config.closed_loop.env)
-    return list(dict.fromkeys(name.strip() for text in given if text for name in text.split(",")))
+    return list(dict.fromkeys(name for text in given if text for name in envs.expand_names(text)))
 
 
-def _try_simulator(name: str, options: Mapping[str, Any], heartbeat: Any) -> str:
+def _try_simulator(name: str, options: Mapping[str, Any], is_recorded: bool, heartbeat: Any) -> str:
     """Run in a worker process."""
     env = envs.make(name, **options)
     try:
         pixels, _ = env.reset(seed=0)
         heartbeat()
-        env.step(env.expert()())
+        if is_recorded or envs.has_expert(env):
+            action = env.expert()()
+        else:
+            action = np.zeros(env.action_space.shape, env.action_space.dtype)
+        env.step(action)
     finally:
         env.close()
     if pixels.min() == pixels.max():
-        raise ValueError("it renders one colour only")
+        raise ValueError("it renders one color only")
     return f"renders {pixels.shape[0]} by {pixels.shape[1]} pixels, {env.action_space.shape[0]} actions"

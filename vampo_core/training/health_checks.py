@@ -11,7 +11,7 @@ from typing import Any
 
 from vampo_core.config import VampoConfig
 from vampo_core.evaluation.metrics import METRICS
-from vampo_core.evaluation.statistics import CHANGE, direction
+from vampo_core.evaluation.statistics import changes_of, direction
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -116,31 +116,32 @@ def _gradient(rows: Rows, config: VampoConfig, limit: float) -> str | None:
 
 
 def _held_out(rows: Rows, config: VampoConfig, limit: float) -> str | None:
-    if CHANGE not in rows[-1]:
+    changed = changes_of(rows[-1])
+    if not changed:
         return None
     name = _decisive(rows[-1], config)
-    last_two = [row for row in rows if CHANGE in row][-2:]
-    if any(name not in row[CHANGE] or _outcome(row, name) != "worse" or _is_small(row, name) for row in last_two):
+    last_two = [row for row in rows if changes_of(row)][-2:]
+    if any(name not in changes_of(row) or _outcome(row, name) != "worse" or _is_small(row, name) for row in last_two):
         return None
-    error = "l1" if "l1" in rows[-1][CHANGE] else name
+    error = "l1" if "l1" in changed else name
     is_wreck = rows[-1][f"eval_{error}"] > limit * _before(rows[-1], error)
     if len(last_two) < 2 and not is_wreck:  # one evaluation may be chance, or the first steps of an optimizer
         return None
     now = rows[-1][f"eval_{name}"]
-    words = f"held-out {_title(name)} got worse than the base, from {now - rows[-1][CHANGE][name][0]:.4g} to {now:.4g}"
+    words = f"held-out {_title(name)} got worse than the base, from {now - changed[name].mean:.4g} to {now:.4g}"
     rewards = [row["reward_mean"] for row in rows if row.get("reward_mean") is not None]
     size = max(3, len(rewards) // 4)
     if len(rewards) >= 2 * size:
         early, late = fmean(rewards[:size]), fmean(rewards[-size:])
         words += f", while the reward in training went from {early:.4g} to {late:.4g}"
-    better = [_title(other) for other in rows[-1][CHANGE] if other != name and _outcome(rows[-1], other) == "better"]
+    better = [_title(other) for other in changed if other != name and _outcome(rows[-1], other) == "better"]
     return words + (f"; better: {'; '.join(better)}" if better else "")
 
 
 def _overfit(rows: Rows, config: VampoConfig, limit: float) -> str | None:
-    if "reward_mean" in rows[-1] or CHANGE not in rows[-1]:
-        return None
     name = "action_l1" if "eval_action_l1" in rows[-1] else "l1"
+    if "reward_mean" in rows[-1] or f"eval_{name}" not in rows[-1]:
+        return None
     values = [row[f"eval_{name}"] for row in rows if row.get(f"eval_{name}") is not None]
     if len(values) < 3 or min(values[-2:]) <= limit * min(values[:-2]):
         return None
@@ -148,7 +149,7 @@ def _overfit(rows: Rows, config: VampoConfig, limit: float) -> str | None:
 
 
 def _fooled(rows: Rows, config: VampoConfig, limit: float) -> str | None:
-    if CHANGE not in rows[-1] or not {"decoder_error", "action_error"} <= rows[-1][CHANGE].keys():
+    if not {"decoder_error", "action_error"} <= changes_of(rows[-1]).keys():
         return None
     names = ("decoder_error", "action_error")
     if [_outcome(rows[-1], name) == "better" for name in names] != [True, False] or _is_small(rows[-1], names[0]):
@@ -329,15 +330,14 @@ def _title(metric: str) -> str:
 
 def _before(row: Mapping[str, Any], name: str) -> float:
     """The base's value of a held-out metric."""
-    return row[f"eval_{name}"] - row[CHANGE][name][0]
+    return row[f"eval_{name}"] - changes_of(row)[name].mean
 
 
 def _is_small(row: Mapping[str, Any], name: str) -> bool:
     """Whether a held-out metric hardly changed: with few episodes even that may seem clear."""
-    return abs(row[CHANGE][name][0]) < SMALL * abs(_before(row, name))
+    return abs(changes_of(row)[name].mean) < SMALL * abs(_before(row, name))
 
 
 def _outcome(row: Mapping[str, Any], name: str) -> str:
     """Whether a held-out metric is clearly better or worse than the base's."""
-    _, interval = row[CHANGE][name]
-    return direction(name, interval, before=_before(row, name), after=row[f"eval_{name}"])
+    return direction(name, changes_of(row)[name].ci95, before=_before(row, name), after=row[f"eval_{name}"])

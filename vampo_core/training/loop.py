@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from vampo_core.config import VampoConfig
-from vampo_core.evaluation.statistics import CHANGE, PerClip, changes
+from vampo_core.evaluation.statistics import PerClip, changes
 from vampo_core.progress import note, progress
 from vampo_core.training.checkpoint import read_state
 from vampo_core.training.health import Monitor
@@ -167,7 +167,7 @@ class Loop(Generic[E]):
             assert self._before is not None
             values = self._last.row()
             row |= {f"eval_{key}": value for key, value in values.items()}
-            row[CHANGE] = changes(self._before, self._last, values)
+            row |= changes(self._before, self._last, values)
             score = self._trainer.score(self._last)
             is_best = score > self._best_score
             self._best_score = max(self._best_score, score)
