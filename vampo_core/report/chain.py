@@ -28,7 +28,7 @@ def render_chain(
         config: configuration of the chain.
         result: its result.
         videos: held-out clips: the expert's, and what each arm predicts, by its title.
-        decoded: whether videos show frames; otherwise they show latents in false colours.
+        decoded: whether videos show frames; otherwise they show latents in false colors.
     """
     chain, base = config.chain, result.arms["base"].evaluation
     first_loop = next(iter(result.closed_loop.values()), None)

@@ -42,7 +42,7 @@ class RunSummary:
     error_scale: float
     """Error at which the error map is brightest."""
     decoded: bool
-    """Whether videos show frames; otherwise they show latents in false colours."""
+    """Whether videos show frames; otherwise they show latents in false colors."""
     step: int
     """Iteration or update of the checkpoint that is shown."""
     best_step: int
@@ -188,7 +188,7 @@ class RunComparison:
     videos: Sequence[ClipVideo]
     """Held-out clips: the expert's, and what each run's best checkpoint predicts, by the name of the run."""
     decoded: bool = True
-    """Whether videos show frames; otherwise they show latents in false colours."""
+    """Whether videos show frames; otherwise they show latents in false colors."""
     without_videos: str | None = None
     """Why there are no videos, where there could be some."""
     page: Path
