@@ -177,8 +177,10 @@ def test_signs_of_life_keep_a_long_run_from_being_taken_to_hang(monkeypatch, hea
 
 def test_ctrl_c_ends_the_workers(tmp_path):
     script = (
-        "import sys; from test_workers import take_long, runs; from vampo_core.envs import workers\n"
+        "import signal, sys; from test_workers import take_long, runs; from vampo_core.envs import workers\n"
         "if __name__ == '__main__':\n"
+        # a shell's background job starts with Ctrl-C ignored, and so would everything that it starts
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    print('begun', flush=True)\n"
         "    list(workers.run_each(runs(*[take_long] * 200), 2))\n"
     )
@@ -195,5 +197,5 @@ def test_ctrl_c_ends_the_workers(tmp_path):
     assert process.stdout.readline() == "begun\n"
     time.sleep(3)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    _, error = process.communicate(timeout=240)
+    _, error = process.communicate(timeout=120)
     assert process.returncode != 0 and error.count("KeyboardInterrupt") == 1
