@@ -25,7 +25,7 @@ from vampo_core.training.checkpoint import Checkpoints, find_checkpoint, read_co
 from vampo_core.training.metrics import read_metrics
 
 MOST_RUNS = 8
-"""More curves than these can no longer be told apart by their colours."""
+"""More curves than these can no longer be told apart by their colors."""
 Made = Literal["predictor", "policy"]
 
 
