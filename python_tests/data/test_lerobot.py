@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_run as tiny
@@ -171,6 +172,30 @@ def test_cameras_have_latents_of_their_own(tmp_path, episodes):
     front, wrist = (LeRobotDataset(root, camera=camera, latents="same").episodes[2] for camera in ("front", "wrist"))
     assert not torch.equal(front.latents([0, 5]), wrist.latents([0, 5]))
     assert front.episode_id == "000002/front" and front.video_id == wrist.video_id
+
+
+def test_cameras_whose_names_end_alike_have_different_episodes(tmp_path, episodes):
+    root = write(tmp_path / "robot", episodes, cameras=("top.rgb", "wrist.rgb"))
+    ids = {LeRobotDataset(root, camera=name).episodes[0].episode_id for name in ("top.rgb", "wrist.rgb")}
+    assert ids == {"000000/top.rgb", "000000/wrist.rgb"}
+    with pytest.raises(ValueError, match="camera is 'rgb', expected one of"):
+        LeRobotDataset(root, camera="rgb")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]], "rows of different lengths in 'action'"),
+        ([[1.0, 2.0], None, [5.0, 6.0]], "rows without a value of 'action'"),
+        ([[1.0, 2.0], [None, 4.0], [5.0, 6.0]], "rows without a value of 'action'"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(tmp_path, rows, message):
+    path = write(tmp_path / "robot", [make_episode(0, 3)]) / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path).drop_columns(["action"])
+    pq.write_table(table.append_column("action", pa.array(rows)), path)
+    with pytest.raises(EpisodeError, match=message):
+        _ = LeRobotDataset(tmp_path / "robot").episodes[0].actions
 
 
 def test_paths_that_lead_out_are_refused(tmp_path, episodes):

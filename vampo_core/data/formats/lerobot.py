@@ -142,7 +142,7 @@ class LeRobotDataset:
         features = self.info["features"]
         self.camera = choose_camera(features, camera)
         # latents are kept by it: those of several cameras must not replace each other
-        self._of_camera = f"/{self.camera.rpartition('.')[2]}" if len(cameras_of(features)) > 1 else ""
+        self._of_camera = f"/{self.camera.removeprefix('observation.images.')}" if len(cameras_of(features)) > 1 else ""
         numbers = sorted(set(features) - set(cameras_of(features)))
         for argument, given, default in (("state", state, STATE), ("action", action, ACTION)):
             if given not in numbers and (given != default or given in features):
@@ -238,10 +238,18 @@ def _rows_of(file: Path, mtime: int, size: int) -> dict[int, np.ndarray]:
 @functools.lru_cache(maxsize=256)
 def _values(file: Path, mtime: int, size: int, name: str) -> np.ndarray:  # [N] or [N, D]
     """A whole column of a file, as numbers: clips come from everywhere in it, and a filtered read takes as long."""
-    rows = parquet().read_table(file, columns=[name]).column(name).to_pylist()
-    if any(row is None for row in rows):
-        raise ValueError(f"{file.name} has rows without a value of {name!r}")
-    return np.asarray([np.ravel(row) for row in rows] if rows and isinstance(rows[0], list) else rows)
+    values = column = parquet().read_table(file, columns=[name]).column(name).combine_chunks()
+    while True:
+        values = getattr(values, "storage", values)  # of a type that another library has registered
+        if values.null_count:
+            raise ValueError(f"{file.name} has rows without a value of {name!r}")
+        if not hasattr(values.type, "value_type"):
+            break
+        if len(set(values.value_lengths().to_pylist())) > 1:
+            raise ValueError(f"{file.name} has rows of different lengths in {name!r}")
+        values = values.flatten()
+    numbers = values.to_numpy(zero_copy_only=False)
+    return numbers if values is column else numbers.reshape(len(column), len(numbers) // max(len(column), 1))
 
 
 def _picture(value: dict[str, Any], root: Path) -> Tensor:  # [H, W, 3] uint8

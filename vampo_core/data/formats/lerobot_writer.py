@@ -1,6 +1,7 @@
 """Episodes of any format → LeRobotDataset v3.0, which :mod:`vampo_core.data.formats.lerobot` and lerobot read."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -143,10 +144,10 @@ class _Writer:
         has_pushes = any(bool(entry.episode.is_pushed.any()) for entry in entries)
         remaining = list(reversed(entries))
         with progress_bar(desc="export", total=total, unit="frame", disable=not self._progress, delay=0.5) as bar:
-            for file in range(len(entries)):
+            for file in itertools.count():
+                self._write_file(divmod(file, _CHUNK), remaining, has_pushes, bar)
                 if not remaining:
                     break
-                self._write_file(divmod(file, _CHUNK), remaining, has_pushes, bar)
         self._write_meta(entries)
 
     def _write_file(self, place: tuple[int, int], remaining: list[_Entry], has_pushes: bool, bar: Any) -> None:
